@@ -39,3 +39,17 @@ def shared_data() -> Path:
 def shared_reference() -> Path:
     """The folder of outputs of the authors' own code."""
     return _shared_folder("reference")
+
+
+@pytest.fixture(scope="session")
+def tiny_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in the official CycleGAN layout with random weights: width 4, two blocks."""
+    import torch
+
+    from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
+
+    torch.manual_seed(0)
+    spec = ResnetSpec(width=4, blocks=2, antialias_down=False, antialias_up=False)
+    file = tmp_path_factory.mktemp("models") / "latest_net_G.pth"
+    torch.save(ResnetGenerator(spec).state_dict(), file)
+    return file

@@ -1,0 +1,85 @@
+"""Peak memory of whole translations against the slide's size: python benchmarks/memory.py [--sides 8192,32768,102400]
+
+Makes procedural slides with ``kin sample``, translates each in a process of its own with a very small InstanceNorm
+generator, every patch counted as tissue, and prints the peak resident set. Exits 1 where the largest exceeds the
+smallest by more than 10 %, or 1 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
+
+
+def kin(*arguments: object) -> str:
+    command = [sys.executable, "-m", "kin_cli", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def peak_child_rss(*arguments: object) -> tuple[str, int]:
+    """Standard output and peak resident set, in bytes, of one ``kin`` process, as the kernel counts it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kin_cli", *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"kin {' '.join(map(str, arguments))} failed")
+    return output, usage.ru_maxrss * 1024
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sides", default="8192,32768,102400", help="sides of the slides in px")
+    parser.add_argument("--folder", type=Path, help="where the slides go (default: a temporary folder)")
+    parser.add_argument("--tissue", default="none", help="none: every patch is translated; auto: the sample's tissue")
+    options = parser.parse_args()
+    peaks = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
+        torch.manual_seed(0)
+        spec = ResnetSpec(width=2, blocks=1, antialias_down=False, antialias_up=False)
+        torch.save(ResnetGenerator(spec).state_dict(), folder / "tiny.pth")
+        print("side_px  patches  seconds  peak_rss_MiB  peak_device_MiB  table_MiB  output_MiB")
+        for side in map(int, options.sides.split(",")):
+            slide, output = folder / f"{side}.tif", folder / f"{side}.kin.ome.tif"
+            kin("sample", slide, "--size", side)
+            start = time.perf_counter()
+            arguments = (
+                "translate",
+                slide,
+                "-m",
+                folder / "tiny.pth",
+                "-o",
+                output,
+                "--tissue",
+                options.tissue,
+                "--json",
+            )
+            text, rss = peak_child_rss(*arguments)
+            seconds, record = time.perf_counter() - start, json.loads(text)
+            device = record["peak_device_bytes"]
+            mib = [rss, device or 0, record["plan"]["table_bytes"], record["output_bytes"]]
+            columns = [f"{value / 2**20:.1f}" for value in mib]
+            print(side, record["plan"]["patches_with_tissue"], f"{seconds:.0f}", *columns, sep="  ", flush=True)
+            peaks.append(rss)
+            slide.unlink()
+            output.unlink()
+    growth = max(peaks) / min(peaks)
+    print(f"largest / smallest peak: {growth:.3f} (allowed 1.100); largest {max(peaks) / 2**20:.0f} MiB (allowed 1024)")
+    return 0 if growth <= 1.1 and max(peaks) < 1 << 30 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The ``kin`` command: its sub-commands, and where failures become a line and an exit code.
+
+Exit codes: 0 done; 1 something could not be done; 2 usage; 75 stopped by SIGTERM and 130 by Ctrl-C, both resumable.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from kin_cli import __version__
+from kin_cli.commands.check import check
+from kin_cli.commands.info import info
+from kin_cli.commands.sample import sample
+from kin_cli.commands.translate import translate
+from kin_cli.errors import KinError, Stopped
+
+_RESUME_HINT = "the same command continues where it stopped"
+
+
+_CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="kin")
+@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+def cli(debug: bool) -> None:  # run() reads it before click parses
+    """Translate whole-slide images from one stain to another, without tile borders.
+
+    Every option of a sub-command can also be set by a variable (KIN_TRANSLATE_KERNEL=gaussian:7) or, for translate, in
+    a TOML file (--config). A flag wins over a variable, a variable over the file.
+    """
+
+
+for command in (translate, info, sample, check):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """The console script: run the command line, exit the process."""
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _interrupt)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code; whatever goes wrong is one line on stderr."""
+    debug = "--debug" in arguments or bool(os.environ.get("KIN_DEBUG"))
+    try:
+        result = cli.main(list(arguments), prog_name="kin", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except KinError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", 130, debug)
+    except BrokenPipeError:
+        # The reader of our output went away, as `kin info … | head` does; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _fail("out of memory", 1, debug)
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {error} (run again with --debug and report it)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"kin: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise Stopped("stopped by SIGTERM", _RESUME_HINT, exit_code=75)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    raise Stopped("interrupted", _RESUME_HINT, exit_code=130)

@@ -1,0 +1,27 @@
+"""``kin sample``: a procedural slide to try things with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kin_cli.commands.parameters import SizeType
+from kin_cli.commands.progress import ConsoleReporter
+from kin_cli.geometry import Size
+
+
+@click.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--size", type=SizeType(), default="8192", show_default=True, help="Pixels: 8192 or 8192x4096.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, another slide.")
+@click.option("-j", "--workers", type=click.IntRange(1), help="Threads.  [default: the cores we have]")
+@click.option("--overwrite", is_flag=True, help="Replace the output.")
+def sample(output: Path, size: Size, seed: int, workers: int | None, overwrite: bool) -> None:
+    """Write a procedural H&E-like slide (0.5 µm/px) to OUTPUT: .tif, .ome.tif, .png or .jpg."""
+    from kin_cli.sample import write_sample
+    from kin_cli.settings import OutputSettings
+
+    settings = OutputSettings(output, overwrite=overwrite)
+    write_sample(settings, size, seed=seed, workers=workers, reporter=ConsoleReporter())
+    click.echo(str(output))

@@ -1,0 +1,1 @@
+"""Generators: architectures, checkpoints, and the exchange of their norm layers."""

@@ -1,0 +1,173 @@
+"""The official CycleGAN and CUT generators under their own state-dict keys: encoder, residual blocks, decoder.
+
+The two differ only in how they change size. CycleGAN (Zhu et al., ICCV 2017) strides its convolutions; CUT (Park et
+al., ECCV 2020) convolves at full size and blurs with a fixed filter around the decimation or the zero-insertion (Zhang,
+ICML 2019). Either way may be chosen for each direction, which gives four layouts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ResnetSpec:
+    """Everything that decides the keys and shapes of a ``ResnetGenerator``.
+
+    ``width`` is the number of channels after the first convolution (``ngf``); the blocks have four times as many.
+    ``bias`` is that of the convolutions in front of a norm layer: True for InstanceNorm in the official code.
+    """
+
+    width: int = 64
+    blocks: int = 9
+    antialias_down: bool = False
+    antialias_up: bool = False
+    affine: bool = False
+    dropout: bool = False
+    in_channels: int = 3
+    out_channels: int = 3
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.blocks, self.in_channels, self.out_channels) < 1:
+            raise ValueError(f"width, blocks and channels must be at least 1: {self}")
+
+    @property
+    def layout(self) -> str:
+        """Name of the layout, after the project that uses it."""
+        match self.antialias_down, self.antialias_up:
+            case True, True:
+                return "resnet-cut"
+            case False, False:
+                return "resnet-cyclegan"
+            case True, False:
+                return "resnet (antialias down only)"
+        return "resnet (antialias up only)"
+
+    @property
+    def stride(self) -> int:
+        """Height and width of an input must be multiples of this: two halvings."""
+        return 4
+
+
+class ResnetGenerator(nn.Module):
+    """Image to image, (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of 4 and at least 8.
+
+    Raises ``ValueError`` for other sizes: the strided layouts would silently return another size.
+    """
+
+    def __init__(self, spec: ResnetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        width = spec.width
+        self.model = nn.Sequential(
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(spec.in_channels, width, 7, bias=spec.bias),
+            *_norm_relu(width, spec),
+            *_down(width, spec),
+            *_down(2 * width, spec),
+            *(ResidualBlock(4 * width, spec) for _ in range(spec.blocks)),
+            *_up(4 * width, spec),
+            *_up(2 * width, spec),
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(width, spec.out_channels, 7),  # has a bias whatever the others have
+            nn.Tanh(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Translate a batch."""
+        require_multiple(x, self.spec.stride)
+        return cast(Tensor, self.model(x))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv_block(x), where conv_block is two 3×3 convolutions at constant size, (B, C, h, w) throughout."""
+
+    def __init__(self, channels: int, spec: ResnetSpec) -> None:
+        super().__init__()
+        # not nn.Identity where there is none: every layer shifts the numbers in the keys behind it
+        dropout = [nn.Dropout(0.5)] if spec.dropout else []
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3, bias=spec.bias),
+            *_norm_relu(channels, spec),
+            *dropout,
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3, bias=spec.bias),
+            nn.InstanceNorm2d(channels, affine=spec.affine),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the residual."""
+        return x + cast(Tensor, self.conv_block(x))
+
+
+class BlurDownsample(nn.Module):
+    """Low-pass and halve: (B, C, H, W) to (B, C, ceil(H/2), ceil(W/2)), with the binomial filter of 3 taps."""
+
+    filt: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("filt", binomial((1.0, 2.0, 1.0), channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Blur with reflected borders and keep every second pixel, the first included."""
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+
+
+class BlurUpsample(nn.Module):
+    """Double and low-pass: (B, C, H, W) to (B, C, 2H, 2W), with the binomial filter of 4 taps and replicated borders.
+
+    With one zero after every pixel, taps 1 3 3 1 are weights 1/4 and 3/4 of the two nearest pixels: bilinear doubling.
+    """
+
+    filt: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # not read by forward: official checkpoints carry it, scaled by 4 for the three zeros beside every pixel
+        self.register_buffer("filt", 4.0 * binomial((1.0, 3.0, 3.0, 1.0), channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Interpolate, which is the same and several times cheaper than a depthwise transposed convolution."""
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def binomial(taps: tuple[float, ...], channels: int) -> Tensor:
+    """The outer square of ``taps``, scaled to sum 1, once per channel: (channels, 1, n, n) float32."""
+    row = torch.tensor(taps, dtype=torch.float32)
+    kernel = torch.outer(row, row)
+    return (kernel / kernel.sum()).repeat(channels, 1, 1, 1)
+
+
+def require_multiple(x: Tensor, stride: int) -> None:
+    """Raise ``ValueError`` unless height and width of ``x`` (B, C, H, W) are multiples of ``stride``."""
+    height, width = x.shape[-2:]
+    if height % stride or width % stride:
+        raise ValueError(f"the generator needs height and width in multiples of {stride}, got {height}×{width}")
+
+
+def _norm_relu(channels: int, spec: ResnetSpec) -> tuple[nn.Module, ...]:
+    return nn.InstanceNorm2d(channels, affine=spec.affine), nn.ReLU(inplace=True)
+
+
+def _down(channels: int, spec: ResnetSpec) -> tuple[nn.Module, ...]:
+    stride = 1 if spec.antialias_down else 2
+    convolution = nn.Conv2d(channels, 2 * channels, 3, stride=stride, padding=1, bias=spec.bias)
+    blur = (BlurDownsample(2 * channels),) if spec.antialias_down else ()
+    return convolution, *_norm_relu(2 * channels, spec), *blur
+
+
+def _up(channels: int, spec: ResnetSpec) -> tuple[nn.Module, ...]:
+    narrow = channels // 2
+    if spec.antialias_up:
+        convolution = nn.Conv2d(channels, narrow, 3, padding=1, bias=spec.bias)
+        return BlurUpsample(channels), convolution, *_norm_relu(narrow, spec)
+    transposed = nn.ConvTranspose2d(channels, narrow, 3, stride=2, padding=1, output_padding=1, bias=spec.bias)
+    return transposed, *_norm_relu(narrow, spec)

@@ -1,0 +1,135 @@
+"""The official pix2pix and CycleGAN U-Net generator (Isola et al., CVPR 2017) under its own state-dict keys.
+
+Nested blocks, each of which halves its input, hands it to the next and doubles what comes back; every block but the
+outermost returns its input beside its result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from kin_cli.models.resnet import require_multiple
+
+MIN_DOWNS = 5
+"""One halving each at 1, 2, 4 and 8 times the width, and the innermost."""
+
+
+@dataclass(frozen=True)
+class UnetSpec:
+    """Everything that decides the keys and shapes of a ``UnetGenerator``.
+
+    ``width`` is the number of channels after the first convolution (``ngf``); deeper levels have up to eight times as
+    many. ``downs`` is the number of halvings, 8 for ``unet_256``. ``dropout`` leaves no trace in the keys and does
+    nothing in eval mode. ``bias`` is that of the convolutions other than the last.
+    """
+
+    width: int = 64
+    downs: int = 8
+    affine: bool = False
+    dropout: bool = False
+    in_channels: int = 3
+    out_channels: int = 3
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.in_channels, self.out_channels) < 1 or self.downs < MIN_DOWNS:
+            raise ValueError(f"width and channels must be at least 1 and downs at least {MIN_DOWNS}: {self}")
+
+    @property
+    def layout(self) -> str:
+        """Name of the layout: the official code's for the square patch that it reduces to one pixel."""
+        return f"unet_{2**self.downs}"
+
+    @property
+    def stride(self) -> int:
+        """Height and width of an input must be multiples of this."""
+        return int(2**self.downs)
+
+
+class UnetGenerator(nn.Module):
+    """Image to image, (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of 2**downs.
+
+    Raises ``ValueError`` for other sizes: the two sides of a skip connection would not fit together.
+    """
+
+    def __init__(self, spec: UnetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        width = spec.width
+        block: nn.Module = UnetBlock(_innermost(8 * width, spec))
+        for _ in range(spec.downs - MIN_DOWNS):
+            block = UnetBlock(_middle(8 * width, 8 * width, block, spec=spec, dropout=spec.dropout))
+        for outer in (4 * width, 2 * width, width):
+            block = UnetBlock(_middle(outer, 2 * outer, block, spec=spec))
+        self.model = OutermostBlock(
+            nn.Conv2d(spec.in_channels, width, 4, stride=2, padding=1, bias=spec.bias),
+            block,
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(2 * width, spec.out_channels, 4, stride=2, padding=1),
+            nn.Tanh(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Translate a batch."""
+        require_multiple(x, self.spec.stride)
+        return cast(Tensor, self.model(x))
+
+
+class OutermostBlock(nn.Module):
+    """The block that meets the image: no skip connection and no norm of its own."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layers, the nested block among them."""
+        return cast(Tensor, self.model(x))
+
+
+class UnetBlock(nn.Module):
+    """One level: (B, C, h, w) to (B, 2C, h, w), the activated input in front of what the deeper levels made of it.
+
+    The official block activates in place, so its skip connection carries LeakyReLU(x) rather than x; here that is
+    explicit.
+    """
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.LeakyReLU(0.2), *layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate, then descend and come back."""
+        # unpacked at every call, because norm layers may be exchanged in between
+        activate, *layers = self.model
+        skipped = cast(Tensor, activate(x))
+        deep = skipped
+        for layer in layers:
+            deep = layer(deep)
+        return torch.cat([skipped, deep], dim=1)
+
+
+def _innermost(channels: int, spec: UnetSpec) -> list[nn.Module]:
+    # no norm between the two: the patch is one pixel there, which has no variance
+    return [
+        nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=spec.bias),
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=spec.bias),
+        nn.InstanceNorm2d(channels, affine=spec.affine),
+    ]
+
+
+def _middle(outer: int, inner: int, nested: nn.Module, *, spec: UnetSpec, dropout: bool = False) -> list[nn.Module]:
+    return [
+        nn.Conv2d(outer, inner, 4, stride=2, padding=1, bias=spec.bias),
+        nn.InstanceNorm2d(inner, affine=spec.affine),
+        nested,
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(2 * inner, outer, 4, stride=2, padding=1, bias=spec.bias),
+        nn.InstanceNorm2d(outer, affine=spec.affine),
+        *([nn.Dropout(0.5)] if dropout else []),
+    ]

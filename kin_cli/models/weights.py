@@ -1,0 +1,181 @@
+"""Reading the tensors of a checkpoint file, and never its code."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kin_cli.errors import ModelError
+
+ENVELOPES = ("state_dict", "model", "netG", "net_G", "generator", "params", "G")
+"""Entries of a training checkpoint under which projects keep the generator's state dict."""
+
+_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+_DEEPEST = 4
+_RUNNING = re.compile(r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked)$")
+_RESAVE = "re-save the generator alone: torch.save(net.state_dict(), file)"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of one network as its file has them: any shapes and dtypes, on the CPU, wrappers removed.
+
+    ``running_stats`` names the layers whose running statistics were dropped. ``notes`` says what was done, a line each.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    sha256: str
+    metadata: dict[str, str]
+    running_stats: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def refuse(self, why: str, hint: str | None = None) -> NoReturn:
+        """Raise the ``ModelError`` of this file."""
+        raise ModelError(f"{self.path} {why}", hint)
+
+
+def read_weights(path: Path) -> Weights:
+    """The state dict in a file written by ``torch.save`` (zip or legacy format) or by safetensors.
+
+    Raises ``ModelError`` for everything else, a pickle with code in it among them: nothing of it is executed.
+    """
+    sha256 = _sha256(path)
+    content, metadata = _read(path)
+    state, notes = _unwrap(path, content)
+    state, stripped = _without_wrappers(state)
+    running = {name.rpartition(".")[0]: None for name in state if _RUNNING.search(name)}
+    tensors = {name: tensor for name, tensor in state.items() if not _RUNNING.search(name)}
+    notes += stripped
+    if running:
+        notes.append(f"dropped running statistics of {len(running)} norm layers")
+    return Weights(path, tensors, sha256, metadata, tuple(running), tuple(notes))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file", "give the path of a generator checkpoint") from None
+    except IsADirectoryError:
+        raise ModelError(f"{path} is a folder", "give the checkpoint file in it, such as latest_net_G.pth") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from error
+    if size == 0:
+        raise ModelError(f"{path} is empty", "copy or download it again")
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[object, dict[str, str]]:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK\x03\x04"):
+        return _read_zip(path), {}
+    # the first opcode of a pickle of protocol 2 and later, which PyTorch before 1.6 wrote bare
+    if start.startswith(b"\x80"):
+        return _read_pickle(path), {}
+    # safetensors: length of the header in 8 bytes, then the header
+    if start[8:] == b"{":
+        return _read_safetensors(path)
+    raise ModelError(
+        f"{path} is not a checkpoint: it is neither a PyTorch nor a safetensors file",
+        "KIN reads .pth, .pt and .safetensors files",
+    )
+
+
+def _read_zip(path: Path) -> object:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # BadZipFile, but also NotImplementedError or UnicodeDecodeError for a changed byte
+        raise _damaged(path) from None
+    if any("/code/" in name for name in names):
+        raise ModelError(f"{path} is a TorchScript archive, which is code and not only weights; not loaded", _RESAVE)
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise ModelError(f"{path} is a zip archive, but no PyTorch checkpoint", "unpack it and give the file in it")
+    return _read_pickle(path)
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle protocol, for files that are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        code = f" ({named[1]})" if named else ""
+        raise ModelError(f"{path} contains code{code}, not only weights; not loaded", _RESAVE) from None
+    except MemoryError:
+        raise
+    except Exception:  # what a damaged file makes the reader raise is anybody's guess: IndexError, KeyError, EOFError
+        raise _damaged(path) from None
+
+
+def _read_safetensors(path: Path) -> tuple[object, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError:
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> ModelError:
+    return ModelError(f"{path} is truncated or damaged", "copy or download it again")
+
+
+def _unwrap(path: Path, content: object) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict inside known envelopes, and a note of where it was."""
+    trail: list[str] = []
+    # a pickle can hold a dictionary that contains itself
+    while (
+        len(trail) < _DEEPEST
+        and isinstance(content, Mapping)
+        and (entry := next((name for name in ENVELOPES if isinstance(content.get(name), Mapping)), None))
+    ):
+        trail.append(entry)
+        content = content[entry]
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{path} holds a {type(content).__name__}, not a state dict", _RESAVE)
+    if content.keys() >= {"state", "param_groups"}:
+        raise ModelError(f"{path} is the state of an optimizer, not of a generator", "give the generator's file")
+    if not any(isinstance(value, Tensor) for value in content.values()):
+        seen = listed([str(name) for name in content]) or "none"
+        raise ModelError(
+            f"{path} holds no state dict; entries seen: {seen}", f"entries looked for: {', '.join(ENVELOPES)}"
+        )
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            entry = listed([str(name)])
+            raise ModelError(f"{path} has an entry '{entry}' that is no tensor ({type(value).__name__})", _RESAVE)
+    return dict(content), [f"taken from the entry '{'.'.join(trail)}'"] if trail else []
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    notes = []
+    while prefix := next((w for w in _WRAPPERS if all(name.startswith(w) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        notes.append(f"removed the prefix '{prefix}' from the keys")
+    return state, notes
+
+
+def listed(names: list[str], limit: int = 3) -> str:
+    """The first few names for a message, with an ellipsis and the number of all where there are more."""
+    # names come from the file: no line breaks or escape sequences of theirs reach the terminal
+    shown = "".join(c if c.isprintable() else "?" for c in ", ".join(names[:limit]))
+    return shown if len(names) <= limit else f"{shown}, … ({len(names)} in all)"

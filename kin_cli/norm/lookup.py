@@ -1,0 +1,56 @@
+"""Where a window reads the table: nearest or bilinear sampling weights at global pixel coordinates.
+
+A window starts at a multiple of the patch size and is surrounded by a halo, so that the weights are the same for every
+window of a shape: field = R_y · cells · R_xᵀ (design: one piece of code for every preset, window size and stride).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Interpolation = Literal["nearest", "bilinear"]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Reading a table whose cells are ``patch_px`` wide in windows with ``halo_px`` around them."""
+
+    patch_px: int
+    halo_px: int
+    interpolation: Interpolation
+
+    def span(self, patches: int) -> range:
+        """Cells that a window of ``patches`` × ``patches`` patches reads along an axis, relative to its first one."""
+        first, last = self._position(0, 1), self._position(patches * self.patch_px + 2 * self.halo_px - 1, 1)
+        return range(math.floor(first), math.floor(last) + (2 if self.interpolation == "bilinear" else 1))
+
+    def weights(self, features: int, patches: int) -> NDArray[np.float32]:
+        """Sampling matrix R, shape (features, len(span)), rows summing to 1.
+
+        ``features`` is the feature map's extent along the axis; the stride is the window's extent over it.
+        """
+        span = self.span(patches)
+        stride = (patches * self.patch_px + 2 * self.halo_px) / features
+        position = np.array([self._position(i, stride) for i in range(features)])
+        lower = np.floor(position).astype(int)
+        matrix = np.zeros((features, len(span)), np.float32)
+        every = np.arange(features)
+        if self.interpolation == "nearest":
+            matrix[every, lower - span.start] = 1
+        else:
+            fraction = position - lower
+            matrix[every, lower - span.start] = 1 - fraction
+            # The upper neighbour of an exact hit has weight 0 and may lie beyond the span.
+            upper = np.minimum(lower + 1 - span.start, len(span) - 1)
+            matrix[every, upper] += fraction
+        return matrix
+
+    def _position(self, feature: int, stride: float) -> float:
+        """Centre of a feature pixel in units of cells; for bilinear, relative to the first cell's centre."""
+        position = ((feature + 0.5) * stride - self.halo_px) / self.patch_px
+        return position - 0.5 if self.interpolation == "bilinear" else position

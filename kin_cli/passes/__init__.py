@@ -1,0 +1,1 @@
+"""The two passes over a slide: measure fills the table, apply writes the tiles; and the background between them."""

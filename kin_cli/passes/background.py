@@ -1,0 +1,102 @@
+"""What is not translated: glass without tissue, filled so that no box is visible beside translated glass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from kin_cli.geometry import Cell, Grid
+from kin_cli.norm.lookup import Lookup
+from kin_cli.passes.apply import Painter, unpack_mixed
+from kin_cli.pipeline.reporting import Reporter
+from kin_cli.pipeline.stages import prefetch
+from kin_cli.pyramid.build import pad_tile
+from kin_cli.slide.view import SlideView
+from kin_cli.store.blobs import BlobStore
+
+BackgroundMode = Literal["fill", "keep", "white"]
+
+_SIGMA_TILES = 1.5  # how far a tile's own glass colour reaches before the slide's mean takes over
+_PRIOR = 1e-3  # weight of the slide's mean colour against a tile full of glass right here
+_MIN_GLASS_SHARE = 0.001  # a tile with less glass than this says nothing about its colour
+
+
+@dataclass(frozen=True)
+class GlassColour:
+    """The colour that the generator gave to glass, as a smooth field over the tile grid (rows, cols, 3), float32.
+
+    Near translated tiles it is theirs, far away the mean of all; between the centres of tiles it is interpolated, so
+    that filled tiles have no borders among themselves.
+    """
+
+    grid: Grid
+    field: NDArray[np.float32]
+
+    @classmethod
+    def measured(cls, grid: Grid, store: BlobStore) -> GlassColour | None:
+        """The field of the sums in the store; None where the generator saw no glass at all."""
+        total = np.zeros((grid.rows, grid.cols, 3), np.float32)
+        weight = np.zeros((grid.rows, grid.cols, 1), np.float32)
+        for tile in grid:
+            if grid.index(tile) in store:
+                *colour, count = np.frombuffer(store.get(grid.index(tile)), "<f8")
+                share = count / grid.step**2
+                if share > _MIN_GLASS_SHARE:
+                    weight[tile] = min(1.0, 20 * share)
+                    total[tile] = weight[tile] * np.array(colour) / count
+        if not weight.any():
+            return None
+        mean = total.sum(axis=(0, 1)) / weight.sum()
+        sigma = (_SIGMA_TILES, _SIGMA_TILES, 0)
+        total = ndimage.gaussian_filter(total, sigma, mode="nearest", truncate=4)
+        weight = ndimage.gaussian_filter(weight, sigma, mode="nearest", truncate=4)
+        return cls(grid, (total + _PRIOR * mean) / (weight + _PRIOR))
+
+    def pixels(self, tile: Cell) -> NDArray[np.uint8]:
+        """The fill of one tile, clipped to the image."""
+        lookup = Lookup(self.grid.step, 0, "bilinear")
+        around = np.arange(lookup.span(1).start, lookup.span(1).stop)
+        rows = np.clip(tile.row + around, 0, self.grid.rows - 1)
+        cols = np.clip(tile.col + around, 0, self.grid.cols - 1)
+        ramp = lookup.weights(self.grid.step, 1)
+        box = self.grid.clipped(tile)
+        field = np.einsum("hr,rcd,wc->hwd", ramp[: box.height], self.field[np.ix_(rows, cols)], ramp[: box.width])
+        pixels: NDArray[np.uint8] = np.clip(field + 0.5, 0, 255).astype(np.uint8)
+        return pixels
+
+
+def fill_background(
+    view: SlideView, painter: Painter, *, mode: BackgroundMode, workers: int, reporter: Reporter
+) -> int:
+    """Finish every tile of level 0 that pass 2 left out or left mixed; returns the number of empty ones.
+
+    ``keep`` shows the source there, ``white`` white, ``fill`` the generator's colour of glass (white with a note where
+    it saw none). Memory bound: 2·``workers`` tiles.
+    """
+    plan, stores, layout = painter.plan, painter.stores, painter.layout
+    colour = GlassColour.measured(plan.tiles, stores.glass) if mode == "fill" else None
+    todo = [tile for tile in plan.tiles if layout.key(0, tile) not in stores.tiles]
+    if mode == "fill" and colour is None and todo:
+        reporter.note("no translated patch shows glass whose colour could fill the background: it is white")
+
+    def finish(tile: Cell) -> None:
+        box = plan.tiles.clipped(tile)
+        if mode == "keep":
+            pixels = view.read(box)
+        elif colour is not None:
+            pixels = colour.pixels(tile)
+        else:
+            pixels = np.full((box.height, box.width, 3), 255, np.uint8)
+        if not plan.is_empty(tile):
+            translated = unpack_mixed(stores.mixed.get(plan.tiles.index(tile)), box)
+            pixels = np.where(plan.selected_pixels(box)[..., None], translated, pixels)
+        stores.tiles.put(layout.key(0, tile), painter.codec.encode(pad_tile(pixels, plan.tiles.step)))
+
+    with reporter.stage("background", len(todo)) as advance:
+        for _ in prefetch(finish, todo, workers=workers, ahead=2 * workers):
+            advance(1)
+    return sum(plan.is_empty(tile) for tile in plan.tiles)

@@ -1,0 +1,62 @@
+"""Pass 1: the statistics of every patch with tissue go into the table (Eq. 3-4, the paper's caching phase)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kin_cli.geometry import Cell, Grid
+from kin_cli.norm.table import StatTable
+from kin_cli.passes.engine import Engine
+from kin_cli.pipeline.reporting import Reporter
+from kin_cli.pipeline.stages import prefetch
+from kin_cli.slide.view import SlideView
+
+Item = TypeVar("Item")
+
+
+def measure_slide(
+    view: SlideView,
+    grid: Grid,
+    cells: Sequence[Cell],
+    *,
+    engine: Engine,
+    table: StatTable,
+    batch: int,
+    workers: int,
+    reporter: Reporter,
+) -> int:
+    """Measure those of ``cells`` that are not yet in the table; returns how many that were.
+
+    Memory bound: 2·``workers`` + 2·``batch`` patches of pixels, and the network's activations for one batch.
+    """
+    todo = [cell for cell in cells if cell not in table]
+
+    def read(cell: Cell) -> tuple[Cell, NDArray[np.uint8]]:
+        return cell, view.read(grid.box(cell))
+
+    with reporter.stage("measure", len(cells)) as advance:
+        advance(len(cells) - len(todo))
+        patches = prefetch(read, todo, workers=workers, ahead=2 * workers + batch)
+        for group in batched(patches, batch):
+            for (cell, _), stats in zip(group, engine.measure([pixels for _, pixels in group]), strict=True):
+                table.write(cell, stats)
+            advance(len(group))
+    return len(todo)
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of up to ``size`` consecutive items."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def same_shape(group: list[tuple[Item, NDArray[np.uint8]]]) -> Iterator[list[tuple[Item, NDArray[np.uint8]]]]:
+    """A group cut where the pixels' shape changes: a batch needs one shape."""
+    for _, run in groupby(group, key=lambda pair: pair[1].shape):
+        yield list(run)

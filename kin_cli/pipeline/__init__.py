@@ -1,0 +1,1 @@
+"""Threads with bounded queues; knows nothing of slides or networks."""

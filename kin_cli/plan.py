@@ -1,0 +1,262 @@
+"""What a translation will do, known before any work: grid, tissue, windows, memory and disk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kin_cli import __version__
+from kin_cli.errors import OutputError, UsageError
+from kin_cli.geometry import Grid
+from kin_cli.models.checkpoint import Generator, load_generator
+from kin_cli.norm.lookup import Lookup
+from kin_cli.passes.engine import Convention, Precision, resolve_device, resolve_precision
+from kin_cli.passes.windows import WindowPlan
+from kin_cli.pipeline.stages import available_cores
+from kin_cli.pyramid.codec import Codec
+from kin_cli.pyramid.layout import PyramidLayout, plan_blocks
+from kin_cli.settings import Settings
+from kin_cli.slide.source import open_slide
+from kin_cli.slide.tissue import TissueMask, all_tissue, detect_tissue, load_mask
+from kin_cli.slide.view import SlideView, open_view
+
+_AUTO_WINDOW_BYTES = {"cpu": 2 << 30, "cuda": 4 << 30}
+_AUTO_WINDOW_PX = 2048
+_BASE_BYTES = 420 << 20  # interpreter, torch and the image libraries, measured on Linux
+_DISK_BYTES_PER_PIXEL = {"jpeg": 0.4, "deflate": 3.0}  # pyramid included, all tissue, rounded up
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A translation, opened and thought through. Close ``view.slide`` when done with it."""
+
+    settings: Settings
+    generator: Generator
+    view: SlideView
+    mask: TissueMask
+    device: torch.device
+    precision: Precision
+    halo_px: int
+    window_px: int
+    batch: int
+    workers: int
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The patch grid, in out_ pixels."""
+        return Grid(self.view.size, self.settings.norm.patch_px)
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32]:
+        """Tissue share of every cell (rows, cols): its weight in the kernel; 1 everywhere without a mask."""
+        if self.settings.source.tissue == "none" or not self._has_glass:
+            return np.ones((self.grid.rows, self.grid.cols), np.float32)
+        return self.mask.share(self.grid)
+
+    @property
+    def _has_glass(self) -> bool:
+        return self.settings.source.tissue != "auto" or self.view.slide.has_glass_by_default
+
+    @cached_property
+    def layout(self) -> PyramidLayout:
+        """Levels and tiles of the output; an image without a pyramid has one level."""
+        flat_side = max(self.view.size.width, self.view.size.height) + 1
+        tile = plan_blocks(self.window_px).tile
+        if self.settings.output.flat:
+            return PyramidLayout(self.view.size, tile, min_side=flat_side)
+        return PyramidLayout(self.view.size, tile)
+
+    @cached_property
+    def windows(self) -> WindowPlan:
+        """The windows of pass 2."""
+        return WindowPlan(
+            self.grid,
+            self.layout.grid(0),
+            self.weights > 0,
+            window_px=self.window_px,
+            block_px=plan_blocks(self.window_px).block,
+            halo_px=self.halo_px,
+        )
+
+    @property
+    def lookup(self) -> Lookup:
+        """How windows read the table."""
+        norm = self.settings.norm
+        return Lookup(norm.patch_px, self.halo_px, norm.effective_interpolation)
+
+    @property
+    def convention(self) -> Convention:
+        """How statistics are taken."""
+        return Convention(self.settings.norm.correction, self.settings.norm.eps)
+
+    @property
+    def codec(self) -> Codec:
+        """How tiles are encoded; an image without a pyramid is kept losslessly until it is written."""
+        output = self.settings.output
+        return Codec("deflate" if output.flat else output.compression, output.quality, output.subsampling)
+
+    @property
+    def cells(self) -> int:
+        """Patches that are measured and translated."""
+        return int((self.weights > 0).sum())
+
+    @property
+    def table_bytes(self) -> int:
+        """Size of the table file when pass 1 is done."""
+        return 0 if self.settings.norm.method == "tin" else self.cells * 8 * self.generator.channels
+
+    @property
+    def disk_bytes(self) -> int:
+        """Upper estimate of the disk space needed: finished tiles, the file made of them, and the table."""
+        per_pixel = _DISK_BYTES_PER_PIXEL[self.codec.compression]
+        return int(2 * per_pixel * self.view.size.pixels) + self.table_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Upper estimate of the peak memory of the process; independent of the slide's size.
+
+        Readers and writers hold 4·workers + 3·batch windows with their cells and one block of tiles; on a CPU the
+        network's activations and weights come on top.
+        """
+        side = self.window_px + 2 * self.halo_px
+        reach = 2 * self.settings.norm.effective_kernel.radius + self.window_px // self.settings.norm.patch_px + 3
+        cells = 3 * reach**2 * 8 * self.generator.channels * self.workers
+        queue = (4 * self.workers + 3 * self.batch) * 3 * side**2 + cells + 3 * plan_blocks(self.window_px).block ** 2
+        parameters = 4 * sum(p.numel() for p in self.generator.module.parameters())
+        activations = activation_bytes(self.generator, side) if self.device.type == "cpu" else 0
+        return _BASE_BYTES + queue + parameters + activations
+
+    def fingerprint(self) -> dict[str, object]:
+        """Everything that changes the bytes of the output, except the software's version."""
+        source, norm, output = self.settings.source, self.settings.norm, self.settings.output
+        stat = source.slide.stat()
+        return {
+            "slide": source.slide.name,
+            "slide bytes": stat.st_size,
+            "width": self.view.size.width,
+            "height": self.view.size.height,
+            "level": self.view.level,
+            "mpp": self.view.mpp,
+            "region": None if source.region is None else list(vars(source.region).values()),
+            "tissue": str(source.tissue),
+            "model sha256": self.generator.sha256,
+            "method": norm.method,
+            "kernel": str(norm.effective_kernel),
+            "interpolation": norm.effective_interpolation,
+            "patch size": norm.patch_px,
+            "window": self.window_px,
+            "halo": self.halo_px,
+            "correction": norm.correction,
+            "eps": norm.eps,
+            "thumbnail": None if norm.thumbnail is None else str(norm.thumbnail),
+            "device": self.device.type,
+            "precision": self.precision,
+            "compression": self.codec.compression,
+            "quality": output.quality,
+            "subsampling": output.subsampling,
+            "icc": output.icc,
+            "background": output.background,
+            "output": output.path.name,
+            "kin": __version__,
+        }
+
+    def summary(self) -> dict[str, object]:
+        """The plan in numbers, for ``--dry-run`` and the record."""
+        tiles = self.layout.grid(0)
+        return {
+            "size": [self.view.size.width, self.view.size.height],
+            "mpp": self.view.mpp,
+            "grid": [self.grid.rows, self.grid.cols],
+            "patches": len(self.grid),
+            "patches_with_tissue": self.cells,
+            "window_px": self.window_px,
+            "halo_px": self.halo_px,
+            "tile_px": self.layout.tile,
+            "tiles": len(tiles),
+            "tiles_translated": self.windows.translated_tiles,
+            "levels": len(self.layout.sizes),
+            "device": str(self.device),
+            "precision": self.precision,
+            "batch_size": self.batch,
+            "workers": self.workers,
+            "table_bytes": self.table_bytes,
+            "memory_bound_bytes": self.host_bytes,
+            "disk_bytes": self.disk_bytes,
+        }
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Open and check everything that a translation needs; raises before any work what would fail in it."""
+    _check_output(settings)
+    device = resolve_device(settings.compute.device)
+    precision = resolve_precision(settings.compute.precision, device)
+    generator = load_generator(settings.model)
+    patch_px = settings.norm.patch_px
+    if patch_px % generator.stride:
+        raise UsageError(
+            f"patch size {patch_px} is not a multiple of {generator.stride}", f"{generator.layout} needs that"
+        )
+    halo = generator.halo if settings.norm.halo_px is None else settings.norm.halo_px
+    halo = math.ceil(halo / generator.stride) * generator.stride
+    window = settings.norm.window_px or _auto_window(generator, patch_px=patch_px, halo=halo, device=device.type)
+    source = settings.source
+    slide = open_slide(source.slide, mpp=source.source_mpp)
+    try:
+        view = open_view(slide, level=source.level, mpp=source.mpp, region=source.region)
+        return Plan(
+            settings,
+            generator,
+            view,
+            _mask(source.tissue, view),
+            device,
+            precision,
+            halo,
+            window,
+            batch=settings.compute.batch_size or (1 if device.type == "cpu" else 4),
+            workers=settings.compute.workers or min(8, available_cores()),
+        )
+    except BaseException:
+        slide.close()
+        raise
+
+
+def activation_bytes(generator: Generator, side_px: int) -> int:
+    """Upper estimate of a float32 forward's peak memory on a window of ``side_px``: feature maps of full resolution."""
+    widest = 2 * generator.width if "cyclegan" not in generator.layout else generator.width
+    return 5 * widest * side_px**2 * 4
+
+
+def _auto_window(generator: Generator, *, patch_px: int, halo: int, device: str) -> int:
+    """One patch without a halo; with one, the largest window up to 2048 px whose activations stay in bounds."""
+    window = patch_px
+    while halo and 2 * window <= _AUTO_WINDOW_PX:
+        if activation_bytes(generator, 2 * window + 2 * halo) > _AUTO_WINDOW_BYTES[device]:
+            break
+        window *= 2
+    return window
+
+
+def _mask(tissue: Path | str, view: SlideView) -> TissueMask:
+    if isinstance(tissue, Path):
+        return load_mask(tissue, view)
+    if tissue == "none" or not view.slide.has_glass_by_default:
+        return all_tissue(view.size)
+    return detect_tissue(view)
+
+
+def _check_output(settings: Settings) -> None:
+    output = settings.output.path
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder", "create it, or choose another output with -o")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder", "give the output a file name with -o")
+    if output.exists() and not settings.output.overwrite:
+        raise OutputError(f"{output}: exists already", "--overwrite replaces it")
+    if output.exists() and settings.source.slide.exists() and output.samefile(settings.source.slide):
+        raise UsageError(f"{output}: is the slide itself", "choose another output with -o")

@@ -1,0 +1,1 @@
+"""Pixels out: encoded tiles, the levels made from them, the finished files, and their check."""

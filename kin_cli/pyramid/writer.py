@@ -1,0 +1,185 @@
+"""The finished pyramid: every tile copied from the store into one TIFF, front to back, always in the same order.
+
+What arrived when, what was interrupted and how many processes worked leaves no trace: the same tiles and metadata give
+the same bytes. There is no time stamp in the file.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from kin_cli.errors import OutputError, UsageError
+from kin_cli.pyramid.check import check_file
+from kin_cli.pyramid.codec import Codec
+from kin_cli.pyramid.directories import Tag, relink
+from kin_cli.pyramid.formats import OutputFormat
+from kin_cli.pyramid.layout import PyramidLayout
+from kin_cli.pyramid.metadata import Digest, ImageInfo, ome_description, plain_description
+from kin_cli.store.blobs import BlobStore
+from kin_cli.store.files import os_errors_as_output_errors, publish
+
+_CLASSIC_LIMIT = 2**32 - 1
+_SLACK_A_LEVEL = 64 << 10  # more than the fields of a directory without tile tables and description
+
+
+def write_pyramid(
+    store: BlobStore,
+    layout: PyramidLayout,
+    *,
+    codec: Codec,
+    info: ImageInfo,
+    destination: Path,
+    force_bigtiff: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write the tiles of ``store``, all of them there, as a pyramidal TIFF; BigTIFF only where 4 GiB do not suffice.
+
+    ``.ome.tif(f)``: an OME-TIFF whose lower levels are SubIFDs of the first and also chained behind it, which all
+    readers see as one pyramid. ``.tif(f)``: the chain only, with a JSON description. Written as ``<destination>.part``,
+    checked against the tiles' checksums, synced, and renamed: whatever fails, nothing half-written has the final name.
+    ``progress`` is called with the number of tiles written since the last call (``layout.tile_count`` in all).
+
+    Memory bound: one tile's bytes, and about 150 bytes for each tile of the largest level (tables).
+
+    Raises ``UsageError`` for another suffix; ``OutputError`` where a tile is missing or damaged, the disk is full (told
+    before anything is written) or the written file does not pass its check.
+    """
+    kind = OutputFormat.of(destination)
+    if not kind.pyramidal:
+        raise UsageError(f"{destination}: cannot hold a pyramid", "end the name in .ome.tif or .tif")
+    chained = kind is OutputFormat.PLAIN_TIFF
+    absent = next(store.missing(range(layout.tile_count)), None)
+    if absent is not None:
+        level, cell = layout.place(absent)
+        raise OutputError(
+            f"{destination}: tile {tuple(cell)} (row, col) of level {level} is missing", "run the same command again"
+        )
+    digests = tile_digests(store, layout)
+    description = plain_description(info, digests) if chained else ome_description(info, layout.size, digests)
+    size = _bytes_needed(store, layout, len(description) + len(info.icc or b""))
+    with part_file(destination, size) as part:
+        written = _Tiff(layout, codec, info, description, chained, force_bigtiff or size > _CLASSIC_LIMIT)
+        written.write(store, part, progress or _silent)
+        with part.open("r+b") as file:
+            relink(file.fileno(), dropped=_dropped(codec, info))
+        problems = check_file(part, decode=False)
+        if problems:
+            raise OutputError(f"{destination}: was written wrongly: {problems[0]}", "check the disk, then run it again")
+
+
+def tile_digests(store: BlobStore, layout: PyramidLayout) -> list[Digest]:
+    """The digest of every level, from the checksums in the store."""
+    digests = []
+    for level in range(len(layout.sizes)):
+        keys, grid = layout.keys(level), layout.grid(level)
+        crcs = np.fromiter((store.crc(key) for key in keys), np.uint32, len(keys))
+        digests.append(Digest.of(crcs.reshape(grid.rows, grid.cols)))
+    return digests
+
+
+@contextmanager
+def part_file(destination: Path, bytes_needed: int) -> Iterator[Path]:
+    """A name beside ``destination`` to write to; it takes its place when the block ends well, and is deleted if not.
+
+    Raises ``OutputError`` where the disk has no room for ``bytes_needed``, and for every ``OSError`` of the block.
+    """
+    part = destination.with_name(f"{destination.name}.part")
+    with os_errors_as_output_errors(destination):
+        part.unlink(missing_ok=True)  # of a run that was killed
+        free = shutil.disk_usage(destination.parent).free
+        if free < bytes_needed:
+            raise OutputError(
+                f"{destination}: needs {bytes_needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free on this disk",
+                "free some space and run the same command again: it continues where it stopped",
+            )
+        try:
+            yield part
+            publish(part, destination)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@dataclass(frozen=True)
+class _Tiff:
+    """One TIFF to be: what all its levels share."""
+
+    layout: PyramidLayout
+    codec: Codec
+    info: ImageInfo
+    description: bytes
+    chained: bool
+    big: bool
+
+    def write(self, store: BlobStore, part: Path, progress: Callable[[int], None]) -> None:
+        """Write all levels, the largest first, each as its directory followed by its tiles row by row."""
+        with tifffile.TiffWriter(part, bigtiff=self.big, byteorder="<", ome=False) as tiff:
+            for level, size in enumerate(self.layout.sizes):
+                tiff.write(
+                    _payloads(store, self.layout.keys(level), progress),
+                    shape=(size.height, size.width, 3),
+                    dtype="uint8",
+                    tile=(self.layout.tile, self.layout.tile),
+                    photometric="rgb",
+                    metadata=None,
+                    **self._encoding(),
+                    **self._resolution(level),
+                    **(self._head() if level == 0 else {"subfiletype": 1, "software": False}),
+                )
+
+    def _encoding(self) -> dict[str, Any]:
+        if self.codec.lossless:
+            return {"compression": "adobe_deflate", "predictor": "horizontal"}
+        return {"compression": "jpeg", "subsampling": self.codec.chroma_factors}
+
+    def _head(self) -> dict[str, Any]:
+        sub_levels = 0 if self.chained else self.layout.top
+        return {
+            "description": self.description,
+            "software": self.info.software,
+            "iccprofile": self.info.icc,
+            "subifds": sub_levels or None,
+        }
+
+    def _resolution(self, level: int) -> dict[str, Any]:
+        if self.info.mpp is None:
+            return {}
+        full, size = self.layout.size, self.layout.sizes[level]
+        per_cm = 1e4 / self.info.mpp
+        # rounding sizes down makes the pixels of a level not quite square
+        resolution = (per_cm * size.width / full.width, per_cm * size.height / full.height)
+        return {"resolution": resolution, "resolutionunit": "CENTIMETER"}
+
+
+def _payloads(store: BlobStore, keys: Sequence[int], progress: Callable[[int], None]) -> Iterator[bytes]:
+    for key in keys:
+        yield store.get(key)
+        progress(1)
+
+
+def _bytes_needed(store: BlobStore, layout: PyramidLayout, metadata_bytes: int) -> int:
+    """Upper bound of the file's size, less than 100 kB a level above it."""
+    payloads = sum(store.size(key) for key in range(layout.tile_count))
+    return payloads + 16 * layout.tile_count + metadata_bytes + _SLACK_A_LEVEL * len(layout.sizes)
+
+
+def _dropped(codec: Codec, info: ImageInfo) -> Collection[Tag]:
+    """Fields that tifffile writes and that would tell something wrong."""
+    dropped: list[Tag] = []
+    if not codec.lossless and codec.subsampling == "444":
+        dropped.append(Tag.CHROMA_SUBSAMPLING)  # Bio-Formats converts the colours twice where it is (1, 1)
+    if info.mpp is None:
+        dropped += [Tag.X_RESOLUTION, Tag.Y_RESOLUTION, Tag.RESOLUTION_UNIT]
+    return dropped
+
+
+def _silent(_tiles: int) -> None:
+    """No progress is shown."""

@@ -1,0 +1,56 @@
+"""Writing a procedural slide with the same sink as a translation."""
+
+from __future__ import annotations
+
+from kin_cli import __version__
+from kin_cli.errors import OutputError
+from kin_cli.geometry import Cell, Size
+from kin_cli.pipeline.reporting import Reporter
+from kin_cli.pipeline.stages import available_cores, prefetch
+from kin_cli.pyramid.build import build_levels, pad_tile
+from kin_cli.pyramid.codec import Codec
+from kin_cli.pyramid.flat import write_flat
+from kin_cli.pyramid.layout import PyramidLayout
+from kin_cli.pyramid.metadata import ImageInfo
+from kin_cli.pyramid.writer import write_pyramid
+from kin_cli.settings import OutputSettings
+from kin_cli.slide.sample import SampleSlide
+from kin_cli.store.blobs import BlobStore
+from kin_cli.store.work import WorkFolder
+
+_TILE_PX = 512
+
+
+def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int | None, reporter: Reporter) -> None:
+    """Write a procedural H&E-like slide; the same size and seed give the same file.
+
+    Memory bound: 2 tiles for each of ``workers`` threads.
+    """
+    if output.path.exists() and not output.overwrite:
+        raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")
+    workers = workers or min(8, available_cores())
+    slide = SampleSlide(size, seed=seed)
+    codec = Codec("deflate" if output.flat else output.compression, output.quality, output.subsampling)
+    layout = PyramidLayout(size, _TILE_PX, min_side=max(size.width, size.height) + 1 if output.flat else 1024)
+    grid = layout.grid(0)
+    fingerprint = {"sample": seed, "width": size.width, "height": size.height, "kin": __version__}
+    with WorkFolder.open(output.path, fingerprint, overwrite=output.overwrite) as work:
+        with BlobStore(work.folder, "tiles", capacity=layout.tile_count) as tiles:
+
+            def make(cell: Cell) -> None:
+                pixels = pad_tile(slide.read(0, grid.clipped(cell)), _TILE_PX)
+                tiles.put(layout.key(0, cell), codec.encode(pixels))
+
+            todo = [cell for cell in grid if layout.key(0, cell) not in tiles]
+            with reporter.stage("sample", len(todo)) as advance:
+                for _ in prefetch(make, todo, workers=workers, ahead=2 * workers):
+                    advance(1)
+            with reporter.stage("pyramid", layout.reduced_count) as advance:
+                build_levels(tiles, layout, codec=codec, workers=workers, progress=advance)
+            info = ImageInfo(
+                mpp=slide.mpp, icc=None, software=f"kin {__version__}", name=output.path.name, settings=fingerprint
+            )
+            write = write_flat if output.flat else write_pyramid
+            with reporter.stage("write", layout.tile_count) as advance:
+                write(tiles, layout, codec=codec, info=info, destination=output.path, progress=advance)
+        work.remove()

@@ -1,0 +1,144 @@
+"""Everything that a translation can be told, in one frozen value, checked in one place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from kin_cli.errors import UsageError
+from kin_cli.geometry import Box
+from kin_cli.norm.kernel import Kernel
+from kin_cli.norm.lookup import Interpolation
+
+Method = Literal["in", "kin", "dn", "tin"]
+_OUTPUT_KINDS = (".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class NormSettings:
+    """The normalisation: presets of one operator (see DESIGN.md).
+
+    ``kernel`` and ``interpolation`` None take the method's own: ``in`` 1 and nearest, ``kin`` gaussian:7 and nearest,
+    ``dn`` 1 and bilinear; ``tin`` takes its statistics from a thumbnail and has neither. ``eps`` None is each layer's
+    own. ``halo_px`` and ``window_px`` None are chosen from the network.
+    """
+
+    method: Method = "kin"
+    kernel: Kernel | None = None
+    interpolation: Interpolation | None = None
+    patch_px: int = 512
+    window_px: int | None = None
+    halo_px: int | None = 0
+    correction: int = 0
+    eps: float | None = None
+    thumbnail: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.patch_px < 4 or self.patch_px % 4:
+            raise UsageError(f"patch size {self.patch_px} is not a multiple of 4", "512 is what generators train on")
+        if self.window_px is not None and (self.window_px < 1 or self.window_px % self.patch_px):
+            raise UsageError(f"window {self.window_px} is not a multiple of the patch size {self.patch_px}")
+        if self.halo_px is not None and self.halo_px < 0:
+            raise UsageError(f"halo {self.halo_px} is negative", "0, a number of pixels, or auto")
+        if self.correction not in (0, 1):
+            raise UsageError(f"correction {self.correction} is neither 0 (biased) nor 1 (unbiased)")
+        if self.eps is not None and not (math.isfinite(self.eps) and self.eps >= 0):
+            raise UsageError(f"eps {self.eps} must be a number from 0 upwards")
+        if self.method != "tin" and self.thumbnail is not None:
+            raise UsageError("a thumbnail only means something with --method tin")
+        if self.method == "tin" and (self.kernel or self.interpolation):
+            raise UsageError("--method tin has one set of statistics, and so neither a kernel nor an interpolation")
+        fixed = {"in": ("1", "nearest"), "dn": ("1", "bilinear")}.get(self.method)
+        if fixed and (str(self.kernel or "1"), self.interpolation or fixed[1]) != fixed:
+            raise UsageError(f"--method {self.method} is kernel 1 with {fixed[1]} read-out", "--method kin takes any")
+
+    @property
+    def effective_kernel(self) -> Kernel:
+        """The kernel that is used."""
+        return self.kernel or Kernel.parse("gaussian:7" if self.method == "kin" else "1")
+
+    @property
+    def effective_interpolation(self) -> Interpolation:
+        """The read-out that is used."""
+        return self.interpolation or ("bilinear" if self.method == "dn" else "nearest")
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Which pixels of which slide: at ``level`` or resampled to ``mpp``, ``region`` in pixels of that image."""
+
+    slide: Path
+    level: int | None = None
+    mpp: float | None = None
+    source_mpp: float | None = None
+    region: Box | None = None
+    tissue: Path | Literal["auto", "none"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value in (("--mpp", self.mpp), ("--source-mpp", self.source_mpp)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} {value} must be above 0", "µm per pixel, such as 0.5 for 20×")
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Where and how the result is written; ``path`` decides the format by its ending."""
+
+    path: Path
+    compression: Literal["jpeg", "deflate"] = "jpeg"
+    quality: int = 85
+    subsampling: Literal["420", "422", "444"] = "420"
+    icc: Literal["keep", "drop"] = "keep"
+    background: Literal["fill", "keep", "white"] = "fill"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.path.name.lower().endswith(_OUTPUT_KINDS):
+            raise UsageError(f"{self.path}: no known ending", "write " + ", ".join(_OUTPUT_KINDS))
+
+    @property
+    def flat(self) -> bool:
+        """A single image without a pyramid."""
+        return self.path.suffix.lower() in (".png", ".jpg", ".jpeg")
+
+    @property
+    def record_path(self) -> Path:
+        """The JSON record beside the output."""
+        name = self.path.name
+        ending = next(kind for kind in _OUTPUT_KINDS if name.lower().endswith(kind))
+        return self.path.with_name(name[: -len(ending)] + ".json")
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """What does the work; only ``device`` and ``precision`` may change pixels."""
+
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("--batch-size", self.batch_size), ("--workers", self.workers)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One translation."""
+
+    source: SourceSettings
+    model: Path
+    output: OutputSettings
+    norm: NormSettings = field(default_factory=NormSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+
+
+def default_output(slide: Path) -> Path:
+    """``slide.svs`` → ``slide.kin.ome.tif`` beside it."""
+    name = slide.name
+    ending = next((kind for kind in _OUTPUT_KINDS if name.lower().endswith(kind)), slide.suffix)
+    return slide.with_name(name[: len(name) - len(ending)] + ".kin.ome.tif")

@@ -1,0 +1,252 @@
+"""A slide seen at one level or one resolution, perhaps cropped: the ``out_`` frame of a translation.
+
+Coordinates are continuous: pixel (x, y) fills [x, x + 1) × [y, y + 1), in every frame.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from kin_cli.errors import InputError, UsageError
+from kin_cli.geometry import Box, Size
+from kin_cli.slide.area import Edges, Sums, sums_between
+from kin_cli.slide.source import Pixels, Slide
+
+Number = TypeVar("Number", float, npt.NDArray[np.float64])
+
+_BICUBIC_SUPPORT = 2
+_RESAMPLED_AT_ONCE_PX = 16 << 20
+_OVERVIEW_BLOCK_PX = 512
+_OVERVIEW_THREADS = 4
+
+
+@dataclass(frozen=True)
+class SlideView:
+    """What is translated: a slide, the level to read, the frame it is brought to, and the part of it that counts.
+
+    Attributes:
+        slide: the slide.
+        level: the level that is read.
+        frame: size of the whole slide at the wanted resolution.
+        region: the crop, a box within ``frame``; the ``out_`` frame starts at its corner.
+        mpp: µm per ``out_`` pixel, None where unknown.
+    """
+
+    slide: Slide
+    level: int
+    frame: Size
+    region: Box
+    mpp: float | None
+
+    @property
+    def size(self) -> Size:
+        """Size of the ``out_`` frame."""
+        return Size(self.region.width, self.region.height)
+
+    @property
+    def read_px_per_out(self) -> float:
+        """Pixels of the level per ``out_`` pixel, mean of both axes; 1.0 if nothing is resampled."""
+        read = self.slide.levels[self.level]
+        return (read.width / self.frame.width + read.height / self.frame.height) / 2
+
+    def read(self, box: Box) -> Pixels:
+        """Pixels of any box of the ``out_`` frame as a new contiguous (h, w, 3) uint8 RGB array; thread-safe.
+
+        What lies beyond the frame is its mirror image, the edge pixel not repeated (``numpy.pad`` mode "reflect"), so
+        that a pixel depends only on its place; where the view is resampled, to within 1 grey level.
+
+        Memory bound: 6 bytes per pixel of the box, and 64 MiB where the view is resampled.
+        """
+        if box.empty:
+            return np.empty((box.height, box.width, 3), np.uint8)
+        cols = _mirrored(box.x, box.right, self.size.width)
+        rows = _mirrored(box.y, box.bottom, self.size.height)
+        x, y = int(cols.min()), int(rows.min())
+        inside = Box(x, y, int(cols.max()) + 1 - x, int(rows.max()) + 1 - y)
+        pixels = self._frame_pixels(inside.shifted(self.region.x, self.region.y))
+        if inside == box:
+            return pixels
+        return pixels.take(rows - y, axis=0).take(cols - x, axis=1)
+
+    def l0_to_out(self, x: Number, y: Number) -> tuple[Number, Number]:
+        """Level-0 coordinates (scalars or arrays) in the ``out_`` frame."""
+        full = self.slide.levels[0]
+        return x * (self.frame.width / full.width) - self.region.x, y * (
+            self.frame.height / full.height
+        ) - self.region.y
+
+    def out_to_l0(self, x: Number, y: Number) -> tuple[Number, Number]:
+        """``out_`` coordinates (scalars or arrays) in the frame of level 0."""
+        full = self.slide.levels[0]
+        return (x + self.region.x) * (full.width / self.frame.width), (y + self.region.y) * (
+            full.height / self.frame.height
+        )
+
+    def _frame_pixels(self, box: Box) -> Pixels:
+        if self.frame == self.slide.levels[self.level]:
+            return self.slide.read(self.level, box)
+        return self._resampled(box)
+
+    def _resampled(self, box: Box) -> Pixels:
+        read_size = self.slide.levels[self.level]
+        left, right, read_x, read_width = _source(box.x, box.right, read_size.width / self.frame.width, read_size.width)
+        top, bottom, read_y, read_height = _source(
+            box.y, box.bottom, read_size.height / self.frame.height, read_size.height
+        )
+        if read_width * read_height > _RESAMPLED_AT_ONCE_PX and box.width * box.height > 1:
+            axis, halves = _halves(box)
+            return np.concatenate([self._resampled(half) for half in halves], axis=axis)
+        source = Image.fromarray(self.slide.read(self.level, Box(read_x, read_y, read_width, read_height)))
+        # Pillow widens the filter when it shrinks, and sees the pixels of ``source`` around ``box``
+        size = (box.width, box.height)
+        return np.array(source.resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom)))
+
+
+def open_view(
+    slide: Slide, *, level: int | None = None, mpp: float | None = None, region: Box | None = None
+) -> SlideView:
+    """The view of ``slide`` at a level (0 if nothing is said) or at ``mpp`` µm per pixel, cropped to ``region``.
+
+    A resolution is resampled (bicubic, antialiased) from the level nearest to it on a logarithmic scale; its size is
+    the rounded quotient. ``region`` counts in pixels of that level or resolution.
+
+    Raises:
+        UsageError: both a level and a resolution, no such level, or a region that is not wholly inside.
+        InputError: a resolution is asked of a slide without pixel size.
+    """
+    if level is not None and mpp is not None:
+        raise UsageError("a level and a resolution exclude each other", "give --level or --mpp")
+    if mpp is not None:
+        level, frame = _nearest_level(slide, mpp)
+    else:
+        level = _checked_level(slide, 0 if level is None else level)
+        frame = slide.levels[level]
+        mpp = None if slide.mpp is None else slide.mpp * slide.downsamples[level]
+    return SlideView(slide, level, frame, _checked_region(slide, frame, region), mpp)
+
+
+def overview(view: SlideView, max_side: int = 2048) -> Pixels:
+    """The whole view as (h, w, 3) uint8, averaged over areas so that its longer side has at most ``max_side`` pixels.
+
+    It is never enlarged. It is read from the smallest level that has the pixels, in blocks, by up to 4 threads.
+
+    Memory bound: 16 bytes per pixel of the overview and 64 MiB, whatever the slide's size and number of levels.
+
+    Raises:
+        InputError: the slide is damaged.
+    """
+    factor = max_side / max(view.size.width, view.size.height)
+    if factor >= 1:
+        return view.read(Box(0, 0, view.size.width, view.size.height))
+    out = Size(max(1, round(view.size.width * factor)), max(1, round(view.size.height * factor)))
+    level, rows, cols = _overview_source(view, out)
+    means = np.zeros((out.height, out.width, 3), np.float32)
+    per_pixel = 1 / ((rows[1] - rows[0]) * (cols[1] - cols[0]))
+    pool = ThreadPoolExecutor(min(_OVERVIEW_THREADS, os.cpu_count() or 1))
+    try:
+        blocks = _blocks(rows, cols)
+        for where, sums in pool.map(partial(_block_sums, view.slide, level, rows, cols), blocks):
+            means[where] += sums * per_pixel
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return np.rint(means, out=means).astype(np.uint8)
+
+
+def _mirrored(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
+    """The pixels that stand at ``start`` to ``stop`` of an axis reflected at both ends again and again."""
+    if length == 1:
+        return np.zeros(stop - start, np.intp)
+    period = 2 * (length - 1)
+    places = np.arange(start, stop, dtype=np.intp) % period
+    return np.minimum(places, period - places)
+
+
+def _source(start: int, stop: int, scale: float, length: int) -> tuple[float, float, int, int]:
+    """What ``start`` to ``stop`` needs of a level's axis: the span within the pixels read; their start and number."""
+    margin = _BICUBIC_SUPPORT * max(scale, 1.0) + 1
+    first = max(0, math.floor(start * scale - margin))
+    number = min(length, math.ceil(stop * scale + margin)) - first
+    return start * scale - first, min(stop * scale - first, number), first, number
+
+
+def _halves(box: Box) -> tuple[int, tuple[Box, Box]]:
+    if box.height >= box.width:
+        top = box.height // 2
+        return 0, (Box(box.x, box.y, box.width, top), Box(box.x, box.y + top, box.width, box.height - top))
+    left = box.width // 2
+    return 1, (Box(box.x, box.y, left, box.height), Box(box.x + left, box.y, box.width - left, box.height))
+
+
+def _nearest_level(slide: Slide, mpp: float) -> tuple[int, Size]:
+    if not (math.isfinite(mpp) and mpp > 0):
+        raise UsageError(f"a resolution must be a positive number of µm per pixel, got {mpp}")
+    if slide.mpp is None:
+        raise InputError(
+            f"{slide.path}: the pixel size is not known, so --mpp cannot be used", "give it by --source-mpp"
+        )
+    factor = slide.mpp / mpp
+    distances = [abs(math.log(factor * downsample)) for downsample in slide.downsamples]
+    full = slide.levels[0]
+    frame = Size(max(1, round(full.width * factor)), max(1, round(full.height * factor)))
+    return distances.index(min(distances)), frame
+
+
+def _checked_level(slide: Slide, level: int) -> int:
+    if 0 <= level < len(slide.levels):
+        return level
+    known = ", ".join(f"{number}: {size}" for number, size in enumerate(slide.levels))
+    raise UsageError(f"{slide.path}: there is no level {level}", f"its levels are {known}")
+
+
+def _checked_region(slide: Slide, frame: Size, region: Box | None) -> Box:
+    if region is None:
+        return Box(0, 0, frame.width, frame.height)
+    if region.empty or region.clipped(frame) != region:
+        asked = f"{region.x},{region.y},{region.width},{region.height}"
+        hint = f"it is x,y,width,height within an image of {frame} pixels"
+        raise UsageError(f"{slide.path}: the region {asked} is empty or reaches outside the image", hint)
+    return region
+
+
+def _overview_source(view: SlideView, out: Size) -> tuple[int, Edges, Edges]:
+    """The level to average, and where in it the rows and columns of the overview begin and end."""
+    left, top = view.region.x / view.frame.width, view.region.y / view.frame.height
+    right, bottom = view.region.right / view.frame.width, view.region.bottom / view.frame.height
+    for level in reversed(range(len(view.slide.levels))):
+        size = view.slide.levels[level]
+        ratio = min((right - left) * size.width / out.width, (bottom - top) * size.height / out.height)
+        if ratio > 1 - 1e-9 or level == 0:
+            break
+    rows = np.linspace(top * size.height, bottom * size.height, out.height + 1)
+    cols = np.linspace(left * size.width, right * size.width, out.width + 1)
+    return level, rows.clip(0, size.height), cols.clip(0, size.width)
+
+
+def _blocks(rows: Edges, cols: Edges) -> Iterator[Box]:
+    span = Box(int(cols[0]), int(rows[0]), math.ceil(cols[-1]) - int(cols[0]), math.ceil(rows[-1]) - int(rows[0]))
+    for y in range(span.y - span.y % _OVERVIEW_BLOCK_PX, span.bottom, _OVERVIEW_BLOCK_PX):
+        for x in range(span.x - span.x % _OVERVIEW_BLOCK_PX, span.right, _OVERVIEW_BLOCK_PX):
+            yield Box(x, y, _OVERVIEW_BLOCK_PX, _OVERVIEW_BLOCK_PX).intersection(span)
+
+
+def _block_sums(slide: Slide, level: int, rows: Edges, cols: Edges, box: Box) -> tuple[tuple[slice, slice], Sums]:
+    """What one block adds to the overview: the rows and columns it touches, and the integrals over them."""
+    touched_rows, row_edges = _touched(rows, box.y, box.bottom)
+    touched_cols, col_edges = _touched(cols, box.x, box.right)
+    return (touched_rows, touched_cols), sums_between(slide.read(level, box), row_edges, col_edges)
+
+
+def _touched(edges: Edges, start: int, stop: int) -> tuple[slice, Edges]:
+    first = max(0, int(np.searchsorted(edges, start, "right")) - 1)
+    last = min(len(edges) - 1, int(np.searchsorted(edges, stop, "left")))
+    return slice(first, last), edges[first : last + 1].clip(start, stop) - start

@@ -1,0 +1,118 @@
+"""Slides that OpenSlide reads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import openslide
+
+from kin_cli.errors import InputError
+from kin_cli.geometry import Box, Size
+from kin_cli.slide.colour import composite
+from kin_cli.slide.source import WHITE, Pixels, Slide, credible_mpp
+
+_BLOCK_PX = 512
+_DAMAGED_HINT = "the file is damaged or incomplete; copy it again from the scanner, or look at it with another viewer"
+
+
+def detect(path: Path) -> str | None:
+    """OpenSlide's name for the format of a file, None where it knows none."""
+    vendor: str | None = openslide.OpenSlide.detect_format(str(path))
+    return vendor
+
+
+class WholeSlide(Slide):
+    """A slide behind one OpenSlide handle that all threads share."""
+
+    def __init__(self, path: Path, vendor: str) -> None:
+        self.path = path
+        self.format = vendor
+        self._handle = self._opened()
+        self._reopening = threading.Lock()
+        properties = self._handle.properties
+        self.levels = tuple(Size(width, height) for width, height in self._handle.level_dimensions)
+        self.downsamples = tuple(self._handle.level_downsamples)
+        self.mpp = credible_mpp(_number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y"))
+        self.objective = _number(properties, "openslide.objective-power")
+        self.background = _colour(properties.get("openslide.background-color"))
+        profile = self._handle.color_profile
+        self.icc = None if profile is None else profile.tobytes()
+
+    def _release(self) -> None:
+        self._handle.close()
+
+    def _fetch(self, level: int, box: Box) -> Pixels:
+        if level == 0 or self.downsamples[level].is_integer():
+            return self._region(level, box)
+        # OpenSlide takes a level-0 corner in whole pixels. Where the downsample is no whole number, that corner falls
+        # between two pixels of the level, and OpenSlide interpolates: the same pixel would differ from box to box.
+        # Reading fixed blocks makes every pixel a function of its place.
+        pixels = np.empty((box.height, box.width, 3), np.uint8)
+        for block in _blocks(box, self.levels[level]):
+            part = block.intersection(box)
+            pixels[part.slices(box)] = self._region(level, block)[part.slices(block)]
+        return pixels
+
+    def _region(self, level: int, box: Box) -> Pixels:
+        handle = self._handle
+        try:
+            return self._read(handle, level, box)
+        except openslide.OpenSlideError:
+            return self._read_afresh(level, box)
+
+    def _read_afresh(self, level: int, box: Box) -> Pixels:
+        # After any error an OpenSlide handle fails for ever, in every thread. The second try has a handle of its own,
+        # which becomes the shared one only if it succeeds: so one bad tile never fails the reads beside it.
+        with self._reopening:
+            handle = self._opened()
+            try:
+                pixels = self._read(handle, level, box)
+            except openslide.OpenSlideError as error:
+                handle.close()
+                raise InputError(
+                    f"{self.path}: level {level} cannot be read at {box}: {error}", _DAMAGED_HINT
+                ) from error
+            # the old handle may still be in use by other threads; it is freed with its last reference
+            self._handle = handle
+            return pixels
+
+    def _read(self, handle: openslide.OpenSlide, level: int, box: Box) -> Pixels:
+        downsample = self.downsamples[level]
+        corner = (round(box.x * downsample), round(box.y * downsample))
+        rgba = np.asarray(handle.read_region(corner, level, (box.width, box.height)))
+        alpha = rgba[..., 3]
+        if alpha.min() == 255:
+            return rgba[..., :3]
+        return composite(rgba[..., :3], alpha, self.background)
+
+    def _opened(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(str(self.path))
+        except (openslide.OpenSlideError, OSError) as error:
+            raise InputError(f"{self.path}: not a readable {self.format} slide: {error}", _DAMAGED_HINT) from error
+
+
+def _blocks(box: Box, size: Size) -> list[Box]:
+    """The blocks of a fixed grid that share pixels with ``box``, cut at the level's border."""
+    rows = range(box.y - box.y % _BLOCK_PX, box.bottom, _BLOCK_PX)
+    cols = range(box.x - box.x % _BLOCK_PX, box.right, _BLOCK_PX)
+    return [Box(x, y, _BLOCK_PX, _BLOCK_PX).clipped(size) for y in rows for x in cols]
+
+
+def _number(properties: Mapping[str, str], key: str) -> float | None:
+    try:
+        value = float(properties[key])
+    except (KeyError, ValueError):
+        return None
+    return value if 0 < value < float("inf") else None
+
+
+def _colour(text: str | None) -> tuple[int, int, int]:
+    try:
+        red, green, blue = bytes.fromhex(text or "")
+    except ValueError:
+        return WHITE
+    return red, green, blue

@@ -1,0 +1,154 @@
+"""A claim on a work folder: which process, on which host, is writing there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kin_cli.errors import OutputError
+from kin_cli.store.files import create_atomic, os_errors_as_output_errors, write_atomic
+
+_PREFIX = "claim-"
+_LOCK = "claim.lock"
+_STALE_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """A process, told from a later one with the same number by its time of start."""
+
+    host: str
+    pid: int
+    started: str
+
+    @classmethod
+    def this_process(cls) -> _Holder:
+        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()))
+
+    @classmethod
+    def parsed(cls, content: bytes) -> _Holder | None:
+        """None for what is not a claim, such as the empty file of a process that died while making it."""
+        try:
+            fields = json.loads(content)
+            return cls(str(fields["host"]), int(fields["pid"]), str(fields["started"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def on_this_host(self) -> bool:
+        return self.host == socket.gethostname()
+
+    @property
+    def lives(self) -> bool:
+        """Whether the process, which must be one of this host, is still running."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # it runs, as another user
+        return _start_of(self.pid) == self.started
+
+
+class Claim:
+    """The file ``claim-<shard>`` in a folder, held by this process until ``release``.
+
+    A claim whose process is dead is taken over at once if it ran on this host; one of another host, where that cannot
+    be seen, when it was not touched for 10 minutes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._holder = _Holder.this_process()
+
+    @classmethod
+    def take(cls, folder: Path, shard: str, *, of: Path) -> Claim:
+        """Claim ``folder``, the work of the output ``of``; ``OutputError`` if a live process has it."""
+        claim = cls(folder / f"{_PREFIX}{shard}")
+        content = json.dumps(asdict(claim._holder)).encode()
+        with os_errors_as_output_errors(folder), _one_at_a_time(folder):
+            if not create_atomic(claim._path, content):
+                _refuse_if_live(claim._path, of)
+                write_atomic(claim._path, content)
+        return claim
+
+    def touch(self) -> None:
+        """Renew the claim; ``OutputError`` if another process has taken it over meanwhile."""
+        with os_errors_as_output_errors(self._path):
+            if not self._ours():
+                raise OutputError(f"{self._path}: another process has taken over this work", "let only one run")
+            os.utime(self._path)
+
+    def refuse_others(self) -> None:
+        """Raise ``OutputError`` if any other shard of this folder is claimed by a live process."""
+        for path in self._path.parent.glob(f"{_PREFIX}*"):
+            if path != self._path:
+                _refuse_if_live(path, self._path.parent)
+
+    def release(self) -> None:
+        """Give the claim up, if it is still ours."""
+        with suppress(OSError):
+            if self._ours():
+                self._path.unlink(missing_ok=True)
+
+    @staticmethod
+    def owns(path: Path) -> bool:
+        """Whether a file of the folder belongs to the claims rather than to the work."""
+        return path.name.lstrip(".").startswith((_PREFIX, _LOCK))
+
+    @staticmethod
+    def remove_all(folder: Path) -> None:
+        """Delete every claim, ours too, and the lock file."""
+        for path in folder.iterdir():
+            if Claim.owns(path):
+                path.unlink(missing_ok=True)
+
+    def _ours(self) -> bool:
+        try:
+            return _Holder.parsed(self._path.read_bytes()) == self._holder
+        except FileNotFoundError:
+            return False
+
+
+def _refuse_if_live(path: Path, output: Path) -> None:
+    try:
+        holder, age = _Holder.parsed(path.read_bytes()), time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return
+    live = holder.lives if holder is not None and holder.on_this_host else age < _STALE_SECONDS
+    if live:
+        who = f"pid {holder.pid} on {holder.host}" if holder is not None else "an unknown process"
+        raise OutputError(
+            f"{output}: is being written by {who}",
+            "wait for it or stop it; the claim of a process on another host expires after 10 minutes",
+        )
+
+
+def _start_of(pid: int) -> str:
+    """Boot and clock tick at which a process started; "" for a zombie, and where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # field 2, the command, may hold spaces and parentheses: count from its end to state (3) and start (22)
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else f"{boot}/{fields[19]}"
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Between seeing that a claim is stale and replacing it, no other process of this host may do the same."""
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(OSError):  # without locks on this file system, the window of a few ms stays open
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

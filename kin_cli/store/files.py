@@ -1,0 +1,153 @@
+"""Writing files so that they survive a crash, and turning the system's errors into ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kin_cli.errors import OutputError
+
+_AGAIN = "run the same command again: it continues where it stopped"
+_CAUSES: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("no space left on the disk", f"free some space and {_AGAIN}"),
+    errno.EDQUOT: ("the disk quota is used up", f"free some space and {_AGAIN}"),
+    errno.EFBIG: (
+        "the file would be larger than this disk or `ulimit -f` allows",
+        f"raise the limit or choose another disk, then {_AGAIN}",
+    ),
+    errno.EACCES: ("no permission", "choose an output folder that you may write to"),
+    errno.EPERM: ("no permission", "choose an output folder that you may write to"),
+    errno.EROFS: ("the disk is read-only", "choose an output folder that you may write to"),
+    errno.ENOENT: ("no such file or folder", "create the folder or choose another output"),
+    errno.ENOTDIR: ("a part of the path is not a folder", "choose another output"),
+    errno.EIO: ("the disk reports an input/output error", f"check the disk, then {_AGAIN}"),
+}
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """The error that a user sees for a failed operation on ``path``: its name, the cause, and what to do."""
+    cause, hint = _CAUSES.get(error.errno or 0, (error.strerror or str(error), _AGAIN))
+    return OutputError(f"{path}: {cause}", hint)
+
+
+@contextmanager
+def os_errors_as_output_errors(path: Path) -> Iterator[None]:
+    """Raise every ``OSError`` of the block as an ``OutputError`` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def write_all(fd: int, payload: bytes) -> None:
+    """Write all of ``payload`` at the file's position; a single ``os.write`` may write less than it was given."""
+    view = memoryview(payload)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_at(fd: int, offset: int, payload: bytes) -> None:
+    """Write ``payload`` at ``offset``, the end of the file, or on any failure leave the file that long."""
+    os.lseek(fd, offset, os.SEEK_SET)
+    try:
+        write_all(fd, payload)
+    except BaseException:
+        with suppress(OSError):
+            os.ftruncate(fd, offset)
+        raise
+
+
+def read_at(fd: int, offset: int, size: int) -> bytes:
+    """Up to ``size`` bytes from ``offset``, fewer only where the file ends; safe from several threads."""
+    parts: list[bytes] = []
+    while size > 0 and (part := os.pread(fd, size, offset)):
+        parts.append(part)
+        offset += len(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+# macOS has no fdatasync
+sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable: what was created, renamed or removed there."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # some network file systems refuse to sync a folder and are durable without
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace ``path`` by a file of ``content``: after a crash the old or the new one is there, whole.
+
+    Raises ``OSError``.
+    """
+    temporary = _written_beside(path, content)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def create_atomic(path: Path, content: bytes) -> bool:
+    """Create ``path`` with ``content`` if there is no such file; False where there is one already.
+
+    Of several processes one wins, and no reader sees a part of the content. Raises ``OSError``.
+    """
+    temporary = _written_beside(path, content)
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError:
+        # a file system without hard links: O_EXCL is as exclusive, but shows an empty file for a moment
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def _written_beside(path: Path, content: bytes) -> Path:
+    """A new file of ``content`` in the folder of ``path``, synced."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        write_all(fd, content)
+        os.fsync(fd)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    finally:
+        os.close(fd)
+    return temporary
+
+
+def publish(finished: Path, destination: Path) -> None:
+    """Give a complete file its final name, replacing any of that name, such that a crash leaves the whole file or none.
+
+    Both must be in the same folder. Raises ``OSError``.
+    """
+    fd = os.open(finished, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    finished.replace(destination)
+    sync_folder(destination.parent)

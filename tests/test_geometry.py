@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kin_cli.geometry import Box, Cell, Grid, Size
+
+sides = st.integers(1, 70)
+boxes = st.builds(Box, st.integers(-40, 80), st.integers(-40, 80), st.integers(0, 90), st.integers(0, 90))
+
+
+@given(sides, sides, st.integers(1, 40))
+def test_every_pixel_lies_in_exactly_one_cell(width: int, height: int, step: int) -> None:
+    grid = Grid(Size(width, height), step)
+    seen = np.zeros((height, width), int)
+    for cell in grid:
+        seen[grid.clipped(cell).slices()] += 1
+    assert (seen == 1).all()
+    assert len(list(grid)) == len(grid)
+    assert all(grid.cell(grid.index(cell)) == cell for cell in grid)
+
+
+@given(sides, sides, st.integers(1, 40), boxes)
+def test_cells_in_a_box_are_those_that_share_a_pixel(width: int, height: int, step: int, box: Box) -> None:
+    grid = Grid(Size(width, height), step)
+    expected = [cell for cell in grid if not grid.clipped(cell).intersection(box).empty]
+    assert list(grid.cells_in(box)) == expected
+
+
+@given(boxes, boxes)
+def test_intersection_is_the_set_of_common_pixels(a: Box, b: Box) -> None:
+    def pixels(box: Box) -> set[tuple[int, int]]:
+        return {(x, y) for x in range(box.x, box.right) for y in range(box.y, box.bottom)}
+
+    assert pixels(a.intersection(b)) == pixels(a) & pixels(b)
+
+
+def test_impossible_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Size(0, 4)
+    with pytest.raises(ValueError, match="negative"):
+        Box(0, 0, -1, 4)
+    with pytest.raises(ValueError, match="step"):
+        Grid(Size(4, 4), 0)
+
+
+def test_grown_box_keeps_its_centre() -> None:
+    assert Box(10, 20, 30, 40).grown(5) == Box(5, 15, 40, 50)
+    assert Grid(Size(1000, 600), 512).box(Cell(1, 1)) == Box(512, 512, 512, 512)
