@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +23,16 @@ from kin_cli.pipeline.stages import available_cores
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.layout import PyramidLayout, plan_blocks
 from kin_cli.settings import Settings
+from kin_cli.slide.faults import FillingSlide
+from kin_cli.slide.mask import TissueMask, all_tissue
+from kin_cli.slide.mask_file import load_mask
 from kin_cli.slide.source import open_slide
-from kin_cli.slide.tissue import TissueMask, all_tissue, detect_tissue, load_mask
+from kin_cli.slide.tissue import detect_tissue
 from kin_cli.slide.view import SlideView, open_view
 
 _AUTO_WINDOW_BYTES = {"cpu": 2 << 30, "cuda": 4 << 30}
 _AUTO_WINDOW_PX = 2048
+_MAX_PIXELS = 1 << 40  # a hundred times the largest slides; far more is a wrong pixel size
 _BASE_BYTES = 420 << 20  # interpreter, torch and the image libraries, measured on Linux
 _DISK_BYTES_PER_PIXEL = {"jpeg": 0.4, "deflate": 3.0}  # pyramid included, all tissue, rounded up
 
@@ -133,7 +138,7 @@ class Plan:
         return _BASE_BYTES + queue + parameters + activations
 
     def fingerprint(self) -> dict[str, object]:
-        """Everything that changes the bytes of the output, except the software's version."""
+        """Everything that changes the bytes of the output."""
         source, norm, output = self.settings.source, self.settings.norm, self.settings.output
         stat = source.slide.stat()
         return {
@@ -144,7 +149,7 @@ class Plan:
             "level": self.view.level,
             "mpp": self.view.mpp,
             "region": None if source.region is None else list(vars(source.region).values()),
-            "tissue": str(source.tissue),
+            "tissue": _file_id(source.tissue) if isinstance(source.tissue, Path) else source.tissue,
             "model sha256": self.generator.sha256,
             "method": norm.method,
             "kernel": str(norm.effective_kernel),
@@ -154,7 +159,7 @@ class Plan:
             "halo": self.halo_px,
             "correction": norm.correction,
             "eps": norm.eps,
-            "thumbnail": None if norm.thumbnail is None else str(norm.thumbnail),
+            "thumbnail": None if norm.thumbnail is None else _file_id(norm.thumbnail),
             "device": self.device.type,
             "precision": self.precision,
             "compression": self.codec.compression,
@@ -207,8 +212,11 @@ def make_plan(settings: Settings) -> Plan:
     window = settings.norm.window_px or _auto_window(generator, patch_px=patch_px, halo=halo, device=device.type)
     source = settings.source
     slide = open_slide(source.slide, mpp=source.source_mpp)
+    if source.on_read_error == "fill":
+        slide = FillingSlide(slide)
     try:
         view = open_view(slide, level=source.level, mpp=source.mpp, region=source.region)
+        _check_size(view)
         return Plan(
             settings,
             generator,
@@ -242,6 +250,11 @@ def _auto_window(generator: Generator, *, patch_px: int, halo: int, device: str)
     return window
 
 
+def _file_id(path: Path) -> str:
+    """Name and checksum: the same name may hold another mask tomorrow."""
+    return f"{path.name} (crc32 {zlib.crc32(path.read_bytes()):08x})"
+
+
 def _mask(tissue: Path | str, view: SlideView) -> TissueMask:
     if isinstance(tissue, Path):
         return load_mask(tissue, view)
@@ -250,13 +263,26 @@ def _mask(tissue: Path | str, view: SlideView) -> TissueMask:
     return detect_tissue(view)
 
 
+def _check_size(view: SlideView) -> None:
+    if view.size.pixels > _MAX_PIXELS:
+        raise UsageError(
+            f"{view.slide.path}: {view.size} pixels are too many", "the pixel size may be wrong: see --mpp, --source-mpp"
+        )
+
+
 def _check_output(settings: Settings) -> None:
     output = settings.output.path
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent}: no such folder", "create it, or choose another output with -o")
     if output.is_dir():
         raise OutputError(f"{output}: is a folder", "give the output a file name with -o")
-    if output.exists() and not settings.output.overwrite:
+    may_exist = settings.output.overwrite or settings.output.skip_existing or has_unfinished_work(output)
+    if output.exists() and not may_exist:
         raise OutputError(f"{output}: exists already", "--overwrite replaces it")
     if output.exists() and settings.source.slide.exists() and output.samefile(settings.source.slide):
         raise UsageError(f"{output}: is the slide itself", "choose another output with -o")
+
+
+def has_unfinished_work(output: Path) -> bool:
+    """Whether an earlier run left its work folder, be it only because it was killed while it removed it."""
+    return output.with_name(f"{output.name}.kin-work").exists()

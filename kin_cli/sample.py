@@ -50,7 +50,9 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
             info = ImageInfo(
                 mpp=slide.mpp, icc=None, software=f"kin {__version__}", name=output.path.name, settings=fingerprint
             )
-            write = write_flat if output.flat else write_pyramid
-            with reporter.stage("write", layout.tile_count) as advance:
-                write(tiles, layout, codec=codec, info=info, destination=output.path, progress=advance)
+            if output.flat:
+                write_flat(tiles, layout, codec=codec, info=info, destination=output.path)
+            else:
+                with reporter.stage("write", layout.tile_count) as advance:
+                    write_pyramid(tiles, layout, codec=codec, info=info, destination=output.path, progress=advance)
         work.remove()

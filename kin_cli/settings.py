@@ -13,6 +13,7 @@ from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.lookup import Interpolation
 
 Method = Literal["in", "kin", "dn", "tin"]
+_MPP_RANGE = (0.001, 10_000.0)  # beyond what any microscope has, and still a resolution that TIFF can hold
 _OUTPUT_KINDS = (".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
@@ -75,11 +76,13 @@ class SourceSettings:
     source_mpp: float | None = None
     region: Box | None = None
     tissue: Path | Literal["auto", "none"] = "auto"
+    on_read_error: Literal["fail", "fill"] = "fail"
 
     def __post_init__(self) -> None:
         for name, value in (("--mpp", self.mpp), ("--source-mpp", self.source_mpp)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} {value} must be above 0", "µm per pixel, such as 0.5 for 20×")
+            if value is not None and not _MPP_RANGE[0] <= value <= _MPP_RANGE[1]:
+                low, high = _MPP_RANGE
+                raise UsageError(f"{name} {value} is not within {low} to {high}", "µm per pixel, such as 0.5 for 20×")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class OutputSettings:
     icc: Literal["keep", "drop"] = "keep"
     background: Literal["fill", "keep", "white"] = "fill"
     overwrite: bool = False
+    skip_existing: bool = False
 
     def __post_init__(self) -> None:
         if not self.path.name.lower().endswith(_OUTPUT_KINDS):

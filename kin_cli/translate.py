@@ -6,29 +6,35 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from kin_cli import __version__
+from kin_cli.errors import OutputError
 from kin_cli.geometry import Cell
 from kin_cli.norm.table import SmoothedTable, StatTable
 from kin_cli.passes.apply import Painter, TileStores, Uniform, apply_slide
 from kin_cli.passes.background import fill_background
 from kin_cli.passes.engine import Engine
+from kin_cli.passes.faults import Faults
 from kin_cli.passes.measure import measure_slide
 from kin_cli.passes.thumbnail import thumbnail_statistics
 from kin_cli.pipeline.reporting import Reporter
-from kin_cli.plan import Plan, make_plan
+from kin_cli.plan import Plan, has_unfinished_work, make_plan
 from kin_cli.pyramid.build import build_levels
+from kin_cli.pyramid.finished import finished_record, verified_record
 from kin_cli.pyramid.flat import write_flat
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_pyramid
 from kin_cli.settings import Settings
+from kin_cli.slide.faults import strict
+from kin_cli.store.begin import ALONE, check_disk, made_by, open_work
 from kin_cli.store.blobs import BlobStore
-from kin_cli.store.files import write_atomic
+from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 from kin_cli.store.work import WorkFolder
 
 
@@ -40,40 +46,167 @@ def translate(settings: Settings, reporter: Reporter) -> dict[str, object]:
     """
     plan = make_plan(settings)
     with plan.view.slide:
-        return carry_out(plan, reporter)
+        return skipped(plan, reporter) or carry_out(plan, reporter)
 
 
 def carry_out(plan: Plan, reporter: Reporter) -> dict[str, object]:
     """Do what the plan says."""
-    clock, output = _Clock(), plan.settings.output
-    with (
-        WorkFolder.open(output.path, plan.fingerprint(), overwrite=output.overwrite) as work,
-        ExitStack() as stores,
-    ):
-        painter = _painter(plan, work, stores)
-        engine = Engine(plan.generator, device=plan.device, precision=plan.precision, convention=plan.convention)
-        with clock("measure"):
-            table = _statistics(plan, engine, work, stores, reporter)
-        with clock("apply"):
+    with Job.begin(plan) as job:
+        record = job.left_over()
+        if record is None:
+            painter = job.painter()
+            table = job.statistics(job.cells(), reporter)
+            job.apply(table, painter, reporter)
+            record = job.finish(painter, reporter)
+        job.clean_up()
+    return record
+
+
+class Job:
+    """One process's part in a translation: the plan, its claim on the work folder, and its open stores.
+
+    Several jobs, each with another ``shard``, may fill the stores of one output together.
+    """
+
+    def __init__(self, plan: Plan, work: WorkFolder, shard: str) -> None:
+        self.plan, self._work, self._shard = plan, work, shard
+        self._stores = ExitStack()
+        self._clock = _Clock()
+        tiles = plan.layout.grid(0)
+        capacity = Faults.capacity_for(tiles=tiles, patches=plan.grid)
+        self.faults = Faults(self._store("faults", capacity), plan.view, tiles=tiles, patches=plan.grid)
+
+    @classmethod
+    @contextmanager
+    def begin(cls, plan: Plan, *, shard: str = ALONE) -> Iterator[Job]:
+        """Claim the work, or what an interrupted run left of it; the claim ends with the block.
+
+        Raises ``OutputError`` where a live process holds it, it belongs to other settings, or the disk is too small.
+        """
+        output = plan.settings.output
+        with open_work(output.path, plan.fingerprint(), overwrite=output.overwrite, shard=shard) as work:
+            check_disk(work.folder, plan.disk_bytes)
+            job = cls(plan, work, shard)
+            with job._stores:
+                yield job
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The generator on its device."""
+        plan = self.plan
+        return Engine(plan.generator, device=plan.device, precision=plan.precision, convention=plan.convention)
+
+    @cached_property
+    def _table_store(self) -> BlobStore:
+        return self._store("table", len(self.plan.grid))
+
+    @cached_property
+    def _table(self) -> StatTable:
+        grid = self.plan.grid
+        return StatTable(self._table_store, rows=grid.rows, cols=grid.cols, channels=self.plan.generator.channels)
+
+    def unmeasured(self) -> int:
+        """How many patches pass 1 has still to measure."""
+        if self.plan.settings.norm.method == "tin":
+            return 0
+        return sum(cell not in self._table for cell in self.cells())
+
+    def left_over(self) -> dict[str, object] | None:
+        """The record of a run that was killed when nothing but its clean-up was left to do."""
+        output = self.plan.settings.output
+        ours = made_by(self._work, output.path)
+        if not output.path.exists() or (output.overwrite and not ours):
+            return None
+        try:
+            return finished_record(output.path, output.record_path, self.plan.fingerprint())
+        except OutputError:
+            if not ours:
+                raise
+            return None  # killed between giving the output its name and writing the record: do that again
+
+    def cells(self) -> list[Cell]:
+        """The patches to be measured."""
+        return [Cell(int(row), int(col)) for row, col in np.argwhere(self.plan.weights > 0)]
+
+    def painter(self, block_rows: range | None = None) -> Painter:
+        """What keeps finished tiles."""
+        layout, base = self.plan.layout, len(self.plan.layout.grid(0))
+        stores = TileStores(
+            self._store("tiles", layout.tile_count), self._store("mixed", base), self._store("glass", base)
+        )
+        return Painter(self.plan.windows, layout, self.plan.codec, stores, self.plan.mask, block_rows)
+
+    def statistics(self, cells: Sequence[Cell], reporter: Reporter) -> SmoothedTable | Uniform:
+        """Pass 1 over those of ``cells`` that no job has measured yet, and the kernel."""
+        plan, norm = self.plan, self.plan.settings.norm
+        with self._clock("measure"):
+            if norm.method == "tin":
+                stats = thumbnail_statistics(plan.view, norm.thumbnail, engine=self.engine, patch_px=norm.patch_px)
+                return Uniform(stats)
+            fill = plan.settings.source.on_read_error == "fill"
+            measure_slide(
+                strict(plan.view),
+                plan.grid,
+                cells,
+                engine=self.engine,
+                table=self._table,
+                batch=plan.batch,
+                workers=plan.workers,
+                reporter=reporter,
+                unreadable=self.faults.add_patch if fill else None,
+            )
+            self._table_store.commit()
+            return SmoothedTable(self._table, plan.weights, norm.effective_kernel)
+
+    def apply(self, table: SmoothedTable | Uniform, painter: Painter, reporter: Reporter) -> None:
+        """Pass 2."""
+        plan = self.plan
+        with self._clock("apply"):
             apply_slide(
                 plan.view,
                 table,
                 painter,
-                engine=engine,
+                engine=self.engine,
                 lookup=plan.lookup,
                 batch=plan.batch,
                 workers=plan.workers,
                 reporter=reporter,
             )
-        with clock("background"):
+
+    def finish(self, painter: Painter, reporter: Reporter) -> dict[str, object]:
+        """Fill the background, make the levels, write the output and its record, which is returned."""
+        plan, output = self.plan, self.plan.settings.output
+        with self._clock("background"):
             fill_background(plan.view, painter, mode=output.background, workers=plan.workers, reporter=reporter)
-        with clock("pyramid"):
+        with self._clock("pyramid"):
             finish_pyramid(painter.stores.tiles, plan, reporter)
-        record = _record(plan, clock)
-        write_atomic(output.record_path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
-        stores.close()
-        work.remove()
-    return record
+        record = _record(plan, self._clock, self.faults)
+        with os_errors_as_output_errors(output.record_path):
+            write_atomic(output.record_path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        return record
+
+    def clean_up(self) -> None:
+        """Remove the work folder: the output is complete."""
+        self._stores.close()
+        self._work.remove()
+
+    def _store(self, name: str, capacity: int) -> BlobStore:
+        store = BlobStore(self._work.folder, name, shard=self._shard, capacity=capacity)
+        return self._stores.enter_context(store)
+
+
+def skipped(plan: Plan, reporter: Reporter) -> dict[str, object] | None:
+    """The record of an output that needs no work, if that may be skipped and there is one; it is verified first."""
+    output = plan.settings.output
+    if not output.skip_existing or not output.path.exists() or has_unfinished_work(output.path):
+        return None
+    try:
+        return {**verified_record(output.path, output.record_path, plan.fingerprint()), "skipped": True}
+    except OutputError as error:
+        if not output.overwrite:
+            raise
+        reporter.note(f"{error.message}: it is replaced")
+        return None
 
 
 def finish_pyramid(tiles: BlobStore, plan: Plan, reporter: Reporter) -> None:
@@ -88,38 +221,6 @@ def finish_pyramid(tiles: BlobStore, plan: Plan, reporter: Reporter) -> None:
         write_pyramid(tiles, layout, codec=codec, info=_info(plan), destination=output.path, progress=advance)
 
 
-def _painter(plan: Plan, work: WorkFolder, stores: ExitStack) -> Painter:
-    def store(name: str, capacity: int) -> BlobStore:
-        return stores.enter_context(BlobStore(work.folder, name, capacity=capacity))
-
-    base = len(plan.layout.grid(0))
-    tile_stores = TileStores(store("tiles", plan.layout.tile_count), store("mixed", base), store("glass", base))
-    return Painter(plan.windows, plan.layout, plan.codec, tile_stores, plan.mask)
-
-
-def _statistics(
-    plan: Plan, engine: Engine, work: WorkFolder, stores: ExitStack, reporter: Reporter
-) -> SmoothedTable | Uniform:
-    norm = plan.settings.norm
-    if norm.method == "tin":
-        return Uniform(thumbnail_statistics(plan.view, norm.thumbnail, engine=engine, patch_px=norm.patch_px))
-    store = stores.enter_context(BlobStore(work.folder, "table", capacity=len(plan.grid)))
-    table = StatTable(store, rows=plan.grid.rows, cols=plan.grid.cols, channels=engine.channels)
-    cells = [Cell(int(row), int(col)) for row, col in np.argwhere(plan.weights > 0)]
-    measure_slide(
-        plan.view,
-        plan.grid,
-        cells,
-        engine=engine,
-        table=table,
-        batch=plan.batch,
-        workers=plan.workers,
-        reporter=reporter,
-    )
-    store.commit()
-    return SmoothedTable(table, plan.weights, norm.effective_kernel)
-
-
 def _info(plan: Plan) -> ImageInfo:
     icc = plan.view.slide.icc if plan.settings.output.icc == "keep" else None
     return ImageInfo(
@@ -131,7 +232,7 @@ def _info(plan: Plan) -> ImageInfo:
     )
 
 
-def _record(plan: Plan, clock: _Clock) -> dict[str, object]:
+def _record(plan: Plan, clock: _Clock, faults: Faults) -> dict[str, object]:
     output = plan.settings.output.path
     return {
         "kin": __version__,
@@ -142,6 +243,7 @@ def _record(plan: Plan, clock: _Clock) -> dict[str, object]:
         "output": str(output),
         "settings": plan.fingerprint(),
         "plan": plan.summary(),
+        "unreadable": faults.summary(),
         "output_bytes": output.stat().st_size,
         "seconds": {name: round(seconds, 2) for name, seconds in clock.seconds.items()},
         "peak_rss_bytes": peak_rss_bytes(),

@@ -89,8 +89,7 @@ def test_jpeg_losses_do_not_add_up(tmp_path: Path, codec: Codec) -> None:
                 index = layout.grid(level).box(cell).slices()
                 once[index] = codec.decode(codec.encode(rounded[index]), 64)
             errors = [abs(pixels[: exact.shape[0], : exact.shape[1]] - exact).mean() for pixels in (found, once)]
-            assert errors[0] < 1.6 * errors[1]
-            print(errors)
+            assert errors[0] < 1.1 * errors[1]
             assert abs((found[: exact.shape[0], : exact.shape[1]] - exact).mean()) < 0.2 + level / 8  # halves round up
             exact = exact.reshape(exact.shape[0] // 2, 2, -1, 2, 3).mean((1, 3))
 
@@ -159,17 +158,16 @@ def test_pad_tile_repeats_the_edge() -> None:
     assert pad_tile(padded, 16) is padded
 
 
-def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
-    """Pixels held at once are counted where they are made: decoded quarters and mosaics."""
-    peaks = []
-    for side in (1024, 3072):
-        layout = PyramidLayout(Size(side, side), 128, 128)
-        with BlobStore(tmp_path, f"tiles{side}", capacity=layout.tile_count) as store:
-            payload = LOSSLESS.encode(noise(128, 128))
-            for key in layout.keys(0):
-                store.put(key, payload)
-            tracemalloc.start()
-            build_levels(store, layout, codec=LOSSLESS, workers=2)
-            peaks.append(tracemalloc.get_traced_memory()[1])
-            tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 500_000  # the image grew by 25 MB
+def test_memory_stays_within_the_stated_bound(tmp_path: Path) -> None:
+    layout, workers = PyramidLayout(Size(3072, 3072), 128, 128), 2
+    with BlobStore(tmp_path, "tiles", capacity=layout.tile_count) as store:
+        payload = LOSSLESS.encode(noise(128, 128))
+        for key in layout.keys(0):
+            store.put(key, payload)
+        store.commit()
+        tracemalloc.start()
+        build_levels(store, layout, codec=LOSSLESS, workers=workers)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    tiles = 5 * workers + layout.top + 2 * workers / 4
+    assert peak < tiles * 128 * 128 * 3 + 300_000  # of an image of 28 MB

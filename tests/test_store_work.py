@@ -147,6 +147,19 @@ def test_touch_renews_and_notices_a_lost_claim(tmp_path: Path) -> None:
         claim.write_bytes(content)
 
 
+def test_a_claim_is_renewed_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kin_cli.store.claim._BEAT_SECONDS", 0.005)
+    with WorkFolder.open(tmp_path / "a.tif", FINGERPRINT) as work:
+        claim = work.path("claim-0")
+        os.utime(claim, (1e9, 1e9))
+        for _ in range(2000):
+            if claim.stat().st_mtime > 1e9:
+                break
+            time.sleep(0.01)
+        assert claim.stat().st_mtime > time.time() - 60
+    assert not claim.exists()
+
+
 def test_a_kill_while_removing_leaves_a_folder_that_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "a.tif"
     with WorkFolder.open(output, FINGERPRINT) as work:

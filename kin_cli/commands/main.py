@@ -6,24 +6,23 @@ Exit codes: 0 done; 1 something could not be done; 2 usage; 75 stopped by SIGTER
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 import click
 
 from kin_cli import __version__
+from kin_cli.commands.assemble import assemble
+from kin_cli.commands.batch import batch
 from kin_cli.commands.check import check
 from kin_cli.commands.info import info
 from kin_cli.commands.sample import sample
+from kin_cli.commands.train import train
 from kin_cli.commands.translate import translate
-from kin_cli.errors import KinError, Stopped
-
-_RESUME_HINT = "the same command continues where it stopped"
-
+from kin_cli.errors import KinError
+from kin_cli.pipeline.stopping import requested, stop_on_signals
 
 _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -39,14 +38,16 @@ def cli(debug: bool) -> None:  # run() reads it before click parses
     """
 
 
-for command in (translate, info, sample, check):
+for command in (translate, batch, assemble, train, info, sample, check):
     cli.add_command(command)
 
 
 def main() -> NoReturn:
     """The console script: run the command line, exit the process."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _interrupt)
+    # Readers and encoders share the cores with torch: a thread of torch's that spins while it waits for another that
+    # has no core made small networks six times slower. OpenMP reads this once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    stop_on_signals()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -77,16 +78,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
+    stop = requested()
+    if stop is not None:  # whatever failed, it failed because we were told to stop
+        message, code = str(stop), stop.exit_code
     if debug:
         traceback.print_exc()
     click.echo(f"kin: {' '.join(message.split())}", err=True)
     return code
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise Stopped("stopped by SIGTERM", _RESUME_HINT, exit_code=75)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    raise Stopped("interrupted", _RESUME_HINT, exit_code=130)

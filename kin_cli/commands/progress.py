@@ -17,8 +17,10 @@ class ConsoleReporter:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show one stage of ``total`` tiles."""
-        if sys.stderr.isatty():
+        """Show one stage of ``total`` tiles; nothing where there is nothing to do."""
+        if total == 0:
+            yield lambda _: None
+        elif sys.stderr.isatty():
             from tqdm import tqdm
 
             with tqdm(total=total, desc=f"{name:>10}", unit="tile", file=sys.stderr, dynamic_ncols=True) as bar:

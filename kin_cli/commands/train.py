@@ -74,6 +74,7 @@ def _schedule(*, epochs: int) -> Callable[[Command], Command]:
         click.option("--decay-share", type=float, default=0.5, show_default=True, help="Steps with falling rate."),
         click.option("--ema", type=float, default=0.999, show_default=True, help="Memory of the moving average."),
         click.option("--warm-steps", type=int, default=0, show_default=True, help="H&E: begin with blue nuclei."),
+        click.option("--disc-steps", type=int, default=1, show_default=True, help="Of the discriminator, per step."),
         click.option("--seed", type=int, default=0, show_default=True),
     )
     return lambda command: _with(command, options)
@@ -104,6 +105,7 @@ def _running(command: Command) -> Command:
         click.option("--checkpoint-every", type=int, default=500, show_default=True, help="Steps."),
         click.option("--sample-every", type=int, default=500, show_default=True, help="Steps."),
         click.option("--log-every", type=int, default=50, show_default=True, help="Steps."),
+        click.option("--half", is_flag=True, help="Store the generator's file in float16."),
         click.option("--overwrite", is_flag=True, help="Forget an earlier run in the folder."),
         config_option,
     )
@@ -141,6 +143,8 @@ def cyclegan(**options: Any) -> None:
 @click.option("--locations", type=int, default=256, show_default=True, help="Places to compare.")
 @click.option("--projection", type=int, default=256, show_default=True, help="Channels of the projection head.")
 @click.option("--tau", type=float, default=0.07, show_default=True, help="Temperature.")
+@click.option("--pool", type=click.IntRange(0), default=0, show_default=True, help="Earlier fakes to judge.")
+@click.option("--nuclei", type=float, default=0.0, show_default=True, help="H&E to cytoplasmic DAB: blue nuclei.")
 @_schedule(epochs=100)
 @_networks(antialias=True, init="xavier")
 @_running
@@ -159,9 +163,10 @@ def cut(**options: Any) -> None:
 @click.option("--spatial", type=float, default=10.0, show_default=True, help="Weight of the spatial loss.")
 @click.option("--layers", type=IntegersType(), default="4,7", show_default=True, help="ReLUs of VGG16, from 0.")
 @click.option("--locations", type=int, default=256, show_default=True, help="Places to compare.")
-@click.option("--local-window", "window", type=int, default=32, show_default=True, help="Side of a local map.")
+@click.option("--window", type=int, default=32, show_default=True, help="Side of a local map.")
 @click.option("--tau", type=float, default=0.07, show_default=True, help="Temperature.")
 @click.option("--disc-rate", type=float, default=2.0, show_default=True, help="Discriminator's learning rate / --lr.")
+@click.option("--pool", type=click.IntRange(0), default=50, show_default=True, help="Earlier fakes to judge.")
 @_schedule(epochs=100)
 @_networks(antialias=True, init="normal")
 @_running

@@ -20,7 +20,7 @@ from kin_cli.pipeline.stages import Sink, prefetch
 from kin_cli.pyramid.build import pad_tile
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.layout import PyramidLayout
-from kin_cli.slide.tissue import TissueMask
+from kin_cli.slide.mask import TissueMask
 from kin_cli.slide.view import SlideView
 from kin_cli.store.blobs import BlobStore
 
@@ -56,6 +56,7 @@ class Painter:
     codec: Codec
     stores: TileStores
     mask: TissueMask
+    block_rows: range | None = None  # of one job among several; None: all
 
     def done(self, tile: Cell) -> bool:
         """The tile's translated pixels and the colour of its glass are in the stores."""
@@ -98,17 +99,18 @@ def apply_slide(
     blocks of tiles waiting to be encoded, and the network's activations for one batch.
     """
     plan = painter.plan
-    todo = list(plan.blocks(painter.done))
+    todo = list(plan.blocks(painter.done, rows=painter.block_rows))
     remaining = sum(len(block.tiles) for block in todo)
+    total = plan.translated_tiles if painter.block_rows is None else remaining
 
     def read(window: Window) -> tuple[tuple[Window, NDArray[np.float32]], Pixels]:
         return (window, _cells(table, window, lookup)), view.read(window.read)
 
     with (
-        reporter.stage("apply", plan.translated_tiles) as advance,
+        reporter.stage("apply", total) as advance,
         Sink(painter.keep, workers=workers, limit=2 * workers) as sink,
     ):
-        advance(plan.translated_tiles - remaining)
+        advance(total - remaining)
         windows = (window for block in todo for window in block.windows)
         read_ahead = prefetch(read, windows, workers=workers, ahead=2 * workers + batch)
         results = _translated(read_ahead, engine, lookup, batch)

@@ -64,7 +64,8 @@ class GlassColour:
         cols = np.clip(tile.col + around, 0, self.grid.cols - 1)
         ramp = lookup.weights(self.grid.step, 1)
         box = self.grid.clipped(tile)
-        field = np.einsum("hr,rcd,wc->hwd", ramp[: box.height], self.field[np.ix_(rows, cols)], ramp[: box.width])
+        corners = np.einsum("hr,rcd->hcd", ramp[: box.height], self.field[np.ix_(rows, cols)])
+        field = ramp[: box.width] @ corners
         pixels: NDArray[np.uint8] = np.clip(field + 0.5, 0, 255).astype(np.uint8)
         return pixels
 

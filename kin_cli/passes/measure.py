@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kin_cli.errors import InputError
 from kin_cli.geometry import Cell, Grid
 from kin_cli.norm.table import StatTable
 from kin_cli.passes.engine import Engine
@@ -29,22 +30,37 @@ def measure_slide(
     batch: int,
     workers: int,
     reporter: Reporter,
+    unreadable: Callable[[Cell], None] | None = None,
 ) -> int:
     """Measure those of ``cells`` that are not yet in the table; returns how many that were.
+
+    A patch that cannot be read is an error, or, where ``unreadable`` is given, is told to it and gets NaN, which weighs
+    nothing in the kernel.
 
     Memory bound: 2·``workers`` + 2·``batch`` patches of pixels, and the network's activations for one batch.
     """
     todo = [cell for cell in cells if cell not in table]
 
-    def read(cell: Cell) -> tuple[Cell, NDArray[np.uint8]]:
-        return cell, view.read(grid.box(cell))
+    def read(cell: Cell) -> tuple[Cell, NDArray[np.uint8] | None]:
+        try:
+            return cell, view.read(grid.box(cell))
+        except InputError:
+            if unreadable is None:
+                raise
+            unreadable(cell)
+            return cell, None
 
     with reporter.stage("measure", len(cells)) as advance:
         advance(len(cells) - len(todo))
         patches = prefetch(read, todo, workers=workers, ahead=2 * workers + batch)
         for group in batched(patches, batch):
-            for (cell, _), stats in zip(group, engine.measure([pixels for _, pixels in group]), strict=True):
-                table.write(cell, stats)
+            readable = [(cell, pixels) for cell, pixels in group if pixels is not None]
+            if readable:
+                found = engine.measure([pixels for _, pixels in readable])
+                for (cell, _), stats in zip(readable, found, strict=True):
+                    table.write(cell, stats)
+            for cell in (cell for cell, pixels in group if pixels is None):
+                table.write(cell, np.full((2, table.channels), np.nan, np.float32))
             advance(len(group))
     return len(todo)
 

@@ -85,6 +85,12 @@ class WindowPlan:
         cols = np.arange(box.x, box.right) // self.patches.step
         return self.selected[np.ix_(rows, cols)]
 
+    @property
+    def tiles_by_block_row(self) -> list[int]:
+        """Translated tiles in each row of blocks: how its work compares with that of others."""
+        tiles = self._blocks.step // self.tiles.step
+        return [int(self._some[row * tiles : (row + 1) * tiles].sum()) for row in range(self._blocks.rows)]
+
     def blocks(self, done: Callable[[Cell], bool], *, rows: range | None = None) -> Iterator[Block]:
         """Blocks that still have tiles to make, row by row; ``done`` tells which tiles are finished."""
         for place in self._blocks:

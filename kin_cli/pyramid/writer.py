@@ -161,8 +161,9 @@ class _Tiff:
 
 def _payloads(store: BlobStore, keys: Sequence[int], progress: Callable[[int], None]) -> Iterator[bytes]:
     for key in keys:
-        yield store.get(key)
+        # before the tile is handed over: the writer does not ask again after the last one of a level
         progress(1)
+        yield store.get(key)
 
 
 def _bytes_needed(store: BlobStore, layout: PyramidLayout, metadata_bytes: int) -> int:

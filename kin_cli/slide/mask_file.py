@@ -99,11 +99,17 @@ def _polygons(path: Path, node: Any) -> Iterator[Polygon]:
             yield from _polygons(path, node[_CHILDREN[kind]])
         elif kind in ("Polygon", "MultiPolygon"):
             polygons = [node["coordinates"]] if kind == "Polygon" else node["coordinates"]
-            yield from ([_ring(ring) for ring in polygon] for polygon in polygons)
+            yield from (_polygon(rings) for rings in polygons)
         else:
             raise InputError(f"{path}: the mask holds {kind or 'something'} where a polygon belongs", _GEOJSON_HINT)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path}: the mask is not sound GeoJSON: {error!r}", _GEOJSON_HINT) from error
+
+
+def _polygon(rings: list[list[list[float]]]) -> Polygon:
+    if not rings:
+        raise ValueError("a polygon without rings")
+    return [_ring(ring) for ring in rings]
 
 
 def _ring(points: list[list[float]]) -> Ring:

@@ -1,12 +1,13 @@
 """Periodic H&E-like textures, drawn once from a seed: the ink of ``SampleSlide``.
 
-Each is drawn as amounts of haematoxylin and eosin and turned into colour by the law of Beer and Lambert. The periods are
-prime, so that two textures together repeat only after hundreds of thousands of pixels.
+Each is drawn as amounts of haematoxylin and eosin and turned into colour by the law of Beer and Lambert. The periods
+are 16 times numbers without a common factor: textures can be halved four times, and two of them together repeat only
+after 40,000 pixels and more.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -18,49 +19,52 @@ Field = npt.NDArray[np.float32]
 
 # absorbance of red, green and blue by one unit of each stain
 _HAEMATOXYLIN = np.array([0.65, 0.70, 0.29], np.float32)
-_EOSIN = np.array([0.07, 0.95, 0.30], np.float32)
+_EOSIN = np.array([0.08, 0.88, 0.45], np.float32)
 _GLASS = (243, 242, 244)
 
 
 @dataclass(frozen=True)
 class Textures:
-    """Square pictures (mode RGB) that continue seamlessly where they end, and noise (n, n) that does too."""
+    """Square pictures (mode RGB) that continue seamlessly where they end."""
 
     stroma: Image.Image
     glands: Image.Image
     sheet: Image.Image
     lymphocytes: Image.Image
     glass: Image.Image
-    noise: tuple[Field, ...]
+
+    def reduced(self, factor: int) -> Textures:
+        """The textures at 1/``factor`` of their size."""
+        return Textures(*(getattr(self, field.name).reduce(factor) for field in fields(self)))
 
 
 @lru_cache(maxsize=2)
 def textures(seed: int) -> Textures:
     """The textures of a seed.
 
-    Memory bound: 40 MB, for each of the last two seeds.
+    Memory bound: 30 MB, for each of the last two seeds.
     """
     rng = np.random.default_rng(seed)
     return Textures(
-        _stroma(rng, 1021),
-        _glands(rng, 1153),
-        _sheet(rng, 983),
-        _lymphocytes(rng, 907),
-        _glass(rng, 743),
-        tuple(smooth_noise(rng, period, sigma) for period, sigma in ((503, 18.0), (419, 11.0), (367, 5.0), (331, 2.0))),
+        _stroma(rng, 16 * 67),
+        _glands(rng, 16 * 71),
+        _sheet(rng, 16 * 61),
+        _lymphocytes(rng, 16 * 57),
+        _glass(rng, 16 * 47),
     )
 
 
 def smooth_noise(rng: np.random.Generator, period: int, sigma: float | tuple[float, float]) -> Field:
     """Gaussian noise (period, period), smoothed by ``sigma`` nodes; periodic, of mean 0 and standard deviation 1."""
-    noise = ndimage.gaussian_filter(rng.standard_normal((period, period), dtype=np.float32), sigma, mode="wrap")
+    noise: Field = ndimage.gaussian_filter(rng.standard_normal((period, period), dtype=np.float32), sigma, mode="wrap")
     noise -= noise.mean()
-    return noise / noise.std()
+    noise /= noise.std()
+    return noise
 
 
 def _colour(haematoxylin: Field, eosin: Field) -> Image.Image:
     absorbance = haematoxylin[..., None] * _HAEMATOXYLIN + eosin[..., None] * _EOSIN
-    return Image.fromarray(np.rint(np.array(_GLASS) * np.exp(-absorbance)).astype(np.uint8))
+    return Image.fromarray(np.rint(np.array(_GLASS, np.float32) * np.exp(-absorbance)).astype(np.uint8))
 
 
 def _fibres(rng: np.random.Generator, period: int) -> Field:
@@ -99,29 +103,43 @@ def _glands(rng: np.random.Generator, period: int) -> Image.Image:
     eosin = np.clip(0.40 + 0.12 * _fibres(rng, period), 0.05, None)
     haematoxylin = np.full_like(eosin, 0.06)
     _strew(haematoxylin, rng, spacing=46, radius=(8.0, 12.0), slimness=(0.3, 0.5))
-    rough = 0.12 * smooth_noise(rng, period, 9.0)
-    for centre in _scattered(rng, period, spacing=192, jitter=0.12):
-        _draw_gland(haematoxylin, eosin, rng, centre, rough)
+    rough = 0.06 * smooth_noise(rng, period, 9.0)
+    for centre, radius in _packed(rng, period):
+        _draw_gland(haematoxylin, eosin, rng, _Gland(centre, radius, rough))
     return _colour(haematoxylin, eosin)
 
 
-def _draw_gland(
-    haematoxylin: Field, eosin: Field, rng: np.random.Generator, centre: npt.NDArray[np.float64], rough: Field
-) -> None:
-    radius, squeeze, angle = rng.uniform(62, 84), rng.uniform(0.75, 1.0), rng.uniform(0, np.pi)
-    place, distance = _ellipse(len(eosin), centre, radius * 1.2, squeeze, angle)
-    distance = distance * 1.2 + rough[place]
+@dataclass(frozen=True)
+class _Gland:
+    centre: npt.NDArray[np.float64]
+    radius: float
+    rough: Field
+
+
+def _packed(rng: np.random.Generator, period: int) -> list[tuple[npt.NDArray[np.float64], float]]:
+    """Discs (centre, radius) thrown on a periodic canvas wherever they do not touch one that lies there."""
+    centres, radii = np.empty((0, 2)), np.empty(0)
+    for _ in range(1500):
+        centre, radius = rng.uniform(0, period, 2), rng.uniform(48, 96)
+        apart = (centres - centre + period / 2) % period - period / 2
+        if (np.hypot(apart[:, 0], apart[:, 1]) > radii + radius + 12).all():
+            centres, radii = np.vstack([centres, centre]), np.append(radii, radius)
+    return list(zip(centres, radii.tolist(), strict=True))
+
+
+def _draw_gland(haematoxylin: Field, eosin: Field, rng: np.random.Generator, gland: _Gland) -> None:
+    squeeze, angle = rng.uniform(0.7, 1.0), rng.uniform(0, np.pi)
+    place, distance = _ellipse(len(eosin), gland.centre, gland.radius, squeeze, angle)
+    distance = distance + gland.rough[place]
     epithelium = _soft(1 - distance, 0.03)
-    lumen = _soft(rng.uniform(0.3, 0.45) - distance, 0.04)
-    haematoxylin[place] = haematoxylin[place] * (1 - epithelium) + 0.24 * epithelium * (1 - lumen)
-    eosin[place] = eosin[place] * (1 - epithelium) + 0.28 * epithelium * (1 - lumen) + 0.02 * lumen
-    turns = np.arange(0, 2 * np.pi, 21 / radius)
-    for turn in turns + rng.uniform(-0.06, 0.06, len(turns)):
-        arm = radius * rng.uniform(0.74, 0.86) * np.array([np.sin(turn), squeeze * np.cos(turn)])
-        across = np.array(
-            [arm[0] * np.cos(angle) - arm[1] * np.sin(angle), arm[0] * np.sin(angle) + arm[1] * np.cos(angle)]
-        )
-        _draw_nucleus(haematoxylin, rng, centre + across, (rng.uniform(8, 10.5), rng.uniform(0.55, 0.75)))
+    lumen = _soft(rng.uniform(0.2, 0.5) - distance, 0.04)
+    for stain, amount in ((haematoxylin, 0.22), (eosin, 0.28)):
+        stain[place] = stain[place] * (1 - epithelium) + amount * epithelium * (1 - lumen)
+    turns = np.arange(0, 2 * np.pi, 20 / gland.radius)
+    for turn in turns + rng.uniform(-0.08, 0.08, len(turns)):
+        along, across = gland.radius * rng.uniform(0.72, 0.84) * np.array([np.cos(turn), squeeze * np.sin(turn)])
+        x, y = along * np.cos(angle) - across * np.sin(angle), along * np.sin(angle) + across * np.cos(angle)
+        _draw_nucleus(haematoxylin, rng, gland.centre + (y, x), (rng.uniform(8, 10.5), rng.uniform(0.55, 0.75)))
 
 
 def _strew(
@@ -170,7 +188,8 @@ def _ellipse(
 
 def _soft(inside: Field, width: float) -> Field:
     """0 to 1 across a border at 0, over ``width`` to both sides."""
-    return np.clip(0.5 + inside / (2 * width), 0, 1)
+    opacity: Field = np.clip(0.5 + inside / (2 * width), 0, 1)
+    return opacity
 
 
 def _glass(rng: np.random.Generator, period: int) -> Image.Image:

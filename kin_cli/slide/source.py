@@ -127,7 +127,13 @@ def _open(path: Path) -> Slide:
         return plain.open_plain(path)
     if vendor == "generic-tiff" and tiff.reads_better(path):
         return tiff.TiffSlide(path)
-    return wsi.WholeSlide(path, vendor)
+    try:
+        return wsi.WholeSlide(path, vendor)
+    except InputError:
+        if vendor != "generic-tiff":
+            raise
+        # compressions that OpenSlide does not know, such as JPEG 2000; or a clearer message
+        return tiff.TiffSlide(path)
 
 
 def _check_file(path: Path) -> None:

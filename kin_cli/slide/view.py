@@ -6,26 +6,24 @@ Coordinates are continuous: pixel (x, y) fills [x, x + 1) × [y, y + 1), in ever
 from __future__ import annotations
 
 import math
-import os
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Box, Size
 from kin_cli.slide.area import Edges, Sums, sums_between
+from kin_cli.slide.resample import axis, resample
 from kin_cli.slide.source import Pixels, Slide
 
 Number = TypeVar("Number", float, npt.NDArray[np.float64])
 
-_BICUBIC_SUPPORT = 2
-_RESAMPLED_AT_ONCE_PX = 16 << 20
+_RESAMPLED_AT_ONCE_PX = 2 << 20
 _OVERVIEW_BLOCK_PX = 512
 _OVERVIEW_THREADS = 4
 
@@ -63,7 +61,7 @@ class SlideView:
         """Pixels of any box of the ``out_`` frame as a new contiguous (h, w, 3) uint8 RGB array; thread-safe.
 
         What lies beyond the frame is its mirror image, the edge pixel not repeated (``numpy.pad`` mode "reflect"), so
-        that a pixel depends only on its place; where the view is resampled, to within 1 grey level.
+        that a pixel depends only on its place.
 
         Memory bound: 6 bytes per pixel of the box, and 64 MiB where the view is resampled.
         """
@@ -98,18 +96,14 @@ class SlideView:
         return self._resampled(box)
 
     def _resampled(self, box: Box) -> Pixels:
-        read_size = self.slide.levels[self.level]
-        left, right, read_x, read_width = _source(box.x, box.right, read_size.width / self.frame.width, read_size.width)
-        top, bottom, read_y, read_height = _source(
-            box.y, box.bottom, read_size.height / self.frame.height, read_size.height
-        )
-        if read_width * read_height > _RESAMPLED_AT_ONCE_PX and box.width * box.height > 1:
-            axis, halves = _halves(box)
-            return np.concatenate([self._resampled(half) for half in halves], axis=axis)
-        source = Image.fromarray(self.slide.read(self.level, Box(read_x, read_y, read_width, read_height)))
-        # Pillow widens the filter when it shrinks, and sees the pixels of ``source`` around ``box``
-        size = (box.width, box.height)
-        return np.array(source.resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom)))
+        read = self.slide.levels[self.level]
+        rows = axis(box.y, box.bottom, length=read.height, out_length=self.frame.height)
+        cols = axis(box.x, box.right, length=read.width, out_length=self.frame.width)
+        if rows.needed * cols.needed > _RESAMPLED_AT_ONCE_PX and box.width * box.height > 1:
+            along, halves = _halves(box)
+            return np.concatenate([self._resampled(half) for half in halves], axis=along)
+        source = Box(cols.first, rows.first, cols.needed, rows.needed)
+        return resample(self.slide.read(self.level, source), rows, cols)
 
 
 def open_view(
@@ -138,7 +132,7 @@ def open_view(
 def overview(view: SlideView, max_side: int = 2048) -> Pixels:
     """The whole view as (h, w, 3) uint8, averaged over areas so that its longer side has at most ``max_side`` pixels.
 
-    It is never enlarged. It is read from the smallest level that has the pixels, in blocks, by up to 4 threads.
+    It is never enlarged. It is read from the smallest level that has the pixels, in blocks, by 4 threads.
 
     Memory bound: 16 bytes per pixel of the overview and 64 MiB, whatever the slide's size and number of levels.
 
@@ -152,14 +146,24 @@ def overview(view: SlideView, max_side: int = 2048) -> Pixels:
     level, rows, cols = _overview_source(view, out)
     means = np.zeros((out.height, out.width, 3), np.float32)
     per_pixel = 1 / ((rows[1] - rows[0]) * (cols[1] - cols[0]))
-    pool = ThreadPoolExecutor(min(_OVERVIEW_THREADS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(_OVERVIEW_THREADS)
+    pending: deque[Future[tuple[tuple[slice, slice], Sums]]] = deque()
     try:
-        blocks = _blocks(rows, cols)
-        for where, sums in pool.map(partial(_block_sums, view.slide, level, rows, cols), blocks):
-            means[where] += sums * per_pixel
+        for block in _blocks(rows, cols):
+            pending.append(pool.submit(_block_sums, view.slide, level, rows, cols, block))
+            if len(pending) > 2 * _OVERVIEW_THREADS:
+                _add(pending.popleft().result(), means)
+        for future in pending:
+            _add(future.result(), means)
     finally:
         pool.shutdown(cancel_futures=True)
+    means *= per_pixel
     return np.rint(means, out=means).astype(np.uint8)
+
+
+def _add(part: tuple[tuple[slice, slice], Sums], total: Sums) -> None:
+    where, sums = part
+    total[where] += sums
 
 
 def _mirrored(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
@@ -169,14 +173,6 @@ def _mirrored(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
     period = 2 * (length - 1)
     places = np.arange(start, stop, dtype=np.intp) % period
     return np.minimum(places, period - places)
-
-
-def _source(start: int, stop: int, scale: float, length: int) -> tuple[float, float, int, int]:
-    """What ``start`` to ``stop`` needs of a level's axis: the span within the pixels read; their start and number."""
-    margin = _BICUBIC_SUPPORT * max(scale, 1.0) + 1
-    first = max(0, math.floor(start * scale - margin))
-    number = min(length, math.ceil(stop * scale + margin)) - first
-    return start * scale - first, min(stop * scale - first, number), first, number
 
 
 def _halves(box: Box) -> tuple[int, tuple[Box, Box]]:

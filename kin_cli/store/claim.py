@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from kin_cli.store.files import create_atomic, os_errors_as_output_errors, write
 _PREFIX = "claim-"
 _LOCK = "claim.lock"
 _STALE_SECONDS = 600.0
+_BEAT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,13 @@ class Claim:
     """The file ``claim-<shard>`` in a folder, held by this process until ``release``.
 
     A claim whose process is dead is taken over at once if it ran on this host; one of another host, where that cannot
-    be seen, when it was not touched for 10 minutes.
+    be seen, when it was not touched for 10 minutes. A thread of its own touches it every minute.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._holder = _Holder.this_process()
+        self._released = threading.Event()
 
     @classmethod
     def take(cls, folder: Path, shard: str, *, of: Path) -> Claim:
@@ -77,6 +80,7 @@ class Claim:
             if not create_atomic(claim._path, content):
                 _refuse_if_live(claim._path, of)
                 write_atomic(claim._path, content)
+        threading.Thread(target=claim._beat, name="kin-claim", daemon=True).start()
         return claim
 
     def touch(self) -> None:
@@ -94,6 +98,7 @@ class Claim:
 
     def release(self) -> None:
         """Give the claim up, if it is still ours."""
+        self._released.set()
         with suppress(OSError):
             if self._ours():
                 self._path.unlink(missing_ok=True)
@@ -104,11 +109,17 @@ class Claim:
         return path.name.lstrip(".").startswith((_PREFIX, _LOCK))
 
     @staticmethod
-    def remove_all(folder: Path) -> None:
-        """Delete every claim, ours too, and the lock file."""
+    def remove_dead(folder: Path) -> None:
+        """Delete the dead claims and the lock file."""
         for path in folder.iterdir():
             if Claim.owns(path):
                 path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        # a lost claim or a failing disk is for the working threads to find, not for this one
+        with suppress(OutputError):
+            while not self._released.wait(_BEAT_SECONDS):
+                self.touch()
 
     def _ours(self) -> bool:
         try:

@@ -80,14 +80,15 @@ class WorkFolder:
             write_atomic(path, _as_text(state))
 
     def touch(self) -> None:
-        """Show other hosts that we live; call it at least every few minutes. ``OutputError`` if the claim was lost."""
+        """Show other hosts that we live, as happens every minute by itself; ``OutputError`` if the claim was lost."""
         self._claim.touch()
 
     def remove(self) -> None:
         """Delete the folder and give up the claim: only when the output is complete."""
         with os_errors_as_output_errors(self.folder):
             self._clear()
-            Claim.remove_all(self.folder)
+            self._claim.release()
+            Claim.remove_dead(self.folder)
             with suppress(OSError):  # a process that claimed the folder this very moment keeps it
                 self.folder.rmdir()
             sync_folder(self.folder.parent)

@@ -1,0 +1,1 @@
+"""Many slides in one command, and one slide in many jobs."""

@@ -1,0 +1,1 @@
+"""Slides in, figures out: which tiles, which metrics, and the seams with their map."""

@@ -1,0 +1,112 @@
+"""What to evaluate, against what, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kin_cli.errors import UsageError
+from kin_cli.geometry import Box
+
+METRICS = ("fid", "histogram", "sobel", "piqe", "niqe", "ssim", "fsim", "seams")
+"""Names of the metrics, in the order of the results."""
+
+_PATCH_STEP = 16
+_SMALLEST_PATCH = 128
+
+
+@dataclass(frozen=True)
+class SlideChoice:
+    """A slide and the part of it that counts; a level and a resolution (µm per pixel) exclude each other."""
+
+    path: Path
+    level: int | None = None
+    mpp: float | None = None
+    region: Box | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which tiles are measured: ``patches`` of them drawn with ``seed`` among those with tissue, or all (None).
+
+    ``patch_px`` is a multiple of 16, at least 128. ``tissue`` is "auto", "none" (everything counts) or a mask's path.
+    """
+
+    patches: int | None = None
+    seed: int = 0
+    patch_px: int = 512
+    tissue: str | Path = "auto"
+
+    def __post_init__(self) -> None:
+        if self.patch_px < _SMALLEST_PATCH or self.patch_px % _PATCH_STEP:
+            hint = f"take a multiple of {_PATCH_STEP} from {_SMALLEST_PATCH} upwards"
+            raise UsageError(f"tiles of {self.patch_px} px cannot be evaluated", hint)
+
+
+@dataclass(frozen=True)
+class SeamChoice:
+    """The grid that the slide was translated in: side of its patches, and (x, y) of the corner of the first one."""
+
+    tile_px: int = 512
+    origin: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """A whole evaluation.
+
+    Attributes:
+        slide: what is evaluated.
+        reference: a real slide of the target stain, for FID, the histogram, and to fit NIQE to.
+        source: what the slide was translated from, pixel by pixel, for SSIM, FSIM and as the control of the seams.
+        metrics: names from ``METRICS``; None for all that the inputs allow.
+        authors: also what the KIN authors' code computes under the same names.
+        inception: the weights of FID's network.
+        niqe_model: NIQE's model; None to fit one to the reference.
+        device: of FID's network.
+        workers: threads; None for the cores that there are.
+    """
+
+    slide: SlideChoice
+    reference: SlideChoice | None = None
+    source: SlideChoice | None = None
+    metrics: tuple[str, ...] | None = None
+    sampling: Sampling = Sampling()
+    seams: SeamChoice = SeamChoice()
+    authors: bool = False
+    inception: Path | None = None
+    niqe_model: Path | None = None
+    device: str = "auto"
+    workers: int | None = None
+
+    def missing(self, metric: str) -> str | None:
+        """What a metric needs that was not given, in the words of the command line; None where it can be computed."""
+        if metric in ("fid", "histogram") and self.reference is None:
+            return "it compares with a real slide of the target stain: --reference SLIDE"
+        if metric == "fid" and self.inception is None:
+            # the name is that of kin_cli.metrics.fid, which would take seconds to import here
+            return (
+                "its network's weights: --inception FILE, such as pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
+            )
+        if metric == "niqe" and self.niqe_model is None and self.reference is None:
+            return "its model: --niqe-model FILE, or --reference SLIDE to fit one to"
+        if metric in ("ssim", "fsim") and self.source is None:
+            return "it compares with what was translated: --source SLIDE"
+        if metric == "seams" and self.slide.mpp is not None:
+            return "the slide at its own resolution, whose grid it measures: no --mpp"
+        return None
+
+    def chosen(self) -> tuple[tuple[str, ...], dict[str, str]]:
+        """The metrics to compute, and why the others are left out.
+
+        Raises:
+            UsageError: a metric that was asked for is unknown, or lacks an input.
+        """
+        for name in self.metrics or ():
+            if name not in METRICS:
+                raise UsageError(f"there is no metric '{name}'", f"there are {', '.join(METRICS)}")
+            if why := self.missing(name):
+                raise UsageError(f"{name} cannot be computed without {why}")
+        wanted = [name for name in METRICS if self.metrics is None or name in self.metrics]
+        left_out = {name: why for name in wanted if (why := self.missing(name))}
+        return tuple(name for name in wanted if name not in left_out), left_out

@@ -1,0 +1,1 @@
+"""What can be measured on a translated slide: one metric, one file."""

@@ -1,0 +1,168 @@
+"""Fréchet inception distance: how far apart two sets of tiles lie in the features of InceptionV3; lower is better.
+
+M. Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash equilibrium", NIPS 2017. Tiles
+are resized to 299 pixels as pytorch-fid and the KIN authors do it, bilinear and not antialiased; other ways give other
+numbers (antialiased about half of it). The distance is biased upwards for small sets: the number of tiles goes with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import linalg
+
+from kin_cli.errors import ModelError
+from kin_cli.metrics.colour import Floats, Pixels
+from kin_cli.metrics.inception import FEATURES, InceptionV3
+
+PUBLIC_FILE = "pt_inception-2015-12-05-6726825d.pth"
+PUBLIC_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WHERE_FROM = f"give the public file {PUBLIC_FILE} (95,628,359 bytes, from the releases of mseitzer/pytorch-fid)"
+PREPROCESSING = "bilinear to 299×299, not antialiased, scaled to [-1, 1], as pytorch-fid"
+FEW_TILES = 2048
+"""Fewer tiles than features: the distance is dominated by its bias."""
+
+_SIDE_PX = 299
+_BATCH = 8
+
+
+class FeatureExtractor:
+    """InceptionV3 with the weights of a file, on a device. Used by one thread at a time.
+
+    Memory bound: the network's weights (96 MB), and 60 MB for each tile of a batch. ``public`` is True where the file
+    has the digest of the published weights; FID is comparable with other people's only then.
+
+    Raises:
+        ModelError: the file is missing, holds code, or is not exactly the weights of this network.
+    """
+
+    def __init__(self, path: Path, *, device: torch.device | None = None) -> None:
+        self.path = path
+        self._device = device or torch.device("cpu")
+        self.sha256, state = _read(path)
+        self.public = self.sha256 == PUBLIC_SHA256
+        with torch.device("meta"):
+            self._network = InceptionV3()
+        known = self._network.state_dict()
+        # older files lack the counters, which only training uses
+        counters = {name: torch.tensor(0) for name in known if name.endswith("num_batches_tracked")}
+        state = {**counters, **state}
+        wrong = sorted(known.keys() ^ state.keys())
+        wrong += sorted(name for name in known.keys() & state.keys() if known[name].shape != state[name].shape)
+        if wrong:
+            raise ModelError(
+                f"{path}: not the weights of FID's InceptionV3, see {wrong[0]} ({len(wrong)} in all)", WHERE_FROM
+            )
+        self._network.load_state_dict(state, assign=True)
+        self._network.float().eval().requires_grad_(False).to(self._device)
+
+    @torch.inference_mode()
+    def features(self, tiles: Sequence[Pixels]) -> Floats:
+        """Features (n, 2048) float64 of n tiles (h, w, 3) of one size."""
+        batch = torch.from_numpy(np.stack(tiles)).to(self._device).permute(0, 3, 1, 2).float() / 255
+        batch = F.interpolate(batch, size=(_SIDE_PX, _SIDE_PX), mode="bilinear", align_corners=False)
+        found: Floats = self._network(2 * batch - 1).double().cpu().numpy()
+        return found
+
+
+class FeatureSums:
+    """Sums that mean and covariance of a set of features follow from; those of parts of a set can be added.
+
+    Memory bound: 34 MB, whatever the number of tiles.
+    """
+
+    def __init__(self, features: int = FEATURES) -> None:
+        self.count = 0
+        self._sum = np.zeros(features)
+        self._products = np.zeros((features, features))
+
+    def add(self, features: Floats) -> None:
+        """Take features (n, d) in."""
+        self.count += len(features)
+        self._sum += features.sum(axis=0)
+        self._products += features.T @ features
+
+    @property
+    def mean(self) -> Floats:
+        """Mean (d,)."""
+        return self._sum / self.count
+
+    @property
+    def covariance(self) -> Floats:
+        """Unbiased covariance (d, d)."""
+        mean = self.mean
+        return (self._products - self.count * np.outer(mean, mean)) / (self.count - 1)
+
+
+class FidTiles:
+    """The feature sums of tiles that come one by one; the network sees them eight at a time."""
+
+    halo_px = 0
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        self._extractor = extractor
+        self._waiting: list[Pixels] = []
+        self._sums = FeatureSums()
+
+    def measure(self, tile: Pixels) -> Pixels:
+        """The tile: the network is the business of one thread."""
+        return tile
+
+    def add(self, tile: Pixels) -> None:
+        """Take a tile in."""
+        self._waiting.append(tile)
+        if len(self._waiting) == _BATCH:
+            self._flush()
+
+    @property
+    def sums(self) -> FeatureSums:
+        """The sums over all tiles so far."""
+        self._flush()
+        return self._sums
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._sums.add(self._extractor.features(self._waiting))
+            self._waiting = []
+
+
+def frechet_distance(one: FeatureSums, other: FeatureSums) -> float:
+    """Squared Fréchet distance of the normal distributions of two sets; NaN where one has fewer than two members.
+
+    |m₁ - m₂|² + tr C₁ + tr C₂ - 2 tr √(C₁ C₂). The last trace is that of √(√C₁ C₂ √C₁), which has the same eigenvalues
+    and is symmetric, so that sets smaller than the number of features, whose covariances are singular, do no harm.
+    """
+    if min(one.count, other.count) < 2:
+        return float("nan")
+    first, second = one.covariance, other.covariance
+    values, vectors = linalg.eigh(first)
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    common = linalg.eigvalsh(root @ second @ root)
+    difference = one.mean - other.mean
+    cross = 2 * np.sqrt(common.clip(min=0)).sum()
+    return float(difference @ difference + np.trace(first) + np.trace(second) - cross)
+
+
+def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file", WHERE_FROM) from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}", WHERE_FROM) from None
+    except MemoryError:
+        raise
+    except Exception:  # what a damaged file makes the reader raise is anybody's guess
+        raise ModelError(f"{path}: holds code, or is damaged, or no PyTorch file; not loaded", WHERE_FROM) from None
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{path}: holds no state dict", WHERE_FROM)
+    return digest.hexdigest(), dict(state)

@@ -1,0 +1,1 @@
+"""Training of generators: patches straight from slides, three frameworks, exact resume."""

@@ -1,0 +1,105 @@
+"""CUT (Park et al., ECCV 2020): one generator, whose patches must stay recognisable to its own encoder.
+
+Two liberties, neither of which changes an optimum: the generator steps before the discriminator instead of after it,
+and the keys are the features of the translation's own forward pass instead of a second, equal one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kin_cli.models.resnet import ResidualBlock, ResnetGenerator
+from kin_cli.training.counterstain import brown_nuclei
+from kin_cli.training.framework import (
+    Batch,
+    DiscriminatorObjective,
+    Framework,
+    ImagePool,
+    Objective,
+    Phase,
+    adam,
+    build_discriminator,
+    build_generator,
+    fooled,
+    warm_terms,
+)
+from kin_cli.training.losses import patch_nce
+from kin_cli.training.networks import PatchProjection, encode, forward_with_features, initialise, random_places
+from kin_cli.training.settings import CutLosses, NetworkSettings
+
+
+def build_cut(network: NetworkSettings, losses: CutLosses) -> Framework:
+    """Networks, optimizers and phases of CUT."""
+    generator, judge = build_generator(network), build_discriminator(network)
+    layers = losses.layers or official_layers(generator)
+    projection = PatchProjection(feature_channels(generator, layers), dim=losses.projection)
+    initialise(projection, kind="normal", gain=0.02)
+    contrast = ContrastObjective(generator, projection, judge=judge, layers=layers, losses=losses)
+    pools = {"target": ImagePool(losses.pool)}
+    discriminator = DiscriminatorObjective({"target": judge}, pools)
+    return Framework(
+        generator=generator,
+        networks={"generator": generator, "projection": projection, "disc_target": judge},
+        phases=(
+            Phase("generator", contrast, adam(contrast)),
+            Phase("discriminator", discriminator, adam(discriminator), repeats=True),
+        ),
+        pools=pools,
+    )
+
+
+def official_layers(generator: ResnetGenerator) -> tuple[int, ...]:
+    """CUT's five, as indices into ``generator.model``: the padded input, both downsampling convolutions, the first and
+    the fifth residual block (the last where there are fewer); 0, 4, 8, 12, 16 in the anti-aliased layout."""
+    first = next(i for i, layer in enumerate(generator.model) if isinstance(layer, ResidualBlock))
+    down = [i for i, layer in enumerate(list(generator.model)[:first]) if isinstance(layer, nn.Conv2d)][1:]
+    last = first + min(5, generator.spec.blocks) - 1
+    return tuple(sorted({0, *down, first, last}))
+
+
+def feature_channels(generator: ResnetGenerator, layers: tuple[int, ...]) -> list[int]:
+    """Channels of what these layers return."""
+    with torch.no_grad():
+        return [features.shape[1] for features in encode(generator.model, torch.zeros(1, 3, 32, 32), layers=layers)]
+
+
+class ContrastObjective(Objective):
+    """LSGAN + λ · PatchNCE, where PatchNCE is the mean of translation and identity if both are asked for."""
+
+    def __init__(
+        self,
+        generator: ResnetGenerator,
+        projection: PatchProjection,
+        *,
+        judge: nn.Module,
+        layers: tuple[int, ...],
+        losses: CutLosses,
+    ) -> None:
+        super().__init__()
+        self.generator, self.projection = generator, projection
+        self._judges, self._layers, self._losses = (judge,), layers, losses  # a tuple: not among the parameters
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:  # noqa: D102
+        if batch.warm:
+            return warm_terms(self.generator, batch)
+        losses, count = self._losses, len(batch.source)
+        real = torch.cat([batch.source, batch.target]) if losses.identity else batch.source
+        made, key_features = forward_with_features(self.generator.model, real, layers=self._layers)
+        batch.made = {"target": made[:count].detach()}
+        query_features = encode(self.generator.model, made, layers=self._layers)
+        places = random_places(key_features, losses.locations)
+        with torch.no_grad():
+            keys = self.projection(key_features, places)
+        queries = self.projection(query_features, places)
+        weight = losses.nce * (0.5 if losses.identity else 1.0)
+
+        def nce(part: slice) -> Tensor:
+            return weight * patch_nce([q[part] for q in queries], [k[part] for k in keys], tau=losses.tau)
+
+        terms = {"gan": losses.gan * fooled(self._judges[0], made[:count]), "nce": nce(slice(count))}
+        if losses.identity:
+            terms["nce_identity"] = nce(slice(count, None))
+        if losses.nuclei > 0:
+            terms["nuclei"] = losses.nuclei * brown_nuclei(batch.source, made[:count])
+        return terms

@@ -1,0 +1,229 @@
+"""A training run: draw patches, step, log, and leave a generator that ``kin translate`` takes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kin_cli import __version__
+from kin_cli.errors import OutputError
+from kin_cli.models.checkpoint import save_generator
+from kin_cli.pipeline.reporting import Reporter, SilentReporter
+from kin_cli.pipeline.stages import prefetch
+from kin_cli.slide.source import Pixels
+from kin_cli.store.claim import Claim
+from kin_cli.store.files import os_errors_as_output_errors
+from kin_cli.training.average import Average
+from kin_cli.training.cut import build_cut
+from kin_cli.training.cyclegan import build_cyclegan
+from kin_cli.training.devices import Worker, worker
+from kin_cli.training.framework import Batch, Framework
+from kin_cli.training.lsesim import build_lsesim
+from kin_cli.training.patches import PatchSource, find_images
+from kin_cli.training.samples import to_tensor, write_samples
+from kin_cli.training.settings import CutLosses, CycleGanLosses, TrainSettings
+from kin_cli.training.state import STATE_FILE, CsvLog, RunState
+from kin_cli.training.step import Stepper, means
+
+GENERATOR_FILE = "generator.safetensors"
+_SAMPLES = 4
+_SAMPLE_NUMBERS = 1 << 40  # beyond any patch that training draws
+_MPP_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Stains:
+    """Patches of both stains."""
+
+    source: PatchSource
+    target: PatchSource
+
+    def draw(self, first: int, count: int) -> tuple[list[Pixels], list[Pixels]]:
+        """``count`` patches of each, from number ``first``; thread-safe."""
+        numbers = range(first, first + count)
+        return [self.source.draw(n) for n in numbers], [self.target.draw(n) for n in numbers]
+
+    def resolution_note(self) -> str | None:
+        """A line about resolutions that differ by more than 10 %, None where they agree or are unknown."""
+        source, target = self.source.mpp, self.target.mpp
+        if source is None or target is None or abs(target / source - 1.0) <= _MPP_TOLERANCE:
+            return None
+        return f"source patches have {source:.3f} µm per pixel, target patches {target:.3f}: --mpp brings both to one"
+
+
+def train(settings: TrainSettings, reporter: Reporter) -> Path:
+    """Train a generator, or continue a run, and return the path of the generator's file.
+
+    The folder of the run holds ``generator.safetensors`` (the moving average; renewed with every checkpoint),
+    ``generator.pth`` (the same under the official keys, without metadata), ``state.pt``, ``log.csv``, ``samples/``.
+
+    Memory bound: networks, optimizers, one step's activations, and 2 · workers steps of patches.
+    Raises a KinError where slides or settings are wrong, or a loss is not finite.
+    """
+    with ExitStack() as stack:
+        me = stack.enter_context(worker(settings))
+        claim = _claim(settings, stack) if me.leads else None
+        me.barrier()
+        stains = _open(settings, stack)
+        run = _Run(settings, me, stains=stains, reporter=reporter if me.leads else SilentReporter())
+        run.go(claim)
+        me.barrier()
+    return settings.output / GENERATOR_FILE
+
+
+def build(settings: TrainSettings) -> Framework:
+    """The framework of the settings, its weights drawn from their seed."""
+    torch.manual_seed(settings.schedule.seed)
+    if isinstance(settings.losses, CycleGanLosses):
+        return build_cyclegan(settings.network, settings.losses)
+    if isinstance(settings.losses, CutLosses):
+        return build_cut(settings.network, settings.losses)
+    return build_lsesim(settings.network, settings.losses)
+
+
+class _Run:
+    """What the steps of one run share."""
+
+    def __init__(self, settings: TrainSettings, me: Worker, *, stains: Stains, reporter: Reporter) -> None:
+        self._settings, self._me, self._stains, self._reporter = settings, me, stains, reporter
+        framework = build(settings)
+        average = Average(framework.generator, settings.schedule.ema)
+        self._fingerprint = {**settings.fingerprint(), "processes": me.world}
+        self._state = RunState(framework, average)
+        me.place(framework)
+        average.module.to(device=me.device)
+        self._done = self._state.restore(settings.output, fingerprint=self._fingerprint)
+        warm = settings.schedule.warm_steps > 0
+        objectives = [me.wrap(phase, unused=warm) for phase in framework.phases]
+        self._stepper = Stepper(framework, me, average, objectives, settings.schedule.seed)
+        schedule = settings.schedule
+        patches = schedule.epochs * (schedule.epoch_patches or stains.source.capacity)
+        self._per_step = schedule.batch * schedule.accumulate * me.world
+        self._total = schedule.steps or math.ceil(patches / self._per_step)
+
+    def go(self, claim: Claim | None) -> None:
+        """Do the steps that are left; the process that leads, and holds the claim, records them."""
+        recorder = self._recorder() if claim is not None else None
+        with self._reporter.stage("train", self._total - self._done) as advance:
+            for number, batches in self._batches():
+                rate = self._settings.schedule.rate(number, self._total)
+                terms = self._stepper.step(number, batches, rate=rate)
+                if claim is not None and recorder is not None:
+                    claim.touch()
+                    recorder(number + 1, rate, terms)
+                advance(1)
+
+    def _recorder(self) -> Callable[[int, float, dict[str, float]], None]:
+        """What is called after every step, with the number of steps done, to log, picture and keep its results."""
+        settings, start = self._settings, time.monotonic()
+        if note := self._stains.resolution_note():
+            self._reporter.note(note)
+        log = CsvLog(settings.output / "log.csv", step=self._done)
+        rows: list[dict[str, float]] = []
+
+        def record(done: int, rate: float, terms: dict[str, float]) -> None:
+            rows.append(terms)
+            last = done == self._total
+            keep = last or done % settings.checkpoint_every == 0
+            # a row at every checkpoint, too: a resumed run then has the rows of an uninterrupted one
+            if keep or done % settings.log_every == 0:
+                log.add(_row(done, rate, time.monotonic() - start, means(rows)))
+                rows.clear()
+            if last or done % settings.sample_every == 0:
+                self._picture(done)
+            if keep:
+                self._export(done)
+                self._state.save(settings.output, step=done, fingerprint=self._fingerprint)
+
+        return record
+
+    def _batches(self) -> Iterator[tuple[int, list[Batch]]]:
+        schedule, me = self._settings.schedule, self._me
+        own = schedule.batch * schedule.accumulate * schedule.disc_steps
+
+        def draw(number: int) -> tuple[int, tuple[list[Pixels], list[Pixels]]]:
+            return number, self._stains.draw((number * me.world + me.rank) * own, own)
+
+        steps = range(self._done, self._total)
+        workers = self._settings.workers
+        for number, (source, target) in prefetch(draw, steps, workers=workers, ahead=2 * workers):
+            parts = [slice(i, i + schedule.batch) for i in range(0, own, schedule.batch)]
+            pairs = [(self._tensor(source[part]), self._tensor(target[part])) for part in parts]
+            yield number, self._batches_of(pairs, warm=number < schedule.warm_steps)
+
+    def _batches_of(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], *, warm: bool) -> list[Batch]:
+        """The first pairs are the accumulated batches; the others are dealt to them for the discriminator."""
+        count = self._settings.schedule.accumulate
+        spare = pairs[count:]
+        return [Batch(*pair, warm, tuple(spare[i::count])) for i, pair in enumerate(pairs[:count])]
+
+    def _tensor(self, patches: list[Pixels]) -> torch.Tensor:
+        return to_tensor(patches, self._me.device).contiguous(memory_format=self._me.memory_format)
+
+    def _picture(self, done: int) -> None:
+        source, target = self._stains.draw(_SAMPLE_NUMBERS, _SAMPLES)
+        folder = self._settings.output / "samples"
+        with os_errors_as_output_errors(folder):
+            folder.mkdir(exist_ok=True)
+        write_samples(folder / f"{done:07d}.png", self._state.average.module, source=source, target=target)
+
+    def _export(self, done: int) -> None:
+        module, output = self._state.average.module, self._settings.output
+        save_generator(module, output / "generator.pth", spec=module.spec)
+        stored = copy.deepcopy(module).half() if self._settings.half else module
+        save_generator(stored, output / GENERATOR_FILE, spec=module.spec, metadata=self._metadata(done))
+
+    def _metadata(self, done: int) -> dict[str, str]:
+        settings, mpp = self._settings, self._stains.source.mpp
+        found: dict[str, Any] = {
+            "software": f"kin {__version__}",
+            "framework": settings.framework,
+            "steps": f"{done} of {self._total}",
+            "patch_px": settings.patches.patch_px,
+            "mpp": "" if mpp is None else f"{mpp:.4f}",
+            "training": json.dumps(self._fingerprint, sort_keys=True, ensure_ascii=False),
+            **vars(settings.card),
+        }
+        return {name: str(value) for name, value in found.items() if value != ""}
+
+
+def _row(done: int, rate: float, seconds: float, terms: dict[str, float]) -> dict[str, str]:
+    head = {"step": str(done), "lr": f"{rate:.3e}", "seconds": f"{seconds:.1f}"}
+    return head | {name: f"{value:.5f}" for name, value in terms.items()}
+
+
+def _claim(settings: TrainSettings, stack: ExitStack) -> Claim:
+    """Make the run's folder and claim it; with ``overwrite`` an earlier run there is forgotten."""
+    output = settings.output
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder", "create it, or choose another output with -o")
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file", "a run needs a folder: choose another output with -o")
+    with os_errors_as_output_errors(output):
+        output.mkdir(exist_ok=True)
+    claim = Claim.take(output, "train", of=output)
+    stack.callback(claim.release)
+    if settings.overwrite:
+        with os_errors_as_output_errors(output):
+            (output / STATE_FILE).unlink(missing_ok=True)
+    return claim
+
+
+def _open(settings: TrainSettings, stack: ExitStack) -> Stains:
+    """Open and survey the slides of both stains; they must be of about one resolution."""
+    patches, seed = settings.patches, settings.schedule.seed
+    sources = []
+    for stain, path in (("source", patches.source), ("target", patches.target)):
+        source = PatchSource(find_images(path), patches, stain=stain, seed=seed)
+        stack.callback(source.close)
+        sources.append(source)
+    return Stains(*sources)

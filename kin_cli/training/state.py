@@ -1,0 +1,119 @@
+"""The state of a run in one file, so that the same command continues it bit for bit.
+
+Random numbers need no place in it: every step seeds its own, and patches are numbered.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kin_cli.errors import OutputError
+from kin_cli.store.files import os_errors_as_output_errors, write_atomic
+from kin_cli.training.average import Average
+from kin_cli.training.framework import Framework
+
+STATE_FILE = "state.pt"
+_OVERWRITE_HINT = "--overwrite starts afresh"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that changes from step to step."""
+
+    framework: Framework
+    average: Average
+
+    def save(self, folder: Path, *, step: int, fingerprint: Mapping[str, Any]) -> None:
+        """Write the state after ``step`` steps, whole or not at all; ``OutputError`` where that fails.
+
+        Memory bound: the size of the file, about 12 bytes per parameter and the pools.
+        """
+        framework = self.framework
+        content = {
+            "step": step,
+            "fingerprint": json.dumps(fingerprint, sort_keys=True),
+            "networks": {name: module.state_dict() for name, module in framework.networks.items()},
+            "optimizers": {phase.name: phase.optimizer.state_dict() for phase in framework.phases},
+            "average": self.average.module.state_dict(),
+            "pools": {name: pool.images for name, pool in framework.pools.items()},
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        with os_errors_as_output_errors(folder / STATE_FILE):
+            write_atomic(folder / STATE_FILE, buffer.getvalue())
+
+    def restore(self, folder: Path, *, fingerprint: Mapping[str, Any]) -> int:
+        """Take the state of ``folder``, if there is one, and return how many steps it has done.
+
+        Raises ``OutputError`` where it is damaged or belongs to other settings, naming the first that differs.
+        """
+        path = folder / STATE_FILE
+        if not path.exists():
+            return 0
+        content = _loaded(path)
+        _agree(path, json.loads(content["fingerprint"]), json.loads(json.dumps(fingerprint)))
+        framework = self.framework
+        for name, module in framework.networks.items():
+            module.load_state_dict(content["networks"][name])
+        for phase in framework.phases:
+            phase.optimizer.load_state_dict(content["optimizers"][phase.name])
+        for name, pool in framework.pools.items():
+            pool.images = content["pools"][name]
+        self.average.restore(content["average"], content["step"])
+        return int(content["step"])
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: content[name] for name in ("step", "fingerprint", "networks", "optimizers", "average", "pools")}
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise OutputError(f"{path}: not a readable state of a training run: {error}", _OVERWRITE_HINT) from None
+
+
+def _agree(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        here, there = wanted.get(name), found.get(name)
+        if isinstance(here, dict) and isinstance(there, dict):
+            _agree(path, there, here, f"{prefix}{name} ")
+        elif here != there:
+            raise OutputError(
+                f"{path.parent}: was begun with {prefix}{name} {there}, not {here}",
+                f"give the same settings to continue it, another --output, or {_OVERWRITE_HINT}",
+            )
+
+
+class CsvLog:
+    """``log.csv``: one row of averages every so many steps. Rows of steps that will be done again are dropped."""
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        self._path = path
+        self._rows: list[dict[str, str]] = []
+        if step > 0 and path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        self._write()
+
+    def add(self, row: Mapping[str, str]) -> None:
+        """Append a row; columns may differ from row to row. ``OutputError`` where the file cannot be written."""
+        self._rows.append(dict(row))
+        self._write()
+
+    def _write(self) -> None:
+        # rewritten whole: a new column, as after the warm start, changes the header; a run has some thousand rows
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        with os_errors_as_output_errors(self._path):
+            self._path.write_bytes(text.getvalue().encode())

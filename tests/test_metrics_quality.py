@@ -1,0 +1,258 @@
+"""PIQE and NIQE: against the published definitions block by block, SciPy and Pillow; models in and out of files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+from scipy import io, ndimage, stats
+
+from kin_cli.errors import InputError, ModelError
+from kin_cli.geometry import Box
+from kin_cli.metrics.colour import Pixels
+from kin_cli.metrics.mscn import grey, normalised
+from kin_cli.metrics.niqe import Niqe, NiqeOfAuthors, asymmetric_gaussian
+from kin_cli.metrics.niqe_model import NiqeModel, load_niqe_model
+from kin_cli.metrics.piqe import Piqe, PiqeOfAuthors
+from kin_cli.slide.source import open_slide
+
+
+@pytest.fixture(scope="module")
+def tissue(shared_data: Path) -> Pixels:
+    """960×672 px of a real slide: 10×7 patches of NIQE."""
+    with open_slide(shared_data / "CMU-1-Small-Region.svs") as slide:
+        return slide.read(0, Box(500, 900, 960, 672))
+
+
+def padded(pixels: Pixels, margin: int) -> Pixels:
+    return np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), "edge")
+
+
+def blurred(pixels: Pixels) -> Pixels:
+    return np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2)))
+
+
+def noisy(pixels: Pixels, deviation: float) -> Pixels:
+    noise = np.random.default_rng(0).normal(0, deviation, pixels.shape)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+
+
+def coefficients(pixels: Pixels) -> np.ndarray:
+    """MSCN by SciPy's Gaussian filter, which stops after 3 pixels here."""
+    values = grey(pixels)
+    mean = ndimage.gaussian_filter(values, 7 / 6, truncate=18 / 7, mode="nearest")
+    square = ndimage.gaussian_filter(values**2, 7 / 6, truncate=18 / 7, mode="nearest")
+    return (values - mean) / (np.sqrt(np.abs(square - mean**2)) + 1)
+
+
+def test_mscn_is_scipys_gaussian(tissue: Pixels) -> None:
+    np.testing.assert_allclose(normalised(grey(padded(tissue, 3)))[0], coefficients(tissue), atol=1e-9)
+
+
+def published_piqe(mscn: np.ndarray) -> float:
+    """PIQE block by block, edge by edge and run by run, in MATLAB's order."""
+    active, distortion = 0, 0.0
+    for y in range(0, mscn.shape[0], 16):
+        for x in range(0, mscn.shape[1], 16):
+            block = mscn[y : y + 16, x : x + 16]
+            variance = block.var(ddof=1)
+            if variance <= 0.1:
+                continue
+            active += 1
+            edges = (block[0], block[15], block[:, 0], block[:, 15])
+            impaired = any(edge[i : i + 6].std(ddof=1) < 0.1 for edge in edges for i in range(11))
+            centre = np.concatenate([block[:, 7], block[:, 8]]).std(ddof=1)
+            rest = np.delete(block, 7, axis=1)
+            ratio = centre / np.delete(rest, 8, axis=1).std(ddof=1)
+            beta = abs(np.sqrt(variance) - ratio) / max(np.sqrt(variance), ratio)
+            noise = np.sqrt(variance) > 2 * beta
+            distortion += impaired * (1 - variance) + noise * variance
+    return 100 * (1 + distortion) / (1 + active)
+
+
+def authors_piqe(mscn: np.ndarray) -> float:
+    """The KIN authors' variant: biased, squared, the lowest decile ten times."""
+    scores, active = [], 0
+    for y in range(0, mscn.shape[0], 16):
+        for x in range(0, mscn.shape[1], 16):
+            block = mscn[y : y + 16, x : x + 16]
+            variance = block.var()
+            if variance <= 0.1:
+                continue
+            active += 1
+            edges = (block[0], block[15], block[:, 0], block[:, 15])
+            impaired = any(edge[i : i + 6].std() < 0.1 for edge in edges for i in range(11))
+            ratio = block[:, 7:9].std() / np.delete(block, (7, 8), axis=1).std()
+            beta = abs(np.sqrt(variance) - ratio) / max(np.sqrt(variance), ratio)
+            noise = np.sqrt(variance) > 2 * beta
+            scores.append(impaired * (1 - variance) ** 2 + noise * variance**2)
+    found = sorted(score for score in scores if score > 0)
+    return 100 * (1 + 10 * sum(found[: int(0.1 * len(found))])) / (1 + active)
+
+
+@pytest.mark.parametrize("change", [lambda p: p, blurred, lambda p: noisy(p, 15)], ids=["as is", "blurred", "noisy"])
+@pytest.mark.parametrize(("metric", "definition"), [(Piqe, published_piqe), (PiqeOfAuthors, authors_piqe)])
+def test_piqe_is_the_published_one_however_it_is_cut(
+    tissue: Pixels, change: Callable[[Pixels], Pixels], metric: type[Piqe], definition: Callable[[np.ndarray], float]
+) -> None:
+    changed = change(tissue)
+    whole, parts = metric(), metric()
+    framed = padded(changed, 3)
+    whole.add(whole.measure(framed))
+    for y in range(0, 672, 224):
+        for x in range(0, 960, 480):
+            parts.add(parts.measure(framed[y : y + 230, x : x + 486]))
+    expected = definition(coefficients(changed))
+    assert whole.figures()[metric.name] == pytest.approx(expected, rel=1e-6)
+    assert parts.figures() == pytest.approx(whole.figures(), rel=1e-6)
+    assert whole.figures()["piqe_blocks"] > 400
+
+
+def test_piqe_refuses_parts_of_blocks_and_forgives_glass() -> None:
+    with pytest.raises(ValueError, match="16-px blocks"):
+        Piqe().measure(np.zeros((47, 38, 3), np.uint8))
+    glass = Piqe()
+    glass.add(glass.measure(np.full((38, 38, 3), 240, np.uint8)))
+    assert glass.figures() == {"piqe": 100, "piqe_blocks": 0}
+
+
+@pytest.mark.parametrize("shape", [0.6, 1.0, 2.0, 3.5])
+def test_the_asymmetric_gaussian_finds_what_scipy_draws(shape: float) -> None:
+    drawn = stats.gennorm.rvs(shape, size=(2, 200_000), random_state=1)
+    skewed = np.where(drawn < 0, 0.5 * drawn, drawn)
+    # the sides of a two-sided fit have as many values as their scale
+    skewed[1] = np.where(np.random.default_rng(0).random(200_000) < 1 / 3, -0.5, 1.0) * np.abs(drawn[1])
+    fit = asymmetric_gaussian(np.stack([drawn[0], skewed[1]]))
+    np.testing.assert_allclose(fit.shape, shape, rtol=0.03)
+    np.testing.assert_allclose([fit.left[0], fit.right[0], fit.right[1]], 1, rtol=0.05)
+    np.testing.assert_allclose(fit.left[1], 0.5, rtol=0.05)
+    np.testing.assert_allclose(fit.mean, [0, skewed[1].mean()], atol=0.02)
+
+
+def test_halving_is_pillows_bicubic(tissue: Pixels) -> None:
+    values = grey(tissue)
+    image = Image.fromarray(values.astype(np.float32), "F").resize((480, 336), Image.Resampling.BICUBIC)
+    np.testing.assert_allclose(Niqe()._halved(values), np.array(image)[2:-2, 2:-2], atol=0.01)
+    means = np.array(Image.fromarray(values.astype(np.float32), "F").reduce(2))
+    np.testing.assert_allclose(NiqeOfAuthors()._halved(values), means[2:-2, 2:-2], atol=0.01)
+
+
+def features_of(pixels: Pixels, metric: Niqe, *, step: int) -> np.ndarray:
+    framed = padded(pixels, 16)
+    found = []
+    for y in range(0, pixels.shape[0], step):
+        for x in range(0, pixels.shape[1], step):
+            part = metric.measure(framed[y : y + step + 32, x : x + step + 32])
+            metric.add(part)
+            found.append(part[0])
+    return np.concatenate(found)
+
+
+def test_features_are_those_of_the_patches(tissue: Pixels) -> None:
+    """The 18 numbers of a patch at full size, from SciPy's MSCN coefficients."""
+    patch = coefficients(tissue)[96:192, 192:288]
+    expected = []
+    for shift in (None, (0, 1), (1, 0), (1, 1), (-1, 1)):
+        values = patch if shift is None else patch * np.roll(patch, shift, (0, 1))
+        left, right = (np.sqrt((side**2).mean()) for side in (values[values < 0], values[values > 0]))
+        shapes = np.arange(0.2, 10.001, 0.001)
+        gamma = [np.exp(np.vectorize(math.lgamma)(order / shapes)) for order in (1, 2, 3)]
+        skew, ratio = left / right, np.abs(values).mean() ** 2 / (values**2).mean()
+        ratio *= (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
+        best = np.argmin((gamma[1] ** 2 / (gamma[0] * gamma[2]) - ratio) ** 2)
+        scale = np.sqrt(gamma[0][best] / gamma[2][best])
+        centre = scale * (right - left) * gamma[1][best] / gamma[0][best]
+        expected += [shapes[best], scale * (left + right) / 2] if shift is None else []
+        expected += [] if shift is None else [shapes[best], centre, scale * left, scale * right]
+    found = features_of(tissue, Niqe(), step=96)[10 + 2]
+    np.testing.assert_allclose(found[:18], expected, rtol=1e-6, atol=1e-9)
+    doubled = features_of(tissue, NiqeOfAuthors(), step=96)[10 + 2]
+    np.testing.assert_allclose(doubled[[13, 17]], doubled[[12, 16]])
+    np.testing.assert_allclose(np.delete(doubled[:18], [13, 17]), np.delete(found[:18], [13, 17]))
+
+
+def test_niqe_rises_with_blur_and_noise_and_does_not_depend_on_the_cut(tissue: Pixels) -> None:
+    pristine = Niqe()
+    features = features_of(tissue, pristine, step=96)
+    model = NiqeModel(features.mean(axis=0), np.cov(features, rowvar=False), "this picture")
+    scores = []
+    for changed in (tissue, blurred(tissue), noisy(tissue, 25)):
+        metric = Niqe()
+        features_of(changed, metric, step=96)
+        scores.append(metric.figures(model)["niqe"])
+    assert scores[0] == pytest.approx(0, abs=1e-6)
+    assert min(scores[1:]) > 1
+    rows = Niqe()
+    framed = padded(tissue, 16)
+    for y in (0, 288):
+        rows.add(rows.measure(framed[y : y + (288 if y == 0 else 384) + 32]))
+    whole = Niqe()
+    whole.add(whole.measure(framed))
+    assert rows.figures(model) == pytest.approx(whole.figures(model), abs=1e-6)
+
+
+def test_flat_patches_are_counted_not_scored(tissue: Pixels) -> None:
+    half_glass = tissue.copy()
+    half_glass[:, :480] = 240
+    metric = Niqe()
+    features = features_of(half_glass, metric, step=96)
+    model = NiqeModel(np.zeros(36), np.eye(36), "unit")
+    figures = metric.figures(model)
+    assert figures["niqe_patches"] + figures["niqe_flat_patches"] == len(features) == 70
+    assert figures["niqe_flat_patches"] >= 28
+    assert math.isfinite(figures["niqe"])
+    assert math.isnan(Niqe().figures(model)["niqe"])
+
+
+def test_a_model_is_fitted_to_sharp_patches_only() -> None:
+    draws = np.random.default_rng(2)
+    metric = Niqe()
+    features, sharpness = draws.normal(size=(300, 36)), np.linspace(1, 2, 300)
+    metric.add((features, sharpness))
+    model = metric.fitted("drawn")
+    chosen = features[sharpness > 0.75 * np.percentile(sharpness, 99)]
+    np.testing.assert_allclose(model.mean, chosen.mean(axis=0))
+    assert model.origin == f"fitted to {len(chosen)} patches of drawn"
+    with pytest.raises(InputError, match="only 0 sharp patches"):
+        Niqe().fitted("nothing")
+
+
+def test_distance_is_a_mahalanobis_distance() -> None:
+    draws = np.random.default_rng(4)
+    features = draws.normal(size=(500, 36)) + 0.3
+    model = NiqeModel(np.zeros(36), 2 * np.eye(36), "made up")
+    spread = np.linalg.inv((2 * np.eye(36) + np.cov(features.T)) / 2)
+    from scipy.spatial.distance import mahalanobis
+
+    assert model.distance(features) == pytest.approx(mahalanobis(features.mean(axis=0), np.zeros(36), spread))
+
+
+@pytest.mark.parametrize("names", [("mu_prisparam", "cov_prisparam"), ("pop_mu", "pop_cov"), ("mean", "covariance")])
+@pytest.mark.parametrize("suffix", [".mat", ".npz"])
+def test_models_are_read(tmp_path: Path, names: tuple[str, str], suffix: str) -> None:
+    file = tmp_path / f"model{suffix}"
+    values = dict(zip(names, (np.arange(36.0)[None], np.eye(36)), strict=True))
+    if suffix == ".mat":
+        io.savemat(file, values)
+    else:
+        np.savez(file, **values)
+    model = load_niqe_model(file)
+    assert model.mean.tolist() == list(range(36))
+    assert (model.covariance == np.eye(36)).all()
+    assert model.origin.startswith(file.name)
+
+
+def test_what_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
+    missing, text, other, narrow = (tmp_path / name for name in ("a.mat", "b.mat", "c.npz", "d.npz"))
+    text.write_text("mean")
+    np.savez(other, weights=np.zeros(3))
+    np.savez(narrow, mean=np.zeros(18), covariance=np.eye(18))
+    cut = tmp_path / "e.npz"
+    cut.write_bytes(other.read_bytes()[:60])
+    for file in (missing, text, other, narrow, cut, tmp_path):
+        with pytest.raises(ModelError, match=file.name):
+            load_niqe_model(file)

@@ -1,0 +1,272 @@
+"""Whole runs: exact resume, what is refused, and checkpoints that the rest of the program takes."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from kin_cli.commands.main import cli
+from kin_cli.commands.train import train as command
+from kin_cli.errors import KinError, OutputError
+from kin_cli.models.checkpoint import load_generator
+from kin_cli.pipeline.reporting import SilentReporter
+from kin_cli.training.run import train
+from kin_cli.training.settings import (
+    Card,
+    CutLosses,
+    CycleGanLosses,
+    Losses,
+    LsesimLosses,
+    NetworkSettings,
+    PatchSettings,
+    Schedule,
+    TrainSettings,
+)
+
+LOSSES: dict[str, Losses] = {
+    "cyclegan": CycleGanLosses(pool=3),
+    "cut": CutLosses(locations=16, projection=16),
+    "lsesim": LsesimLosses(random_features=True, layers=(1, 2), locations=16, window=4, pool=3),
+}
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "train"
+
+
+class Interrupting(SilentReporter):
+    """Raises after a number of steps, as a signal would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        def advance(_: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of small pictures: purple dots on pink, and the same kind in blue and brown on white."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for stain, paper, inks in (
+        ("he", (235, 190, 215), [(90, 60, 140)]),
+        ("ihc", (250, 250, 250), [(140, 150, 200), (120, 80, 40)]),
+    ):
+        (folder / stain).mkdir()
+        for number in range(2):
+            picture = np.full((96, 96, 3), paper, np.uint8)
+            for _ in range(60):
+                y, x = rng.integers(0, 90, 2)
+                picture[y : y + 6, x : x + 6] = inks[rng.integers(len(inks))]
+            Image.fromarray(picture).save(folder / stain / f"{number}.png")
+    return folder
+
+
+def settings(images: Path, output: Path, framework: str = "cut", **changes: object) -> TrainSettings:
+    made = TrainSettings(
+        output=output,
+        patches=PatchSettings(images / "he", images / "ihc", patch_px=32),
+        losses=LOSSES[framework],
+        network=NetworkSettings(width=4, blocks=1, disc_width=4, disc_layers=1, init="xavier", init_gain=1.0),
+        schedule=Schedule(steps=6, lr=1e-3, disc_steps=2),
+        card=Card(source_stain="H&E", target_stain="IHC", credit="drawn by the test"),
+        checkpoint_every=2,
+        sample_every=3,
+        log_every=1,
+        device="cpu",
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    a, b = (torch.load(run / "state.pt", weights_only=True) for run in (first, second))
+    leaves = [list(_leaves(content)) for content in (a, b)]
+    assert [name for name, _ in leaves[0]] == [name for name, _ in leaves[1]]
+    for (name, one), (_, other) in zip(*leaves, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, name
+
+
+def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _leaves(entry, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for number, entry in enumerate(value):
+            yield from _leaves(entry, f"{name}.{number}")
+    else:
+        yield name, value
+
+
+@pytest.mark.parametrize("framework", list(LOSSES))
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(images: Path, tmp_path: Path, framework: str) -> None:
+    whole, parts = (settings(images, tmp_path / name, framework) for name in ("whole", "parts"))
+    train(whole, SilentReporter())
+    # stopped after its fifth step: the checkpoint is that of the fourth
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, Interrupting(after=5))
+    train(parts, SilentReporter())
+    assert_same_state(whole.output, parts.output)
+    kept = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(whole.output)]
+    assert kept == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(parts.output)]
+    assert len(kept) == 6
+
+
+@pytest.mark.parametrize("framework", list(LOSSES))
+def test_a_run_leaves_a_generator_with_its_card_and_pictures(images: Path, tmp_path: Path, framework: str) -> None:
+    run = settings(images, tmp_path / "run", framework)
+    path = train(run, SilentReporter())
+    generator = load_generator(path)
+    assert (generator.width, generator.blocks, generator.layout) == (4, 1, "resnet-cyclegan")
+    card = generator.metadata
+    assert card["source_stain"] == "H&E"
+    assert card["use"] == "research only, not for diagnosis"
+    assert card["framework"] == framework
+    assert f'"framework": "{framework}"' in card["training"]
+    exported = load_generator(path.with_suffix(".pth"))
+    for name, tensor in generator.module.state_dict().items():
+        assert torch.equal(tensor, exported.module.state_dict()[name])
+    out = tmp_path / "translated.png"
+    arguments = ["translate", str(images / "he" / "0.png"), "-m", str(path), "-o", str(out), "--patch-size", "32"]
+    result = CliRunner().invoke(cli, [*arguments, "--device", "cpu"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert Image.open(out).size == (96, 96)
+    pictures = sorted(file.name for file in (run.output / "samples").iterdir())
+    assert pictures == ["0000003.png", "0000006.png"]
+    assert Image.open(run.output / "samples" / pictures[0]).size == (4 * 32, 3 * 32)
+
+
+def test_other_settings_are_refused_by_name_and_overwrite_starts_afresh(images: Path, tmp_path: Path) -> None:
+    run = settings(images, tmp_path / "run")
+    train(run, SilentReporter())
+    other = replace(run, schedule=replace(run.schedule, lr=5e-4))
+    with pytest.raises(OutputError, match=r"was begun with schedule lr 0.001, not 0.0005"):
+        train(other, SilentReporter())
+    train(replace(other, overwrite=True), SilentReporter())
+    assert rows(run.output)[0]["lr"] == "5.000e-04"
+    # what does not enter the weights may change
+    train(replace(other, workers=1, log_every=3), SilentReporter())
+
+
+def test_a_damaged_state_is_refused(images: Path, tmp_path: Path) -> None:
+    run = settings(images, tmp_path / "run")
+    train(run, SilentReporter())
+    state = run.output / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(OutputError, match=r"state\.pt: not a readable state"):
+        train(run, SilentReporter())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -> None:
+    run = settings(images, tmp_path / "run", "cyclegan", schedule=Schedule(steps=50, lr=1e30))
+    with pytest.raises(KinError, match=r"the loss \w+ is (nan|inf) at step \d+: training has diverged"):
+        train(run, SilentReporter())
+
+
+def test_training_begins_with_a_given_generator(images: Path, tmp_path: Path) -> None:
+    first = settings(images, tmp_path / "first", network=NetworkSettings(width=6, blocks=2, disc_width=4))
+    start = train(first, SilentReporter())
+    tuned = settings(
+        images,
+        tmp_path / "tuned",
+        network=NetworkSettings(start=start, disc_width=4),
+        schedule=Schedule(steps=1, lr=1e-9),
+    )
+    before, after = load_generator(start), load_generator(train(tuned, SilentReporter()))
+    assert (after.width, after.blocks) == (6, 2)
+    for name, tensor in before.module.state_dict().items():
+        torch.testing.assert_close(after.module.state_dict()[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_a_warm_start_is_followed_by_the_losses(images: Path, tmp_path: Path) -> None:
+    run = settings(images, tmp_path / "run", schedule=Schedule(steps=4, warm_steps=2, epoch_patches=5))
+    train(run, SilentReporter())
+    found = rows(run.output)
+    assert [bool(row["warm"]) for row in found] == [True, True, False, False]
+    assert [bool(row["gan"]) for row in found] == [False, False, True, True]
+
+
+def test_epochs_count_the_patches_that_fit(images: Path, tmp_path: Path) -> None:
+    run = settings(images, tmp_path / "run", schedule=Schedule(epochs=2, batch=4), log_every=1)
+    train(run, SilentReporter())
+    # 2 pictures of 3 × 3 patches, twice, 4 at a time
+    assert len(rows(run.output)) == math.ceil(2 * 18 / 4)
+
+
+def test_bf16_trains_and_half_stores_half(images: Path, tmp_path: Path) -> None:
+    run = settings(images, tmp_path / "run", precision="bf16", half=True, schedule=Schedule(steps=2))
+    path = train(run, SilentReporter())
+    stored, full = load_generator(path), load_generator(path.with_suffix(".pth"))
+    assert stored.notes == ("converted weights from float16 to float32",)
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    grey_levels = (stored.module(x) - full.module(x)).abs() * 127.5
+    assert 0 < grey_levels.max() < 1
+
+
+@pytest.mark.parametrize(
+    ("framework", "config"),
+    [("cyclegan", "cyclegan"), ("cut", "cut"), ("lsesim", "l-lsesim"), ("lsesim", "f-lsesim"), ("cut", "he2syn")],
+)
+def test_the_command_takes_every_settings_file(images: Path, tmp_path: Path, framework: str, config: str) -> None:
+    arguments = [framework, "--config", str(CONFIGS / f"{config}.toml"), "--source", str(images / "he")]
+    arguments += ["--target", str(images / "ihc"), "-o", str(tmp_path / "run"), "--patch-size", "32", "--steps", "1"]
+    arguments += ["--width", "4", "--blocks", "1", "--disc-width", "4", "--device", "cpu", "--warm-steps", "0"]
+    arguments += ["--border-share", "0", "--glass-share", "0", "--disc-layers", "1"]
+    if framework == "lsesim":
+        arguments += ["--random-features", "--layers", "1", "--window", "4"]
+    if config == "he2syn":
+        arguments += ["--layers", "", "--source-region", "0,0,96,80"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "generator.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", list(LOSSES))
+def test_two_hundred_steps_lower_the_loss(images: Path, tmp_path: Path, framework: str) -> None:
+    run = settings(images, tmp_path / "run", framework, schedule=Schedule(steps=200, lr=1e-3), log_every=20)
+    train(run, SilentReporter())
+    term = {"cyclegan": "cycle_source", "cut": "nce", "lsesim": "maps"}[framework]
+    values = [float(row[term]) for row in rows(run.output)]
+    assert min(values[-3:]) < 0.8 * values[0]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_from_twice_the_batch(images: Path, tmp_path: Path) -> None:
+    def run(processes: int, batch: int) -> dict[str, torch.Tensor]:
+        output = tmp_path / f"run{processes}"
+        arguments = ["cyclegan", "--source", str(images / "he"), "--target", str(images / "ihc"), "-o", str(output)]
+        arguments += ["--patch-size", "32", "--steps", "3", "--width", "4", "--blocks", "1", "--disc-width", "4"]
+        arguments += ["--disc-layers", "1", "--pool", "0", "-b", str(batch), "--device", "cpu"]
+        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=29571"]
+        script = "from kin_cli.commands.train import train; train()"
+        (tmp_path / "go.py").write_text(script)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*launch, str(tmp_path / "go.py"), *arguments], check=True, env=environment, timeout=300)
+        return load_generator(output / "generator.safetensors").module.state_dict()
+
+    alone, together = run(1, 2), run(2, 1)
+    # a bias in front of a norm layer has no gradient but rounding errors, which Adam scales up to full steps
+    for name in (name for name in alone if name.endswith("weight")):
+        torch.testing.assert_close(together[name], alone[name], atol=2e-5, rtol=1e-3)

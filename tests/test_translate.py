@@ -1,0 +1,289 @@
+"""Whole translations through the engine that the command uses: exact sizes, invariances, resume, tissue and glass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import pyvips
+import tifffile
+import tiffslide
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from kin_cli.errors import OutputError
+from kin_cli.geometry import Box
+from kin_cli.models.checkpoint import load_generator
+from kin_cli.models.patch import patch
+from kin_cli.norm.kernel import Kernel
+from kin_cli.norm.layer import Field
+from kin_cli.norm.lookup import Lookup
+from kin_cli.passes.windows import WindowPlan
+from kin_cli.pipeline.reporting import SilentReporter
+from kin_cli.plan import make_plan
+from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
+from kin_cli.translate import carry_out, translate
+
+PATCH = 64
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smooth colourful image of a size that is no multiple of anything, with a white right third."""
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 255, (12, 17, 3), np.uint8))
+    pixels = np.asarray(small.resize((401, 275), Image.Resampling.BICUBIC)).copy()
+    pixels[:, 270:] = 244
+    file = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+def settings(slide: Path, model: Path, output: Path, **changes: object) -> Settings:
+    """Settings of a quick lossless translation; ``changes`` go to whichever part has a field of that name."""
+    parts = {
+        "source": {"slide": slide, "tissue": "none"},
+        "output": {"path": output, "compression": "deflate"},
+        "norm": {"patch_px": PATCH, "kernel": Kernel.parse("gaussian:3")},
+        "compute": {"device": "cpu"},
+    }
+    classes = {"source": SourceSettings, "output": OutputSettings, "norm": NormSettings, "compute": ComputeSettings}
+    for name, value in changes.items():
+        part = next(p for p, cls in classes.items() if name in {f.name for f in dataclasses.fields(cls)})
+        parts[part][name] = value
+    return Settings(model=model, **{part: cls(**parts[part]) for part, cls in classes.items()})  # type: ignore[arg-type]
+
+
+def run(slide: Path, model: Path, output: Path, **changes: object) -> np.ndarray:
+    translate(settings(slide, model, output, **changes), SilentReporter())
+    return tifffile.imread(output)
+
+
+class Identity(nn.Module):
+    """A generator with a norm layer that changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(3)
+        self.scale = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.norm(x)
+
+
+def run_identity(wanted: Settings) -> None:
+    plan = make_plan(wanted)
+    generator = dataclasses.replace(plan.generator, module=Identity(), norm_layers=1, channels=3)
+    with plan.view.slide:
+        carry_out(dataclasses.replace(plan, generator=generator), SilentReporter())
+
+
+@pytest.mark.parametrize("region", [None, Box(3, 5, 1001, 733), Box(0, 0, 512, 512), Box(17, 9, 1, 700)])
+def test_an_identity_generator_reproduces_the_slide(
+    tmp_path: Path, tiny_generator: Path, shared_data: Path, region: Box | None
+) -> None:
+    slide, output = shared_data / "CMU-1-Small-Region.svs", tmp_path / "out.ome.tif"
+    run_identity(settings(slide, tiny_generator, output, patch_px=512, region=region, halo_px=32))
+    with openslide.OpenSlide(slide) as source:
+        box = region or Box(0, 0, *source.dimensions)
+        expected = np.asarray(source.read_region((box.x, box.y), 0, (box.width, box.height)).convert("RGB"))
+    np.testing.assert_array_equal(tifffile.imread(output), expected)
+
+
+@pytest.mark.parametrize("patch_px", [64, 100, 128, 508])
+def test_an_identity_generator_keeps_every_patch_size_exact(
+    tmp_path: Path, photo: Path, tiny_generator: Path, patch_px: int
+) -> None:
+    run_identity(settings(photo, tiny_generator, tmp_path / "out.tif", patch_px=patch_px, halo_px=12))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), np.asarray(Image.open(photo)))
+
+
+@pytest.mark.parametrize("layout", ["cut", "cyclegan", "urust"])
+def test_kernel_one_is_the_unpatched_generator(shared_reference: Path, layout: str) -> None:
+    file, x = shared_reference / f"{layout}.pth", torch.rand(2, 3, 128, 128) * 2 - 1
+    plain = load_generator(file).module
+    network = patch(load_generator(file).module)
+    stats = network.measure(x)
+    cells = torch.stack([stats[:, 0], 1 / stats[:, 1]], dim=1)[:, None, None]
+    out = network.apply(x, Field(cells, Lookup(128, 0, "nearest"), (1, 1)))
+    with torch.inference_mode():
+        torch.testing.assert_close(out, plain(x), atol=1e-4, rtol=0)
+
+
+def test_the_in_preset_is_the_unpatched_generator_patch_by_patch(
+    tmp_path: Path, photo: Path, tiny_generator: Path
+) -> None:
+    got = run(photo, tiny_generator, tmp_path / "out.tif", method="in", kernel=None).astype(int)
+    plain, pixels = load_generator(tiny_generator).module, np.asarray(Image.open(photo))
+    # Only the colourful patches: the white ones have no spread, and dividing by it makes noise of rounding errors.
+    for y, x in np.ndindex(275 // PATCH, 256 // PATCH):
+        part = slice(y * PATCH, (y + 1) * PATCH), slice(x * PATCH, (x + 1) * PATCH)
+        with torch.inference_mode():
+            tensor = torch.from_numpy(pixels[part].copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+            expected = ((plain(tensor)[0].permute(1, 2, 0) * 0.5 + 0.5) * 255 + 0.5).clamp(0, 255).numpy().astype(int)
+        assert np.abs(got[part] - expected).max() <= 1
+
+
+def test_batches_workers_and_order_do_not_change_a_byte(
+    tmp_path: Path, photo: Path, tiny_generator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(photo, tiny_generator, tmp_path / "o.ome.tif", batch_size=1, workers=1)
+    expected = (tmp_path / "o.ome.tif").read_bytes()
+    for batch, workers in ((3, 2), (8, 4)):
+        run(photo, tiny_generator, tmp_path / "o.ome.tif", batch_size=batch, workers=workers, overwrite=True)
+        assert (tmp_path / "o.ome.tif").read_bytes() == expected
+    straight = WindowPlan.blocks
+
+    def shuffled(self: WindowPlan, *args: object, **kwargs: object) -> list[object]:
+        return random.Random(1).sample(blocks := list(straight(self, *args, **kwargs)), len(blocks))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WindowPlan, "blocks", shuffled)
+    run(photo, tiny_generator, tmp_path / "o.ome.tif", overwrite=True)
+    assert (tmp_path / "o.ome.tif").read_bytes() == expected
+
+
+def test_with_halo_and_bilinear_read_out_windows_of_any_size_agree(
+    tmp_path: Path, photo: Path, tiny_generator: Path
+) -> None:
+    results = [
+        run(photo, tiny_generator, tmp_path / f"{window}.tif", interpolation="bilinear", halo_px=None, window_px=window)
+        for window in (PATCH, 2 * PATCH, 8 * PATCH)
+    ]
+    for other in results[1:]:
+        assert np.abs(results[0].astype(int) - other).max() <= 1
+
+
+def test_any_reader_sees_all_levels_and_the_pixel_size(tmp_path: Path, tiny_generator: Path, shared_data: Path) -> None:
+    slide, output = shared_data / "CMU-1-Small-Region.svs", tmp_path / "o.ome.tif"
+    run(slide, tiny_generator, output, patch_px=512, compression="jpeg", region=Box(0, 0, 2100, 1100))
+    sizes = [(2100, 1100), (1050, 550), (525, 275)]
+    with openslide.OpenSlide(output) as reader:
+        assert list(reader.level_dimensions) == sizes
+        assert float(reader.properties["openslide.mpp-x"]) == pytest.approx(0.499, rel=1e-3)
+    with tiffslide.TiffSlide(output) as reader:
+        assert list(reader.level_dimensions) == sizes
+        assert float(reader.properties["tiffslide.mpp-x"]) == pytest.approx(0.499, rel=1e-3)
+    with tifffile.TiffFile(output) as reader:
+        assert reader.is_ome
+        assert [level.shape[1::-1] for level in reader.series[0].levels] == sizes
+    for page, (width, height) in enumerate(sizes):
+        image = pyvips.Image.new_from_file(str(output), page=page)
+        assert (image.width, image.height) == (width, height)
+        assert 1e3 / image.xres == pytest.approx(0.499 * 2100 / width, rel=1e-3)
+
+
+def test_an_interrupted_run_continues_to_the_same_bytes(
+    tmp_path: Path, photo: Path, tiny_generator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    wanted = settings(photo, tiny_generator, tmp_path / "a" / "o.ome.tif", tissue="auto")
+    translate(wanted, SilentReporter())
+    again = dataclasses.replace(wanted, output=dataclasses.replace(wanted.output, path=tmp_path / "b" / "o.ome.tif"))
+
+    class Interrupting(SilentReporter):
+        left = 9
+
+        def stage(self, name: str, total: int):  # type: ignore[no-untyped-def]
+            return self._stage()
+
+        def _stage(self):  # type: ignore[no-untyped-def]
+            from contextlib import contextmanager
+
+            @contextmanager
+            def stage():  # type: ignore[no-untyped-def]
+                def advance(_: int) -> None:
+                    Interrupting.left -= 1
+                    if Interrupting.left == 0:
+                        raise KeyboardInterrupt
+
+                yield advance
+
+            return stage()
+
+    stops = 0
+    while not again.output.path.exists():
+        Interrupting.left = 9 + stops
+        try:
+            translate(again, Interrupting())
+        except KeyboardInterrupt:
+            stops += 1
+            assert not again.output.path.exists()
+    assert stops >= 3
+    assert again.output.path.read_bytes() == wanted.output.path.read_bytes()
+    assert not list((tmp_path / "b").glob("*kin-work*"))
+
+
+def test_unfinished_work_of_other_settings_is_refused_by_name(
+    tmp_path: Path, photo: Path, tiny_generator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "o.ome.tif"
+    monkeypatch.setattr("kin_cli.translate.apply_slide", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(photo, tiny_generator, output)
+    monkeypatch.undo()
+    with pytest.raises(OutputError, match=r"kernel: \"gaussian:3\" → \"constant:3\""):
+        run(photo, tiny_generator, output, kernel=Kernel.parse("constant:3"))
+    run(photo, tiny_generator, output, kernel=Kernel.parse("constant:3"), overwrite=True)
+    assert output.exists()
+
+
+@pytest.fixture
+def tissue_mask(tmp_path: Path) -> Path:
+    """The left two thirds of the photo are tissue."""
+    mask = np.zeros((275, 401), np.uint8)
+    mask[:, :260] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return tmp_path / "mask.png"
+
+
+def test_cells_without_tissue_are_filled_with_the_generators_glass(
+    tmp_path: Path, photo: Path, tiny_generator: Path, tissue_mask: Path
+) -> None:
+    filled = run(photo, tiny_generator, tmp_path / "fill.tif", tissue=tissue_mask)
+    kept = run(photo, tiny_generator, tmp_path / "keep.tif", tissue=tissue_mask, background="keep")
+    white = run(photo, tiny_generator, tmp_path / "white.tif", tissue=tissue_mask, background="white")
+    beyond = slice(None), slice(5 * PATCH, None)  # columns 5 and 6 of the grid hold no tissue
+    np.testing.assert_array_equal(kept[beyond], np.asarray(Image.open(photo))[beyond])
+    assert (white[beyond] == 255).all()
+    for other in (kept, white):
+        np.testing.assert_array_equal(filled[:, : 5 * PATCH], other[:, : 5 * PATCH])
+    glass = filled[:, 290 : 5 * PATCH].reshape(-1, 3).mean(axis=0)  # translated glass beside it
+    assert np.abs(filled[beyond].reshape(-1, 3).mean(axis=0) - glass).max() < 4
+
+
+def test_background_neither_enters_the_statistics_nor_costs_work(
+    tmp_path: Path, photo: Path, tiny_generator: Path, tissue_mask: Path
+) -> None:
+    record = translate(settings(photo, tiny_generator, tmp_path / "o.tif", tissue=tissue_mask), SilentReporter())
+    plan = record["plan"]
+    assert isinstance(plan, dict)
+    assert (plan["patches"], plan["patches_with_tissue"]) == (35, 25)
+    pixels = np.asarray(Image.open(photo)).copy()
+    pixels[:, 5 * PATCH :] = 3
+    Image.fromarray(pixels).save(tmp_path / "changed.png")
+    other = run(tmp_path / "changed.png", tiny_generator, tmp_path / "p.tif", tissue=tissue_mask)
+    np.testing.assert_array_equal(other[:, : 5 * PATCH], tifffile.imread(tmp_path / "o.tif")[:, : 5 * PATCH])
+
+
+def test_the_record_tells_how_the_output_was_made(tmp_path: Path, photo: Path, tiny_generator: Path) -> None:
+    run(photo, tiny_generator, tmp_path / "o.ome.tif")
+    record = json.loads((tmp_path / "o.json").read_text())
+    assert record["settings"]["model sha256"] == load_generator(tiny_generator).sha256
+    assert record["settings"]["kernel"] == "gaussian:3"
+    with tifffile.TiffFile(tmp_path / "o.ome.tif") as tiff:
+        assert record["settings"]["model sha256"] in (tiff.ome_metadata or "")
+    assert record["peak_rss_bytes"] > 0
+    assert set(record["seconds"]) >= {"measure", "apply", "pyramid"}
+
+
+def test_a_flat_output_is_the_pyramids_base(tmp_path: Path, photo: Path, tiny_generator: Path) -> None:
+    pyramid = run(photo, tiny_generator, tmp_path / "o.tif")
+    translate(settings(photo, tiny_generator, tmp_path / "o.png"), SilentReporter())
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), pyramid)
