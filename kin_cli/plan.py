@@ -29,9 +29,11 @@ from kin_cli.slide.mask_file import load_mask
 from kin_cli.slide.source import open_slide
 from kin_cli.slide.tissue import detect_tissue
 from kin_cli.slide.view import SlideView, open_view
+from kin_cli.store.begin import work_folder
 
 _AUTO_WINDOW_BYTES = {"cpu": 2 << 30, "cuda": 4 << 30}
 _AUTO_WINDOW_PX = 2048
+_PRIOR = 0.01  # of a kernel full of tissue: 1 % inside tissue, most of it around specks of dust
 _MAX_PIXELS = 1 << 40  # a hundred times the largest slides; far more is a wrong pixel size
 _BASE_BYTES = 420 << 20  # interpreter, torch and the image libraries, measured on Linux
 _DISK_BYTES_PER_PIXEL = {"jpeg": 0.4, "deflate": 3.0}  # pyramid included, all tissue, rounded up
@@ -63,6 +65,15 @@ class Plan:
         if self.settings.source.tissue == "none" or not self._has_glass:
             return np.ones((self.grid.rows, self.grid.cols), np.float32)
         return self.mask.share(self.grid)
+
+    @property
+    def prior(self) -> float:
+        """Weight of the slide's mean statistics in a kernel that found hardly any tissue; see ``SmoothedTable``.
+
+        None where every patch counts the same, as in the paper, nor with kernel 1, which is the network as trained.
+        """
+        masked = self.settings.source.tissue != "none" and self._has_glass
+        return _PRIOR if masked and self.settings.norm.effective_kernel.radius else 0.0
 
     @property
     def _has_glass(self) -> bool:
@@ -266,7 +277,8 @@ def _mask(tissue: Path | str, view: SlideView) -> TissueMask:
 def _check_size(view: SlideView) -> None:
     if view.size.pixels > _MAX_PIXELS:
         raise UsageError(
-            f"{view.slide.path}: {view.size} pixels are too many", "the pixel size may be wrong: see --mpp, --source-mpp"
+            f"{view.slide.path}: {view.size} pixels are too many",
+            "perhaps a wrong pixel size: see --mpp and --source-mpp",
         )
 
 
@@ -276,13 +288,8 @@ def _check_output(settings: Settings) -> None:
         raise OutputError(f"{output.parent}: no such folder", "create it, or choose another output with -o")
     if output.is_dir():
         raise OutputError(f"{output}: is a folder", "give the output a file name with -o")
-    may_exist = settings.output.overwrite or settings.output.skip_existing or has_unfinished_work(output)
+    may_exist = settings.output.overwrite or settings.output.skip_existing or work_folder(output).exists()
     if output.exists() and not may_exist:
         raise OutputError(f"{output}: exists already", "--overwrite replaces it")
     if output.exists() and settings.source.slide.exists() and output.samefile(settings.source.slide):
         raise UsageError(f"{output}: is the slide itself", "choose another output with -o")
-
-
-def has_unfinished_work(output: Path) -> bool:
-    """Whether an earlier run left its work folder, be it only because it was killed while it removed it."""
-    return output.with_name(f"{output.name}.kin-work").exists()

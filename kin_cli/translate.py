@@ -24,7 +24,7 @@ from kin_cli.passes.faults import Faults
 from kin_cli.passes.measure import measure_slide
 from kin_cli.passes.thumbnail import thumbnail_statistics
 from kin_cli.pipeline.reporting import Reporter
-from kin_cli.plan import Plan, has_unfinished_work, make_plan
+from kin_cli.plan import Plan, make_plan
 from kin_cli.pyramid.build import build_levels
 from kin_cli.pyramid.finished import finished_record, verified_record
 from kin_cli.pyramid.flat import write_flat
@@ -32,7 +32,7 @@ from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_pyramid
 from kin_cli.settings import Settings
 from kin_cli.slide.faults import strict
-from kin_cli.store.begin import ALONE, check_disk, made_by, open_work
+from kin_cli.store.begin import ALONE, check_disk, made_by, open_work, work_folder
 from kin_cli.store.blobs import BlobStore
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 from kin_cli.store.work import WorkFolder
@@ -84,8 +84,8 @@ class Job:
         Raises ``OutputError`` where a live process holds it, it belongs to other settings, or the disk is too small.
         """
         output = plan.settings.output
+        check_disk(output.path, plan.disk_bytes)
         with open_work(output.path, plan.fingerprint(), overwrite=output.overwrite, shard=shard) as work:
-            check_disk(work.folder, plan.disk_bytes)
             job = cls(plan, work, shard)
             with job._stores:
                 yield job
@@ -156,7 +156,7 @@ class Job:
                 unreadable=self.faults.add_patch if fill else None,
             )
             self._table_store.commit()
-            return SmoothedTable(self._table, plan.weights, norm.effective_kernel)
+            return SmoothedTable(self._table, plan.weights, norm.effective_kernel, prior=plan.prior)
 
     def apply(self, table: SmoothedTable | Uniform, painter: Painter, reporter: Reporter) -> None:
         """Pass 2."""
@@ -198,7 +198,7 @@ class Job:
 def skipped(plan: Plan, reporter: Reporter) -> dict[str, object] | None:
     """The record of an output that needs no work, if that may be skipped and there is one; it is verified first."""
     output = plan.settings.output
-    if not output.skip_existing or not output.path.exists() or has_unfinished_work(output.path):
+    if not output.skip_existing or not output.path.exists() or work_folder(output.path).exists():
         return None
     try:
         return {**verified_record(output.path, output.record_path, plan.fingerprint()), "skipped": True}

@@ -12,7 +12,7 @@ from scipy import linalg
 
 from kin_cli.errors import ModelError
 from kin_cli.metrics.fid import PUBLIC_FILE, FeatureExtractor, FeatureSums, frechet_distance
-from kin_cli.metrics.inception import InceptionV3
+from kin_cli.metrics.inception import BlockA, BlockE, InceptionV3
 
 
 def sums(features: np.ndarray) -> FeatureSums:
@@ -110,6 +110,20 @@ def test_the_layers_have_the_sizes_of_the_paper() -> None:
         (1280, 8, 8),
         (2048, 8, 8),
     ]
+
+
+def test_the_pools_are_those_of_the_2015_network() -> None:
+    """Padding is left out of the means, so that a constant picture stays one; the last block takes maxima."""
+    torch.manual_seed(0)
+    mean, last = BlockE(8, maximum=False).eval(), BlockE(8, maximum=True).eval()
+    constant, random = torch.ones(1, 8, 5, 5), torch.rand(1, 8, 5, 5)
+    pooled = mean(constant)[:, -192:]
+    assert torch.allclose(pooled, pooled[:, :, :1, :1].expand_as(pooled))
+    first = BlockA(8, pooled=16).eval()
+    pooled = first(constant)[:, -16:]
+    assert torch.allclose(pooled, pooled[:, :, :1, :1].expand_as(pooled))
+    windows = torch.nn.functional.pad(random, (1, 1, 1, 1), value=-1).unfold(2, 3, 1).unfold(3, 3, 1)
+    assert torch.allclose(last(random)[:, -192:], last.branch_pool(windows.amax(dim=(-2, -1))))
 
 
 def test_features_do_not_depend_on_the_batch(weights: Path) -> None:

@@ -87,7 +87,7 @@ def jpeg(pixels: Pixels, quality: int) -> Pixels:
     return np.array(Image.open(buffer))
 
 
-@pytest.mark.parametrize("origin", [(0, 0), (13, 7), (31, 50), (40, 22), (8, 61), (50, 50)])
+@pytest.mark.parametrize("origin", [(0, 0), (13, 7), (40, 22), (50, 50)])
 def test_an_untouched_slide_has_no_seams_at_any_offset(slide: Pixels, origin: tuple[int, int]) -> None:
     report = seams(slide, tile=64, origin=origin)
     for statistic in STATISTICS:

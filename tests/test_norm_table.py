@@ -118,3 +118,17 @@ def test_an_unmeasured_cell_reads_as_nan(tmp_path: Path, stats: np.ndarray) -> N
     table = make(tmp_path, stats, skip=frozenset({(1, 1)}))
     assert np.isnan(table.read(Cell(1, 1))).all()
     np.testing.assert_array_equal(table.read(Cell(1, 2)), stats[1, 2])
+
+
+def test_a_prior_draws_cells_with_little_tissue_to_the_tables_mean(tmp_path: Path, stats: np.ndarray) -> None:
+    weights = np.random.default_rng(4).uniform(0, 0.02, (ROWS, COLS)).astype(np.float32)
+    weights[:, :3] = 1
+    weights[4:, 6:] = 0
+    kernel = Kernel.parse("gaussian:3")
+    smoothed = everything(SmoothedTable(make(tmp_path, stats), weights, kernel, prior=0.01))
+    mean = (stats * weights[..., None, None]).sum((0, 1)) / weights.sum()
+    total = scipy_smooth(stats * weights[..., None, None], "gaussian:3") + 0.01 * mean
+    expected = total / (scipy_smooth(weights, "gaussian:3")[..., None, None] + 0.01)
+    np.testing.assert_allclose(smoothed[:, :, 0], expected[:, :, 0], rtol=1e-5)
+    np.testing.assert_allclose(smoothed[:, :, 1], 1 / expected[:, :, 1], rtol=1e-5)
+    np.testing.assert_allclose(smoothed[5, 8, 0], mean[0], rtol=1e-5)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -147,11 +148,11 @@ def test_a_run_leaves_a_generator_with_its_card_and_pictures(images: Path, tmp_p
     exported = load_generator(path.with_suffix(".pth"))
     for name, tensor in generator.module.state_dict().items():
         assert torch.equal(tensor, exported.module.state_dict()[name])
-    out = tmp_path / "translated.png"
+    out = tmp_path / "translated.ome.tif"
     arguments = ["translate", str(images / "he" / "0.png"), "-m", str(path), "-o", str(out), "--patch-size", "32"]
     result = CliRunner().invoke(cli, [*arguments, "--device", "cpu"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert Image.open(out).size == (96, 96)
+    assert tifffile.imread(out).shape == (96, 96, 3)
     pictures = sorted(file.name for file in (run.output / "samples").iterdir())
     assert pictures == ["0000003.png", "0000006.png"]
     assert Image.open(run.output / "samples" / pictures[0]).size == (4 * 32, 3 * 32)

@@ -14,6 +14,7 @@ import tempfile
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import IO, Any
 
 from kin_cli.errors import KinError, Stopped
@@ -80,11 +81,11 @@ class _Child:
         self.log.seek(0)  # the child writes where we are
         try:
             self.connection.send(settings)
-            return self._result(reporter)
+            return self._result(settings.source.slide, reporter)
         except (EOFError, OSError):
             raise self._death(settings) from None
 
-    def _result(self, reporter: Reporter) -> dict[str, Any]:
+    def _result(self, slide: Path, reporter: Reporter) -> dict[str, Any]:
         with ExitStack() as stages:
             advance = None
             while True:
@@ -96,7 +97,7 @@ class _Child:
                 elif kind == "leave":
                     stages.pop_all().close()
                 elif kind == "note":
-                    reporter.note(*values)
+                    reporter.note(f"{slide}: {values[0]}")
                 elif kind == "done":
                     return dict(values[0])
                 else:

@@ -84,8 +84,8 @@ def _figures(found: SlideSeams) -> list[str]:
     from kin_cli.metrics.seam_lines import UNITS
 
     report = found.report
-    ratio = "R" if report.table.source is None else "R*"
-    lines = [f"{'':<22}{ratio:>7}  {'95 % interval':<16} {'R':>7} {'source':>7}   {'excess':<14} boundaries"]
+    head = f"{'':<22}{'R':>7}" if report.table.source is None else f"{'':<22}{'R*':>7}{'R':>8}{'source':>8}"
+    lines = [f"{head}  {'95 % interval':<16} {'excess':<12} boundaries"]
     for direction in report.figures:
         name = f"{found.statistic} {direction}"
         lines.append(_line(name, report.figure(found.statistic, direction), found.unit))
@@ -98,10 +98,12 @@ def _figures(found: SlideSeams) -> list[str]:
 
 
 def _line(name: str, figure: SeamFigure, unit: str) -> str:
-    low_high = "none" if figure.interval is None else f"{figure.interval[0]:.3f} to {figure.interval[1]:.3f}"
+    ratios = f"{_number(figure.headline):>7}"
+    if figure.source_ratio is not None:
+        ratios += f"{_number(figure.ratio):>8}{_number(figure.source_ratio):>8}"
+    interval = "none" if figure.interval is None else f"{figure.interval[0]:.3f} to {figure.interval[1]:.3f}"
     excess = "none" if figure.excess is None else f"{figure.excess:.2f} {unit}"
-    shown = [_number(value) for value in (figure.headline, figure.ratio, figure.source_ratio)]
-    return f"{name:<22}{shown[0]:>7}  {low_high:<16} {shown[1]:>7} {shown[2]:>7}   {excess:<14} {figure.n}"
+    return f"{name:<22}{ratios}  {interval:<16} {excess:<12} {figure.n}"
 
 
 def _number(value: float | None) -> str:

@@ -15,6 +15,8 @@ from kin_cli.pyramid.directories import Directory, MalformedTiffError, Tag, Tiff
 from kin_cli.slide.view import SlideView
 
 _JPEG = 7
+_HEADER_BYTES = 4096
+_FRAME_HEADERS = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _PLAIN_PHASE = 16
 
 
@@ -54,9 +56,24 @@ def chroma_tile_px(path: Path, level: Size) -> int | None:
 
 
 def _chroma_tile_px(tiff: TiffDirectories, directory: Directory) -> int | None:
-    if tiff.number(directory, Tag.COMPRESSION, 1) != _JPEG or tiff.number(directory, Tag.SAMPLES, 1) != 3:
+    offsets = tiff.values(directory, Tag.TILE_OFFSETS)
+    if tiff.number(directory, Tag.COMPRESSION, 1) != _JPEG or not offsets.any():
         return None
-    # where nothing is said, TIFF means 2×2
-    factors = [int(factor) for factor in tiff.values(directory, Tag.CHROMA_SUBSAMPLING).flat] or [2, 2]
+    # an offset of 0 is a tile that was never written
+    start = int(offsets[offsets != 0][0])
     width, height = tiff.number(directory, Tag.TILE_WIDTH, 0), tiff.number(directory, Tag.TILE_HEIGHT, 0)
-    return width if max(factors) > 1 and width == height > 0 else None
+    subsampled = _chroma_is_subsampled(tiff.bytes_at(start, min(_HEADER_BYTES, tiff.file_bytes - start)))
+    return width if subsampled and width == height > 0 else None
+
+
+def _chroma_is_subsampled(jpeg: bytes) -> bool:
+    """What the frame header of a JPEG stream says; TIFF's own field is missing or wrong in many files."""
+    at = 2
+    while at + 10 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker in _FRAME_HEADERS:
+            # length, precision, height, width, number of components; then id, sampling factors and table of each
+            components = jpeg[at + 10 : at + 10 + 3 * jpeg[at + 9]]
+            return len(set(components[1::3])) > 1
+        at += 2 + length
+    return False

@@ -47,7 +47,26 @@ class Fsim:
 
 def fsim(one: Pixels, other: Pixels) -> float:
     """FSIMc of two 8-bit RGB pictures of one size; NaN where neither has any feature."""
-    first, second = _yiq(one), _yiq(other)
+    step = pooling_px(one.shape[0], one.shape[1])
+    return fsim_of_pooled(pooled(one, step), pooled(other, step))
+
+
+def pooling_px(height: int, width: int) -> int:
+    """Side of the squares that a picture is averaged over before FSIM looks at it."""
+    return max(1, round(min(height, width) / _SIDE_PX))
+
+
+def pooled(rgb: Pixels, step: int) -> Floats:
+    """Means (h // step, w // step, 3) over squares; what is left of the picture at its right and bottom is ignored."""
+    rows, cols = (side // step for side in rgb.shape[:2])
+    squares = rgb[: rows * step, : cols * step].reshape(rows, step, cols, step, 3)
+    means: Floats = squares.mean(axis=(1, 3))
+    return means
+
+
+def fsim_of_pooled(one: Floats, other: Floats) -> float:
+    """FSIMc of two averaged pictures (h, w, 3), 0 to 255; NaN where neither has any feature."""
+    first, second = one @ _YIQ.T, other @ _YIQ.T
     congruencies = [phase_congruency(picture[..., 0]) for picture in (first, second)]
     likeness = _alike(congruencies[0], congruencies[1], _CONGRUENCY)
     likeness *= _alike(_slope(first[..., 0]), _slope(second[..., 0]), _GRADIENT)
@@ -57,15 +76,6 @@ def fsim(one: Pixels, other: Pixels) -> float:
     weight = np.maximum(*congruencies)
     total = float(weight.sum())
     return float((likeness * weight).sum()) / total if total > 0 else float("nan")
-
-
-def _yiq(rgb: Pixels) -> Floats:
-    """Y, I and Q (h, w, 3) at the size that FSIM judges."""
-    step = max(1, round(min(rgb.shape[:2]) / _SIDE_PX))
-    rows, cols = (side // step for side in rgb.shape[:2])
-    squares = rgb[: rows * step, : cols * step].reshape(rows, step, cols, step, 3)
-    converted: Floats = squares.mean(axis=(1, 3)) @ _YIQ.T
-    return converted
 
 
 def _slope(values: Floats) -> Floats:

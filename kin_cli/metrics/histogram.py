@@ -1,7 +1,8 @@
 """Correlation of two slides' colour histograms: do they have the same colours, wherever they are?
 
-``LabHistogram`` is the default: L*, a* and b* each on their own in bins of one unit, so that hue, saturation and
-brightness all count and no colour is undefined. ``HueHistogram`` is the statistic of the KIN authors' code: hue alone,
+``LabHistogram`` is the default: L*, a* and b* each on their own in bins of four units, so that hue, saturation and
+brightness all count and no colour is undefined; in finer bins, the combs that 8-bit rounding and JPEG make of colours
+would count. ``HueHistogram`` is the statistic of the KIN authors' code: hue alone,
 in ten bins over [0, 256) although OpenCV's hue ends at 179, so that three bins are always empty, which raises the
 correlation; grey pixels have hue 0.
 """
@@ -24,7 +25,7 @@ _RECIPROCALS = np.concatenate([[0], np.rint((_HUES << _HUE_SHIFT) / (6.0 * np.ar
 
 
 class Histogram(ABC):
-    """Counts of pixels, gathered tile by tile. Memory bound: 256 bins of each of three channels."""
+    """Counts of pixels, gathered tile by tile. Memory bound: 64 bins of each of three channels."""
 
     halo_px = 0
 
@@ -41,11 +42,11 @@ class Histogram(ABC):
 
 
 class LabHistogram(Histogram):
-    """L*, a* and b* of CIELAB (D65) in bins of one unit: [0, 256) for L*, [-128, 128) for the others."""
+    """L*, a* and b* of CIELAB (D65) in 64 bins of four units from -2 (L*) and -130: white and neutral are centres."""
 
     def measure(self, tile: Pixels) -> Counts:  # noqa: D102
-        bins = np.floor(lab(tile.reshape(-1, 3)) + (0, 128, 128)).clip(0, 255).astype(np.intp)
-        return np.stack([np.bincount(channel, minlength=256) for channel in bins.T])
+        bins = np.floor((lab(tile.reshape(-1, 3)) + (2, 130, 130)) / 4).clip(0, 63).astype(np.intp)
+        return np.stack([np.bincount(channel, minlength=64) for channel in bins.T])
 
 
 class HueHistogram(Histogram):

@@ -101,16 +101,18 @@ def apply_slide(
     plan = painter.plan
     todo = list(plan.blocks(painter.done, rows=painter.block_rows))
     remaining = sum(len(block.tiles) for block in todo)
-    total = plan.translated_tiles if painter.block_rows is None else remaining
+    if painter.block_rows is None and remaining < plan.translated_tiles:
+        reporter.note(
+            f"continuing: {plan.translated_tiles - remaining} of {plan.translated_tiles} tiles are translated"
+        )
 
     def read(window: Window) -> tuple[tuple[Window, NDArray[np.float32]], Pixels]:
         return (window, _cells(table, window, lookup)), view.read(window.read)
 
     with (
-        reporter.stage("apply", total) as advance,
+        reporter.stage("apply", remaining) as advance,
         Sink(painter.keep, workers=workers, limit=2 * workers) as sink,
     ):
-        advance(total - remaining)
         windows = (window for block in todo for window in block.windows)
         read_ahead = prefetch(read, windows, workers=workers, ahead=2 * workers + batch)
         results = _translated(read_ahead, engine, lookup, batch)

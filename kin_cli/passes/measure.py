@@ -50,8 +50,9 @@ def measure_slide(
             unreadable(cell)
             return cell, None
 
-    with reporter.stage("measure", len(cells)) as advance:
-        advance(len(cells) - len(todo))
+    if len(todo) < len(cells):
+        reporter.note(f"continuing: {len(cells) - len(todo)} of {len(cells)} patches are measured")
+    with reporter.stage("measure", len(todo)) as advance:
         patches = prefetch(read, todo, workers=workers, ahead=2 * workers + batch)
         for group in batched(patches, batch):
             readable = [(cell, pixels) for cell, pixels in group if pixels is not None]

@@ -28,6 +28,8 @@ def thumbnail_statistics(view: SlideView, file: Path | None, *, engine: Engine, 
     height, width = pixels.shape[:2]
     step = engine.stride
     padding = ((0, -height % step), (0, -width % step), (0, 0))
-    stats = engine.measure([np.pad(pixels, padding, mode="reflect" if min(height, width) > 1 else "edge")])[0]
+    stats: NDArray[np.float32] = engine.measure(
+        [np.pad(pixels, padding, mode="reflect" if min(height, width) > 1 else "edge")]
+    )[0]
     np.divide(1.0, stats[1], out=stats[1], where=stats[1] > 0)
     return stats

@@ -27,7 +27,7 @@ def to_uint8(values: npt.NDArray[Any]) -> Pixels:
     raise ValueError(f"samples of type {values.dtype}")
 
 
-def composite(rgb: Pixels, alpha: Pixels, background: tuple[int, int, int]) -> Pixels:
+def composite(rgb: Pixels, alpha: Pixels, *, background: tuple[int, int, int]) -> Pixels:
     """``rgb`` (h, w, 3), not premultiplied, laid over a colour with opacity ``alpha`` (h, w); rounded to nearest."""
     opacity = alpha[..., None].astype(np.uint16)
     under = np.array(background, np.uint16) * (255 - opacity)
@@ -35,7 +35,7 @@ def composite(rgb: Pixels, alpha: Pixels, background: tuple[int, int, int]) -> P
     return mixed
 
 
-def composite_premultiplied(rgb: Pixels, alpha: Pixels, background: tuple[int, int, int]) -> Pixels:
+def composite_premultiplied(rgb: Pixels, alpha: Pixels, *, background: tuple[int, int, int]) -> Pixels:
     """Like ``composite`` for colours that were multiplied with ``alpha`` when they were stored."""
     under = np.array(background, np.uint16) * (255 - alpha[..., None].astype(np.uint16))
     return np.minimum(rgb + (under + 127) // 255, 255).astype(np.uint8)

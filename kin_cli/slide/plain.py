@@ -82,4 +82,4 @@ def _rgb8(image: pyvips.Image) -> Pixels:
     rgb = values[..., :colours] if colours == 3 else np.repeat(values[..., :1], 3, axis=2)
     if values.shape[2] == colours:
         return np.ascontiguousarray(rgb)
-    return composite(rgb, values[..., colours], WHITE)
+    return composite(rgb, values[..., colours], background=WHITE)

@@ -55,7 +55,7 @@ def axis(start: int, stop: int, *, length: int, out_length: int) -> Axis:
     return Axis(first, sparse.csr_array(content, shape=(stop - start, end - first)))
 
 
-def resample(pixels: Pixels, rows: Axis, cols: Axis) -> Pixels:
+def resample(pixels: Pixels, *, rows: Axis, cols: Axis) -> Pixels:
     """Pixels (h, w, 3) for the rows and columns of the axes, from the (rows.needed, cols.needed, 3) that they need.
 
     Memory bound: 24 bytes per pixel given, and 24 per pixel made.

@@ -47,7 +47,7 @@ class SampleSlide(Slide):
         self.objective = _OBJECTIVE
         self._banks = [textures(seed).reduced(factor) for factor in factors]
         rng = np.random.default_rng([seed, size.width, size.height])
-        self._noises = [smooth_noise(rng, period, sigma) for period, sigma in _NOISES]
+        self._noises = [smooth_noise(rng, period, sigma=sigma) for period, sigma in _NOISES]
         self._shape = _Shape(size, rng)
 
     def _fetch(self, level: int, box: Box) -> Pixels:
@@ -107,10 +107,12 @@ class _Shape:
         rows, cols = math.ceil(size.height / step) + 2, math.ceil(size.width / step) + 2
         y, x = np.mgrid[0:rows, 0:cols].astype(np.float32) * np.float32(step)
         field = _fragments(rng, y / size.height, x / size.width)
-        field += 0.03 * smooth_noise(rng, _SHAPE_NODES * 2, 5.0)[:rows, :cols]
+        field += 0.03 * smooth_noise(rng, _SHAPE_NODES * 2, sigma=5.0)[:rows, :cols]
         inside = field[: max(1, size.height // step), : max(1, size.width // step)]
         self._inside = field - np.float32(np.quantile(inside, 1 - _TISSUE_SHARE))
-        self._tone, self._zone = (smooth_noise(rng, _SHAPE_NODES * 2, sigma)[:rows, :cols] for sigma in (12.0, 7.0))
+        self._tone, self._zone = (
+            smooth_noise(rng, _SHAPE_NODES * 2, sigma=sigma)[:rows, :cols] for sigma in (12.0, 7.0)
+        )
 
     def inside(self, nodes: Box) -> Field:
         """About how deep in tissue each node (h, w) lies, in long sides of the slide; negative on glass."""

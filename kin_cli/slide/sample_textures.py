@@ -54,7 +54,7 @@ def textures(seed: int) -> Textures:
     )
 
 
-def smooth_noise(rng: np.random.Generator, period: int, sigma: float | tuple[float, float]) -> Field:
+def smooth_noise(rng: np.random.Generator, period: int, *, sigma: float | tuple[float, float]) -> Field:
     """Gaussian noise (period, period), smoothed by ``sigma`` nodes; periodic, of mean 0 and standard deviation 1."""
     noise: Field = ndimage.gaussian_filter(rng.standard_normal((period, period), dtype=np.float32), sigma, mode="wrap")
     noise -= noise.mean()
@@ -69,7 +69,7 @@ def _colour(haematoxylin: Field, eosin: Field) -> Image.Image:
 
 def _fibres(rng: np.random.Generator, period: int) -> Field:
     """Wavy strands: noise that is long in x, each column moved by a periodic wave."""
-    strands = smooth_noise(rng, period, (2.2, 18.0))
+    strands = smooth_noise(rng, period, sigma=(2.2, 18.0))
     turn = 2 * np.pi * np.arange(period) / period
     wave = (35 * np.sin(turn) + 14 * np.sin(3 * turn + 1)).astype(int)
     rows = (np.arange(period)[:, None] + wave) % period
@@ -85,7 +85,7 @@ def _stroma(rng: np.random.Generator, period: int) -> Image.Image:
 
 
 def _sheet(rng: np.random.Generator, period: int) -> Image.Image:
-    cytoplasm = smooth_noise(rng, period, 5.0)
+    cytoplasm = smooth_noise(rng, period, sigma=5.0)
     eosin = np.clip(0.33 + 0.06 * cytoplasm, 0.0, None)
     haematoxylin = np.clip(0.20 + 0.04 * cytoplasm, 0.0, None)
     _strew(haematoxylin, rng, spacing=27, radius=(8.0, 11.5), slimness=(0.65, 1.0))
@@ -93,7 +93,7 @@ def _sheet(rng: np.random.Generator, period: int) -> Image.Image:
 
 
 def _lymphocytes(rng: np.random.Generator, period: int) -> Image.Image:
-    eosin = np.clip(0.22 + 0.05 * smooth_noise(rng, period, 4.0), 0.0, None)
+    eosin = np.clip(0.22 + 0.05 * smooth_noise(rng, period, sigma=4.0), 0.0, None)
     haematoxylin = np.full_like(eosin, 0.12)
     _strew(haematoxylin, rng, spacing=19, radius=(6.0, 8.0), slimness=(0.8, 1.0))
     return _colour(haematoxylin, eosin)
@@ -103,7 +103,7 @@ def _glands(rng: np.random.Generator, period: int) -> Image.Image:
     eosin = np.clip(0.40 + 0.12 * _fibres(rng, period), 0.05, None)
     haematoxylin = np.full_like(eosin, 0.06)
     _strew(haematoxylin, rng, spacing=46, radius=(8.0, 12.0), slimness=(0.3, 0.5))
-    rough = 0.06 * smooth_noise(rng, period, 9.0)
+    rough = 0.06 * smooth_noise(rng, period, sigma=9.0)
     for centre, radius in _packed(rng, period):
         _draw_gland(haematoxylin, eosin, rng, _Gland(centre, radius, rough))
     return _colour(haematoxylin, eosin)
@@ -193,5 +193,5 @@ def _soft(inside: Field, width: float) -> Field:
 
 
 def _glass(rng: np.random.Generator, period: int) -> Image.Image:
-    noise = 0.7 * smooth_noise(rng, period, 1.2)
+    noise = 0.7 * smooth_noise(rng, period, sigma=1.2)
     return Image.fromarray(np.rint(np.array(_GLASS) + noise[..., None]).astype(np.uint8))

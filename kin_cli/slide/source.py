@@ -152,7 +152,7 @@ def _check_file(path: Path) -> None:
 
 
 def _folder_hint(path: Path) -> str:
-    beside = path.with_suffix(".mrxs")
+    beside = path.with_name(path.name + ".mrxs")
     if beside.is_file():
         return f"a MIRAX slide is named by its .mrxs file: {beside}"
     inside = sorted(path.glob("*.dcm"))

@@ -40,7 +40,7 @@ def reads_better(path: Path) -> bool:
     """Whether a file that OpenSlide calls a generic TIFF is better read here.
 
     OpenSlide sees only the first channel of an OME-TIFF with separate channels and no levels in SubIFDs. And where a
-    level's downsample is no whole number it interpolates between the pixels of that level (up to 27 grey levels off in
+    level's downsample is no whole number it interpolates between the pixels of that level (up to 40 grey levels off in
     a pyramid whose sizes were halved and rounded down), while the pixels that are stored can be had.
     """
     try:

@@ -203,9 +203,9 @@ def _additive_to_rgb(colours: int, alpha: int, inverted: bool, samples: Samples)
     if colours == 1:
         rgb = np.repeat(rgb, 3, axis=-1)
     if alpha == _UNASSOCIATED:
-        return composite(rgb, values[..., colours], WHITE)
+        return composite(rgb, values[..., colours], background=WHITE)
     if alpha == _ASSOCIATED:
-        return composite_premultiplied(rgb, values[..., colours], WHITE)
+        return composite_premultiplied(rgb, values[..., colours], background=WHITE)
     return rgb
 
 

@@ -32,6 +32,8 @@ _OVERVIEW_THREADS = 4
 class SlideView:
     """What is translated: a slide, the level to read, the frame it is brought to, and the part of it that counts.
 
+    All levels are taken to cover the same area, also where halving rounded their sizes.
+
     Attributes:
         slide: the slide.
         level: the level that is read.
@@ -103,7 +105,7 @@ class SlideView:
             along, halves = _halves(box)
             return np.concatenate([self._resampled(half) for half in halves], axis=along)
         source = Box(cols.first, rows.first, cols.needed, rows.needed)
-        return resample(self.slide.read(self.level, source), rows, cols)
+        return resample(self.slide.read(self.level, source), rows=rows, cols=cols)
 
 
 def open_view(

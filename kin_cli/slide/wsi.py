@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+from PIL import ImageCms
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Size
@@ -38,8 +39,7 @@ class WholeSlide(Slide):
         self.mpp = credible_mpp(_number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y"))
         self.objective = _number(properties, "openslide.objective-power")
         self.background = _colour(properties.get("openslide.background-color"))
-        profile = self._handle.color_profile
-        self.icc = None if profile is None else profile.tobytes()
+        self.icc = self._profile()
 
     def _release(self) -> None:
         self._handle.close()
@@ -86,7 +86,15 @@ class WholeSlide(Slide):
         alpha = rgba[..., 3]
         if alpha.min() == 255:
             return rgba[..., :3]
-        return composite(rgba[..., :3], alpha, self.background)
+        return composite(rgba[..., :3], alpha, background=self.background)
+
+    def _profile(self) -> bytes | None:
+        try:
+            profile = self._handle.color_profile
+        except ImageCms.PyCMSError:
+            # what no colour engine can parse is of no use to anybody further on
+            return None
+        return None if profile is None else bytes(profile.tobytes())
 
     def _opened(self) -> openslide.OpenSlide:
         try:

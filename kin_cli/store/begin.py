@@ -47,14 +47,19 @@ def made_by(work: WorkFolder, output: Path) -> bool:
     return begun is not None and found is not None and found != begun["found"]
 
 
-def check_disk(folder: Path, bytes_needed: int) -> None:
-    """Raise ``OutputError`` unless the disk has room for ``bytes_needed``, counting what ``folder`` holds already."""
-    with os_errors_as_output_errors(folder):
-        held = sum(path.stat().st_size for path in folder.glob("*-*.dat"))
-        free = shutil.disk_usage(folder).free
+def work_folder(output: Path) -> Path:
+    """Where the unfinished work of ``output`` lies, if there is any."""
+    return output.with_name(f"{output.name}.kin-work")
+
+
+def check_disk(output: Path, bytes_needed: int) -> None:
+    """Raise ``OutputError`` unless the disk has room for ``bytes_needed``, counting what the work holds already."""
+    with os_errors_as_output_errors(output):
+        held = sum(path.stat().st_size for path in work_folder(output).glob("*-*.dat"))
+        free = shutil.disk_usage(output.parent).free
     if free < bytes_needed - held:
         raise OutputError(
-            f"{folder}: needs up to {(bytes_needed - held) / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free there",
+            f"{output}: needs up to {(bytes_needed - held) / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free there",
             "free some space or choose another disk, then run the same command again",
         )
 

@@ -1,0 +1,231 @@
+"""Kill translations at random moments, and see that every finished file is the same: python scripts/torture.py
+
+Each output is made either by one process or by several that share the rows in random order, all of which are killed
+again and again (SIGKILL, SIGTERM, SIGINT), in both passes and in the assembly, and continued by the same command, until
+it is finished and compared with one that was made without interruption. The disk is filled up now and then, too: on a
+tmpfs of its own with --tmpfs (needs root), otherwise not. Exits 1 if any file or exit code is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+import kin_cli.batch.rows
+import kin_cli.commands.assemble
+import kin_cli.commands.translate
+from kin_cli.commands.main import run
+from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
+from kin_cli.pipeline.stopping import stop_on_signals
+
+STAGES = ("measure", "apply", "background", "pyramid", "write", "end")
+SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}
+MOST_KILLS = 6  # of one command; then it may finish
+
+
+class Attempt:
+    """One run of a command in a forked child, which tells what it is doing through a pipe."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.told, tell = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.told)
+            sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+            _child(arguments, tell)
+        os.close(tell)
+
+    def events(self) -> Iterator[str]:
+        """Names of stages as they make progress, until the child ends."""
+        with os.fdopen(self.told) as lines:
+            for line in lines:
+                yield line.strip()
+
+    def killed_at(self, stage: str, after: int, delay: float, number: int) -> tuple[str, int]:
+        """Send a signal ``delay`` s after the ``after``-th event of a stage; the last stage seen, the exit code."""
+        last, seen, sent = "begin", 0, False
+        for event in self.events():
+            last = last if sent else event
+            seen += event == stage
+            if seen == after and not sent:
+                time.sleep(delay)
+                os.kill(self.pid, number)
+                sent = True
+        return last, self.wait()
+
+    def wait(self) -> int:
+        """Exit code, negative for a signal."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def _child(arguments: list[str], tell: int) -> None:
+    class Teller:
+        @contextmanager
+        def stage(self, name: str, _total: int) -> Iterator[Callable[[int], None]]:
+            os.write(tell, f"{name}\n".encode())
+            yield lambda _: os.write(tell, f"{name}\n".encode()) and None
+            if name == "write":
+                os.write(tell, b"end\n")
+
+        def note(self, message: str) -> None:
+            pass
+
+    kin_cli.commands.translate.ConsoleReporter = Teller  # type: ignore[misc]
+    kin_cli.commands.assemble.ConsoleReporter = Teller  # type: ignore[misc]
+    stop_on_signals()
+    code = 1
+    try:
+        code = run(arguments)
+    finally:
+        os._exit(code)
+
+
+class Torture:
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.options = folder, options
+        self.random = random.Random(options.seed)
+        self.kills: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.files = 0
+        self.common = self._prepare()
+        self.wanted = self._reference()
+
+    def _prepare(self) -> list[str]:
+        torch.manual_seed(0)
+        spec = ResnetSpec(width=4, blocks=1, antialias_down=False, antialias_up=False)
+        torch.save(ResnetGenerator(spec).state_dict(), self.folder / "tiny.pth")
+        slide = self.folder / "slide.tif"
+        self._kin("sample", str(slide), "--size", self.options.size)
+        return [str(slide), "-m", str(self.folder / "tiny.pth"), "--patch-size", "64", "--window", "128", "-j", "2"]
+
+    def _reference(self) -> str:
+        output = self.folder / "reference" / "out.ome.tif"
+        output.parent.mkdir()
+        self._kin("translate", *self.common, "-o", str(output))
+        self._kin("check", str(output))
+        return digest(output)
+
+    def _kin(self, *arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "kin_cli", *arguments], check=True, capture_output=True)
+
+    def torment(self) -> None:
+        """One output, from its first process to the comparison."""
+        place = self.folder / f"file{self.files}"
+        place.mkdir()
+        common = [*self.common, "-o", str(place / "out.ome.tif")]
+        if self.random.random() < 0.5:
+            self._until_done(["translate", *common])
+        else:
+            for name in ("measure", "apply"):
+                parts = self.random.randint(1, 4)
+                for part in self.random.sample(range(1, parts + 1), parts):
+                    self._until_done(["translate", *common, "--pass", name, "--rows", f"{part}/{parts}"])
+            self._until_done(["assemble", *common])
+        self.files += 1
+        left = sorted(path.name for path in place.iterdir())
+        if left != ["out.json", "out.ome.tif"]:
+            self.wrong.append(f"{place}: holds {left}")
+        elif digest(place / "out.ome.tif") != self.wanted:
+            self.wrong.append(f"{place}: differs")
+        else:
+            shutil.rmtree(place)
+
+    def _until_done(self, command: list[str]) -> None:
+        for _ in range(self.random.randint(1, MOST_KILLS)):
+            name = command[command.index("--pass") + 1] if "--pass" in command else None
+            stages = (name,) if name else STAGES[2:] if command[0] == "assemble" else STAGES
+            stage = self.random.choice(stages)
+            number = self.random.choices(list(SIGNALS), (3, 1, 1))[0]
+            after = 1 if self.random.random() < 0.3 else self.random.randint(1, 60)
+            attempt = Attempt(command)
+            last, code = attempt.killed_at(stage, after, self.random.uniform(0, 0.03), number)
+            if code == 0:
+                return
+            self.kills[last] += 1
+            if code != SIGNALS[number]:
+                self.wrong.append(
+                    f"{' '.join(command)}: exit code {code} after {signal.Signals(number).name} in {last}"
+                )
+                return
+        code = Attempt(command).wait()
+        if code != 0:
+            self.wrong.append(f"{' '.join(command)}: exit code {code} when left alone")
+
+    def fill_the_disk(self) -> None:
+        """On a small disk: a file that grows in the middle of the work takes all room, and is removed again."""
+        place = self.folder / "disk"
+        place.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], check=True)
+        try:
+            command = ["translate", *self.common, "-o", str(place / "out.ome.tif")]
+            stage, ballast = self.random.choice(STAGES[:5]), place / "ballast"
+            attempt = Attempt(command)
+            for event in attempt.events():
+                if event == stage and not ballast.exists():
+                    os.kill(attempt.pid, signal.SIGSTOP)
+                    fill(ballast)
+                    os.kill(attempt.pid, signal.SIGCONT)
+            code = attempt.wait()
+            self.kills[f"disk full in {stage}" if code else "disk full too late"] += 1
+            if code not in (0, 1) or (code == 1 and (place / "out.ome.tif").exists()):
+                self.wrong.append(f"{place}: exit code {code} when the disk was full in {stage}")
+            ballast.unlink(missing_ok=True)
+            if code and Attempt(command).wait() != 0:
+                self.wrong.append(f"{place}: cannot be continued after the disk was full in {stage}")
+            elif digest(place / "out.ome.tif") != self.wanted:
+                self.wrong.append(f"{place}: differs after the disk was full in {stage}")
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(ballast: Path) -> None:
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            with suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=120)
+    parser.add_argument("--size", default="1100x900", help="of the slide, px")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tmpfs", type=int, default=0, metavar="N", help="fill a small disk N times, too (root)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        torture = Torture(Path(temporary), options)
+        for _ in range(options.tmpfs):
+            torture.fill_the_disk()
+        while sum(torture.kills.values()) < options.kills and not torture.wrong:
+            torture.torment()
+            print(f"{torture.files} files, kills: {dict(torture.kills)}", flush=True)
+        for line in torture.wrong:
+            print("WRONG", line)
+    print(f"{sum(torture.kills.values())} kills, {torture.files} files compared, {len(torture.wrong)} wrong")
+    return 1 if torture.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
