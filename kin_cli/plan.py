@@ -35,7 +35,7 @@ _AUTO_WINDOW_BYTES = {"cpu": 2 << 30, "cuda": 4 << 30}
 _AUTO_WINDOW_PX = 2048
 _PRIOR = 0.01  # of a kernel full of tissue: 1 % inside tissue, most of it around specks of dust
 _MAX_PIXELS = 1 << 40  # a hundred times the largest slides; far more is a wrong pixel size
-_BASE_BYTES = 420 << 20  # interpreter, torch and the image libraries, measured on Linux
+_BASE_BYTES = 600 << 20  # interpreter, torch and the image libraries with their caches, measured on Linux
 _DISK_BYTES_PER_PIXEL = {"jpeg": 0.4, "deflate": 3.0}  # pyramid included, all tissue, rounded up
 
 

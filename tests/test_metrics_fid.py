@@ -46,10 +46,12 @@ def test_diagonal_covariances_have_a_closed_form() -> None:
     assert frechet_distance(one, other) == pytest.approx(9 + ((first - second) ** 2).sum())
 
 
-@pytest.mark.parametrize(("d", "n"), [(20, 300), (40, 25)], ids=["full rank", "fewer samples than features"])
-def test_against_scipys_matrix_root(d: int, n: int) -> None:
+@pytest.mark.parametrize(("d", "n", "m"), [(20, 300, 305), (40, 25, 31), (40, 31, 200)], ids=["many", "few", "mixed"])
+def test_against_scipys_matrix_root(d: int, n: int, m: int) -> None:
     draws = np.random.default_rng(2)
-    one, other = draws.normal(size=(n, d)) @ draws.normal(size=(d, d)), draws.gamma(2, size=(n + 5, d))
+    one, other = draws.normal(size=(n, d)) @ draws.normal(size=(d, d)), draws.gamma(2, size=(m, d))
+    assert (sums(one).root is None, sums(other).root is None) == (n > d, m > d)
+    np.testing.assert_allclose(sums(one).covariance, np.cov(one, rowvar=False), atol=1e-9)
     first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
     # the root of a singular product does not exist in general; that of nearly the same one does
     cross = linalg.sqrtm((first + 1e-9 * np.eye(d)) @ (second + 1e-9 * np.eye(d))).real

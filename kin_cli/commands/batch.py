@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.commands.options import ShareType, settings_from, translation_options
+from kin_cli.commands.options import ShareType, generator_in_the_box, settings_from, translation_options
 from kin_cli.errors import UsageError
 from kin_cli.pipeline.share import Share
 from kin_cli.pipeline.stopping import raise_if_requested
@@ -56,6 +56,8 @@ def batch(
         own = {"output": job.output, "source_mpp": job.source_mpp, "model": job.model, "tissue": job.mask}
         return settings_from(job.slide, options | {name: value for name, value in own.items() if value is not None})
 
+    if options["model"] is None and any(job.model is None for job in jobs):
+        options["model"] = generator_in_the_box()
     _refuse_absent([options["model"], *(job.model for job in jobs)])
     status = run_batch(Batch(jobs, settings, folder, shard), BatchReporter())
     counts = status.counts()

@@ -54,7 +54,7 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
     output = {name: options[name] for name in written}
     return Settings(
         source=SourceSettings(slide=slide, **source),
-        model=options["model"] or _generator_in_the_box(),
+        model=options["model"] or generator_in_the_box(),
         output=OutputSettings(path=options["output"] or default_output(slide), **output),
         norm=NormSettings(**_norm_options(options)),
         compute=ComputeSettings(
@@ -148,7 +148,8 @@ _OPTIONS = (
 )
 
 
-def _generator_in_the_box() -> Path:
+def generator_in_the_box() -> Path:
+    """The generator that comes with the program, with a note on stderr that it is used."""
     from kin_cli.models.box import NOTICE, default_model
 
     click.echo(f"kin: {NOTICE}", err=True)

@@ -25,7 +25,7 @@ from kin_cli.pipeline.stages import available_cores, prefetch
 from kin_cli.slide.mask import TissueMask
 from kin_cli.slide.view import SlideView
 
-_READ_PX = 2048
+_READ_PX = 1024
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Run:
         return figure("fsim_whole", value, "higher", f"one picture, averaged over {step}×{step} px, glass included")
 
     def _pooled(self, view: SlideView, step: int) -> Floats:
-        """Means over squares of ``step`` pixels. Memory bound: one read of 2048² px a thread, and the means."""
+        """Means over squares of ``step`` pixels. Memory bound: one read of 1024² px a thread, and the means."""
         side = max(1, _READ_PX // step) * step
         inside = Size(view.size.width // step * step, view.size.height // step * step)
         boxes = [

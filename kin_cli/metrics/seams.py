@@ -25,7 +25,7 @@ from kin_cli.slide.mask import TissueMask
 Reader = Callable[[Box], Pixels]
 
 DIRECTIONS = ("both", "vertical", "horizontal")
-_BLOCK_PX = 2048
+_BLOCK_PX = 1024
 _WORST = 20
 
 
@@ -98,7 +98,7 @@ class SeamMeter:
     ``mask`` restricts it to boundaries whose two tiles both have tissue. ``read`` and ``source`` return (h, w, 3) uint8
     RGB of boxes inside the image.
 
-    Memory bound: two blocks of (2048 + 32)² pixels (of one tile, where that is larger) for each thread, and 250 bytes
+    Memory bound: two blocks of (1024 + 32)² pixels (of one tile, where that is larger) for each thread, and 250 bytes
     per boundary, 20 MB for 10 gigapixels cut into tiles of 512.
     """
 

@@ -1,0 +1,43 @@
+#!/bin/bash
+# Put the status of all parts of a batch into one table, OUTPUT/kin-batch/status-all.csv, and say what is left to do:
+#
+#   slurm_merge_status.sh OUTPUT
+#
+# Exit codes: 0 all slides done; 1 some failed; 75 some parts are not finished (the line to submit them is printed).
+set -euo pipefail
+exec python3 - "${1:?usage: slurm_merge_status.sh OUTPUT}/kin-batch" <<'PYTHON'
+import collections
+import csv
+import json
+import pathlib
+import sys
+
+folder = pathlib.Path(sys.argv[1])
+plan = folder / "plan.json"
+if not plan.exists():
+    sys.exit(f"{plan}: no such file; was this batch run with --shard?")
+parts = json.loads(plan.read_text())["parts"]
+rows, unfinished = [], []
+for part in range(1, parts + 1):
+    status = folder / f"status-{part}-of-{parts}.csv"
+    mine = []
+    if status.exists():
+        with status.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            mine = list(csv.DictReader(file))
+    rows += mine
+    if not status.exists() or any(row["status"] in ("pending", "running", "stopped") for row in mine):
+        unfinished.append(str(part))
+with (folder / "status-all.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    writer = csv.DictWriter(file, rows[0] if rows else ["slide"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+counts = collections.Counter(row["status"] for row in rows)
+print(", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing yet")
+for row in rows:
+    if row["status"] in ("failed", "filled"):
+        print(f"{row['status']}: {row['slide']}: {row['reason']}")
+if unfinished:
+    print(f"parts not finished; unless they still run: sbatch --array={','.join(unfinished)} …")
+    sys.exit(75)
+sys.exit(1 if counts["failed"] or counts["filled"] else 0)
+PYTHON
