@@ -34,7 +34,7 @@ from kin_cli.settings import Settings
 from kin_cli.slide.faults import strict
 from kin_cli.store.begin import ALONE, check_disk, made_by, open_work, work_folder
 from kin_cli.store.blobs import BlobStore
-from kin_cli.store.files import os_errors_as_output_errors, write_atomic
+from kin_cli.store.files import os_errors_as_output_errors, sync_folder, write_atomic
 from kin_cli.store.work import WorkFolder
 
 
@@ -181,8 +181,11 @@ class Job:
         with self._clock("pyramid"):
             finish_pyramid(painter.stores.tiles, plan, reporter)
         record = _record(plan, self._clock, self.faults)
+        draft = self._work.path("record.json")  # here, so that a death leaves no temporary file beside the output
         with os_errors_as_output_errors(output.record_path):
-            write_atomic(output.record_path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+            write_atomic(draft, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+            draft.replace(output.record_path)
+            sync_folder(output.record_path.parent)
         return record
 
     def clean_up(self) -> None:

@@ -183,12 +183,13 @@ class Torture:
                     os.kill(attempt.pid, signal.SIGCONT)
             code = attempt.wait()
             self.kills[f"disk full in {stage}" if code else "disk full too late"] += 1
-            if code not in (0, 1) or (code == 1 and (place / "out.ome.tif").exists()):
+            output = place / "out.ome.tif"
+            if code not in (0, 1) or (output.exists() and digest(output) != self.wanted):
                 self.wrong.append(f"{place}: exit code {code} when the disk was full in {stage}")
             ballast.unlink(missing_ok=True)
             if code and Attempt(command).wait() != 0:
                 self.wrong.append(f"{place}: cannot be continued after the disk was full in {stage}")
-            elif digest(place / "out.ome.tif") != self.wanted:
+            elif digest(output) != self.wanted:
                 self.wrong.append(f"{place}: differs after the disk was full in {stage}")
         finally:
             subprocess.run(["umount", str(place)], check=True)

@@ -18,7 +18,7 @@ LAYERS = [
     {"passes"},
     {"settings"},
     {"plan", "sample"},
-    {"translate", "evaluate", "training", "report"},
+    {"translate", "evaluation", "training"},
     {"batch"},
     {"commands"},
     {"__main__"},

@@ -94,7 +94,7 @@ def test_an_array_over_slides_survives_a_requeue(slurm: dict[str, str], tmp_path
     log = (tmp_path / f"kin-{job}_2.out").read_text()
     assert "stopped by SIGTERM (the same command continues where it stopped)" in log
     merged = command(slurm, tmp_path, SCRIPTS / "slurm_merge_status.sh", out, code=1)
-    assert merged.startswith("4 done, 1 failed") or "1 failed" in merged
+    assert merged.startswith("4 done, 1 failed")
     assert f"failed: {slides / 'c.tif'}: not a slide" in merged
     # the interrupted slide is what an uninterrupted run makes
     kin(slurm, tmp_path, "translate", large, "-o", tmp_path / "b.kin.ome.tif", *options)
@@ -130,8 +130,8 @@ def test_the_chain_over_one_slide_equals_one_process(
 def test_the_time_limit_only_pauses_the_work(slurm: dict[str, str], tmp_path: Path, tiny_generator: Path) -> None:
     slides, out = tmp_path / "slides", tmp_path / "out"
     slides.mkdir()
-    write_slide(slides / "a.tif", width=2000, height=2000)
-    margin = {**slurm, "KIN_PARTS": "1", "KIN_REQUEUE_SECONDS": "45"}  # of a limit of 60
+    write_slide(slides / "a.tif", width=4000, height=4000)
+    margin = {**slurm, "KIN_PARTS": "1", "KIN_REQUEUE_SECONDS": "40"}  # of a limit of 60
     submit = (
         "sbatch",
         "--parsable",

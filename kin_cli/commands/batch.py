@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kin_cli.commands.options import ShareType, generator_in_the_box, settings_from, translation_options
-from kin_cli.errors import UsageError
+from kin_cli.errors import Stopped, UsageError
 from kin_cli.pipeline.share import Share
 from kin_cli.pipeline.stopping import raise_if_requested
 
@@ -59,7 +59,11 @@ def batch(
     if options["model"] is None and any(job.model is None for job in jobs):
         options["model"] = generator_in_the_box()
     _refuse_absent([options["model"], *(job.model for job in jobs)])
-    status = run_batch(Batch(jobs, settings, folder, shard), BatchReporter())
+    try:
+        status = run_batch(Batch(jobs, settings, folder, shard), BatchReporter())
+    except Stopped as stop:
+        again = "the same command" if options["skip_existing"] else "the same command with --skip-existing"
+        raise Stopped(stop.message, f"{again} continues where it stopped", exit_code=stop.exit_code) from None
     counts = status.counts()
     text = ", ".join(f"{count} {name}" for name, count in counts.items())
     click.echo(json.dumps(status.summary(), indent=1, ensure_ascii=False) if as_json else f"{status.paths[0]}: {text}")

@@ -17,8 +17,10 @@ from kin_cli import __version__
 from kin_cli.commands.assemble import assemble
 from kin_cli.commands.batch import batch
 from kin_cli.commands.check import check
+from kin_cli.commands.evaluate import evaluate
 from kin_cli.commands.info import info
 from kin_cli.commands.sample import sample
+from kin_cli.commands.seams import seams
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import translate
 from kin_cli.errors import KinError
@@ -38,7 +40,7 @@ def cli(debug: bool) -> None:  # run() reads it before click parses
     """
 
 
-for command in (translate, batch, assemble, train, info, sample, check):
+for command in (translate, batch, assemble, train, evaluate, seams, info, sample, check):
     cli.add_command(command)
 
 
@@ -79,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _fail(message: str, code: int, debug: bool) -> int:
     stop = requested()
-    if stop is not None:  # whatever failed, it failed because we were told to stop
+    if stop is not None and code != stop.exit_code:  # whatever failed, it failed because we were told to stop
         message, code = str(stop), stop.exit_code
     if debug:
         traceback.print_exc()

@@ -1,0 +1,14 @@
+# Untested: no container engine was at hand where this was written.
+#
+#   docker build -t kin .
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/data" -w /data kin translate slide.svs
+#
+# kin writes beside its output only, never to $HOME, and downloads nothing when it runs.
+FROM python:3.11-slim
+WORKDIR /opt/kin
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY kin_cli kin_cli
+RUN pip install --no-cache-dir -c constraints.txt .
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1
+# The exec form: signals reach kin, and not a shell that swallows them.
+ENTRYPOINT ["kin"]

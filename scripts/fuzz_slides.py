@@ -1,0 +1,223 @@
+"""Translate damaged slides and load damaged checkpoints, in batches, and see that nothing worse than a message comes.
+
+    python scripts/fuzz_slides.py FOLDER_OF_SLIDES --slides 1000 --checkpoints 300 --keep failures/
+
+Mutates the SVS, TIFF and DICOM slides of the folder (flipped bits, cut ends, swapped directory entries, blanked and
+repeated stretches) and the checkpoints of a small generator. Wrong are: a traceback, a slide that takes more than a
+minute, a batch that ends early, and an output that ``kin check`` rejects. Exits 1 if anything was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+
+from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
+from kin_cli.pyramid.check import check_file
+
+CHUNK = 25
+PATIENCE_SECONDS = 180.0  # beyond --limit, before a batch is killed
+
+
+def place(rng: random.Random, size: int) -> int:
+    """A position, half of the time near an end, where headers and directories are."""
+    near = min(size, 4096)
+    return rng.choice([rng.randrange(size), rng.randrange(size), rng.randrange(near), size - 1 - rng.randrange(near)])
+
+
+def flip_bits(data: bytearray, rng: random.Random) -> None:
+    for _ in range(2 ** rng.randrange(10)):
+        data[place(rng, len(data))] ^= 1 << rng.randrange(8)
+
+
+def cut(data: bytearray, rng: random.Random) -> None:
+    del data[place(rng, len(data)) :]
+
+
+def blank(data: bytearray, rng: random.Random) -> None:
+    start = place(rng, len(data))
+    length = min(len(data) - start, 2 ** rng.randrange(1, 16))
+    data[start : start + length] = bytes([rng.choice((0, 255))]) * length
+
+
+def repeat(data: bytearray, rng: random.Random) -> None:
+    start, target, length = place(rng, len(data)), place(rng, len(data)), 2 ** rng.randrange(1, 12)
+    data[target : target + length] = data[start : start + length]
+
+
+def swap_entries(data: bytearray, rng: random.Random) -> None:
+    """Swap the values of two entries of one directory of a classic little-endian TIFF; elsewhere as ``repeat``."""
+    directories = tiff_directories(bytes(data))
+    if not directories:
+        repeat(data, rng)
+        return
+    start, count = rng.choice(directories)
+    first, second = (start + 2 + 12 * rng.randrange(count) for _ in range(2))
+    offset, length = rng.choice(((0, 2), (2, 2), (4, 4), (8, 4), (2, 10)))
+    a, b = (slice(entry + offset, entry + offset + length) for entry in (first, second))
+    data[a], data[b] = data[b], data[a]
+
+
+def tiff_directories(data: bytes) -> list[tuple[int, int]]:
+    """Offset and number of entries of each directory."""
+    if data[:4] != b"II*\0":
+        return []
+    found = []
+    (offset,) = struct.unpack_from("<I", data, 4)
+    while 0 < offset < len(data) - 6 and len(found) < 16:
+        (count,) = struct.unpack_from("<H", data, offset)
+        if offset + 6 + 12 * count > len(data):
+            break
+        found.append((offset, count))
+        (offset,) = struct.unpack_from("<I", data, offset + 2 + 12 * count)
+    return found
+
+
+MUTATIONS: tuple[Callable[[bytearray, random.Random], None], ...] = (flip_bits, cut, blank, repeat, swap_entries)
+
+
+def mutated(source: Path, rng: random.Random) -> bytes:
+    data = bytearray(source.read_bytes())
+    rng.choice(MUTATIONS)(data, rng)
+    return bytes(data)
+
+
+class Fuzz:
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.options = folder, options
+        self.random = random.Random(options.seed)
+        self.outcomes: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        torch.manual_seed(0)
+        spec = ResnetSpec(width=2, blocks=1, antialias_down=False, antialias_up=False)
+        state = ResnetGenerator(spec).state_dict()
+        torch.save(state, folder / "tiny.pth")
+        torch.save(state, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+        safetensors.torch.save_file(state, folder / "tiny.safetensors")
+        Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(folder / "grey.png")
+
+    def slides(self, count: int) -> None:
+        sources = [path for path in sorted(self.options.slides_in.iterdir()) if path.suffix in (".svs", ".tif")]
+        sources = [path for path in sources if path.stat().st_size < 8 << 20]
+        sources += sorted({path.parent for path in self.options.slides_in.rglob("*.dcm")})
+        for first in range(0, count, CHUNK):
+            batch = self.folder / f"slides{first}"
+            batch.mkdir()
+            for number in range(first, min(first + CHUNK, count)):
+                self._one_slide(sources[number % len(sources)], batch, number)
+            mode = self.random.choice(("fail", "fill"))
+            # Every pixel is read, few are translated; the pixel size of a damaged header must not decide how many.
+            options = ("--recursive", "--source-mpp", "0.5", "--mpp", "4", "--on-read-error", mode)
+            self._run(batch, [str(batch), "-m", str(self.folder / "tiny.pth"), *options])
+
+    def _one_slide(self, source: Path, batch: Path, number: int) -> None:
+        if source.is_file():
+            (batch / f"{number:05d}{source.suffix}").write_bytes(mutated(source, self.random))
+            return
+        shutil.copytree(source, batch / f"{number:05d}", copy_function=shutil.copyfile)
+        victim = self.random.choice(sorted((batch / f"{number:05d}").glob("*.dcm")))
+        victim.write_bytes(mutated(victim, self.random))
+
+    def checkpoints(self, count: int) -> None:
+        sources = [self.folder / name for name in ("tiny.pth", "legacy.pth", "tiny.safetensors")]
+        for first in range(0, count, CHUNK):
+            batch = self.folder / f"models{first}"
+            batch.mkdir()
+            lines = ["wsi,output,model"]
+            for number in range(first, min(first + CHUNK, count)):
+                source = sources[number % len(sources)]
+                model = batch / f"{number:05d}{source.suffix}"
+                model.write_bytes(mutated(source, self.random))
+                lines.append(f"{self.folder / 'grey.png'},{number:05d}.ome.tif,{model}")
+            (batch / "slides.csv").write_text("\n".join(lines) + "\n")
+            self._run(batch, ["--manifest", str(batch / "slides.csv"), "--patch-size", "64"])
+
+    def _run(self, batch: Path, arguments: list[str]) -> None:
+        output = batch.with_name(batch.name + "-out")
+        command = [sys.executable, "-m", "kin_cli", "batch", *arguments, "-o", str(output), "-j", "2"]
+        with (self.folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        state, since = "", time.monotonic()
+        while process.poll() is None:
+            time.sleep(0.2)
+            now = json.dumps([row["status"] for row in self._rows(output)])
+            if now != state:
+                state, since = now, time.monotonic()
+            elif time.monotonic() - since > self.options.limit + PATIENCE_SECONDS:
+                process.kill()
+        if process.returncode not in (0, 1):
+            self._blame(batch, f"the batch ended with code {process.returncode}")
+        for row in self._rows(output):
+            self._judge(batch, row)
+        print(f"{sum(self.outcomes.values())} done, {len(self.wrong)} wrong: {dict(self.outcomes)}", flush=True)
+        shutil.rmtree(batch)
+        shutil.rmtree(output, ignore_errors=True)
+
+    def _judge(self, batch: Path, row: dict[str, Any]) -> None:
+        path, reason = Path(row["output"]), row["reason"]
+        died = "died of" in reason
+        self.outcomes["child died" if died else row["status"]] += 1
+        name = Path(row["slide"]).relative_to(batch) if batch.name.startswith("slides") else path.name.split(".")[0]
+        if row["status"] not in ("done", "filled", "failed"):
+            self._blame(batch, f"{name}: left as {row['status']}")
+        if "unexpected" in reason or "Traceback" in reason or (row["status"] == "failed" and not reason):
+            self._blame(batch, f"{name}: {reason}")
+        if (row["seconds"] or 0) > self.options.limit:
+            self._blame(batch, f"{name}: took {row['seconds']} s")
+        if row["status"] == "failed" and path.exists():
+            self._blame(batch, f"{name}: failed, but there is an output")
+        if path.exists() and (problems := check_file(path)):
+            self._blame(batch, f"{name}: {problems[0]}")
+
+    def _rows(self, output: Path) -> list[dict[str, Any]]:
+        try:
+            return list(json.loads((output / "kin-batch" / "status.json").read_text())["slides"])
+        except FileNotFoundError:
+            return []
+
+    def _blame(self, batch: Path, what: str) -> None:
+        self.wrong.append(f"{batch.name}: {what}")
+        print("WRONG", self.wrong[-1], flush=True)
+        if self.options.keep is not None:
+            kept = self.options.keep / batch.name
+            if not kept.exists():
+                shutil.copytree(batch, kept)
+                shutil.copy(self.folder / "log", kept / "log")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("slides_in", type=Path)
+    parser.add_argument("--slides", type=int, default=1000)
+    parser.add_argument("--checkpoints", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds that a slide may take")
+    parser.add_argument("--keep", type=Path, help="copy the batches in which something was wrong here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        fuzz = Fuzz(Path(temporary), options)
+        fuzz.checkpoints(options.checkpoints)
+        fuzz.slides(options.slides)
+    print(f"{sum(fuzz.outcomes.values())} damaged files, {len(fuzz.wrong)} wrong; {dict(fuzz.outcomes)}")
+    return 1 if fuzz.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
