@@ -148,6 +148,13 @@ class Plan:
         activations = activation_bytes(self.generator, side) if self.device.type == "cpu" else 0
         return _BASE_BYTES + queue + parameters + activations
 
+    def warnings(self) -> list[str]:
+        """What the user should know before trusting the output: one line each."""
+        trained, mpp = self.generator.metadata.get("mpp"), self.view.mpp
+        if trained is None or mpp is None or abs(math.log(mpp / float(trained))) < math.log(1.1):
+            return []
+        return [f"the image has {mpp:.4g} µm/px, the generator was trained at {trained}: consider --mpp {trained}"]
+
     def fingerprint(self) -> dict[str, object]:
         """Everything that changes the bytes of the output."""
         source, norm, output = self.settings.source, self.settings.norm, self.settings.output

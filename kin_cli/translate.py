@@ -51,6 +51,8 @@ def translate(settings: Settings, reporter: Reporter) -> dict[str, object]:
 
 def carry_out(plan: Plan, reporter: Reporter) -> dict[str, object]:
     """Do what the plan says."""
+    for warning in plan.warnings():
+        reporter.note(warning)
     with Job.begin(plan) as job:
         record = job.left_over()
         if record is None:
@@ -243,6 +245,7 @@ def _record(plan: Plan, clock: _Clock, faults: Faults) -> dict[str, object]:
         "slide": str(plan.settings.source.slide),
         "model": str(plan.settings.model),
         "layout": plan.generator.layout,
+        "model_notes": list(plan.generator.notes),
         "output": str(output),
         "settings": plan.fingerprint(),
         "plan": plan.summary(),

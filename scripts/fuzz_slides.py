@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -177,7 +178,7 @@ class Fuzz:
         name = Path(row["slide"]).relative_to(batch) if batch.name.startswith("slides") else path.name.split(".")[0]
         if row["status"] not in ("done", "filled", "failed"):
             self._blame(batch, f"{name}: left as {row['status']}")
-        if "unexpected" in reason or "Traceback" in reason or (row["status"] == "failed" and not reason):
+        if re.search(r"unexpected(ly| [A-Z]\w*:)|Traceback", reason) or (row["status"] == "failed" and not reason):
             self._blame(batch, f"{name}: {reason}")
         if (row["seconds"] or 0) > self.options.limit:
             self._blame(batch, f"{name}: took {row['seconds']} s")

@@ -152,7 +152,7 @@ class Torture:
             stages = (name,) if name else STAGES[2:] if command[0] == "assemble" else STAGES
             stage = self.random.choice(stages)
             number = self.random.choices(list(SIGNALS), (3, 1, 1))[0]
-            after = 1 if self.random.random() < 0.3 else self.random.randint(1, 60)
+            after = self.random.randint(1, 40 if stage in STAGES[:2] else 4)
             attempt = Attempt(command)
             last, code = attempt.killed_at(stage, after, self.random.uniform(0, 0.03), number)
             if code == 0:

@@ -74,6 +74,19 @@ def test_death_in_any_stage_leaves_no_trace(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.ome.tif"]
 
 
+def test_a_second_process_is_refused(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.ome.tif"
+
+    def meanwhile(stage: str, tiles: int) -> None:
+        if (stage, tiles) == ("measure", 0):
+            second = kin("translate", slide, "-m", tiny_generator, "-o", output, *SMALL)
+            assert second.code == 1
+            assert f"is being written by pid {os.getpid()}" in second.err
+
+    translate(settings(slide, tiny_generator, output), Watcher(meanwhile))
+    assert output.exists()
+
+
 def test_finished_tiles_are_not_made_again(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.ome.tif"
     with pytest.raises(Killed):
@@ -353,3 +366,13 @@ def test_signals_end_it_within_seconds(
     result = kin("translate", slide, "-m", tiny_generator, "-o", output, *SMALL)
     assert result.code == 0, result.err
     assert not (tmp_path / "out.ome.tif.kin-work").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["torture.py --kills 8", "fuzz_slides.py {data} --slides 25 --checkpoints 25"])
+def test_the_scripts_that_torment_find_nothing(shared_data: Path, script: str) -> None:
+    name, *arguments = script.format(data=shared_data).split()
+    command = [sys.executable, Path(__file__).resolve().parents[1] / "scripts" / name, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 wrong" in done.stdout

@@ -287,3 +287,13 @@ def test_a_flat_output_is_the_pyramids_base(tmp_path: Path, photo: Path, tiny_ge
     pyramid = run(photo, tiny_generator, tmp_path / "o.tif")
     translate(settings(photo, tiny_generator, tmp_path / "o.png"), SilentReporter())
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), pyramid)
+
+
+@pytest.mark.parametrize(("mpp", "warned"), [(0.5, False), (0.53, False), (0.25, True), (1.0, True), (None, False)])
+def test_another_pixel_size_than_the_generators_is_told(
+    tmp_path: Path, photo: Path, tiny_generator: Path, mpp: float | None, warned: bool
+) -> None:
+    plan = make_plan(settings(photo, tiny_generator, tmp_path / "o.tif", source_mpp=mpp))
+    with plan.view.slide:
+        trained = dataclasses.replace(plan.generator, metadata={"mpp": "0.5056"})
+        assert bool(dataclasses.replace(plan, generator=trained).warnings()) == warned

@@ -14,7 +14,7 @@ from kin_cli.settings import Settings
 from kin_cli.translate import Job, skipped
 
 
-def measure_rows(settings: Settings, share: Share, reporter: Reporter) -> None:
+def measure_rows(settings: Settings, share: Share, *, reporter: Reporter) -> None:
     """Pass 1 for a share of the patches with tissue: consecutive rows with about equal numbers of them."""
     plan = make_plan(settings)
     with plan.view.slide, Job.begin(plan, shard=f"measure-{share}") as job:
@@ -22,7 +22,7 @@ def measure_rows(settings: Settings, share: Share, reporter: Reporter) -> None:
         job.statistics([cell for cell in job.cells() if cell.row in rows], reporter)
 
 
-def apply_rows(settings: Settings, share: Share, reporter: Reporter) -> None:
+def apply_rows(settings: Settings, share: Share, *, reporter: Reporter) -> None:
     """Pass 2 for a share of the tiles; ``OutputError`` unless every patch has been measured."""
     plan = make_plan(settings)
     with plan.view.slide, Job.begin(plan, shard=f"apply-{share}") as job:

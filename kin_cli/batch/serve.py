@@ -74,7 +74,8 @@ def _answer(settings: Settings, reporter: _PipeReporter) -> tuple[object, ...]:
         answer = "failed", f"{slide}: out of memory", "see kin translate --dry-run for what it needs", 1
     except Exception as error:
         traceback.print_exc()
-        answer = "failed", f"{slide}: unexpected {type(error).__name__}: {error}", None, 1
+        hint = "run kin --debug translate on it and report it"
+        answer = "failed", f"{slide}: unexpected {type(error).__name__}: {error}", hint, 1
     told = requested()  # then whatever failed is its consequence
     return answer if told is None else ("stopped", told.message, told.hint, told.exit_code)
 

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 something could not be done; 2 usage; 75 stopped by SIGTER
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -56,6 +57,8 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code; whatever goes wrong is one line on stderr."""
     debug = "--debug" in arguments or bool(os.environ.get("KIN_DEBUG"))
+    if not debug:
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file, our own line says
     try:
         result = cli.main(list(arguments), prog_name="kin", standalone_mode=False)
         sys.stdout.flush()

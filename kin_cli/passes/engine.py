@@ -68,13 +68,9 @@ class Engine:
         side = max(64, 2 * generator.stride)
         network = patch(generator.module, side=side, eps=convention.eps, correction=convention.correction)
         network.module.to(device=device, dtype=self._dtype)
-        network.module.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # missing in the stubs
+        network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
         self._network = network
         self.channels, self.stride = network.channels, generator.stride
-
-    @property
-    def _memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
 
     def measure(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Statistics of each image (H, W, 3), all of one size: (B, 2, ΣC), means and standard deviations."""
@@ -112,7 +108,7 @@ class Engine:
     def _to_input(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         x = torch.from_numpy(np.stack(images)).to(self.device)  # (B, H, W, 3)
         x = x.permute(0, 3, 1, 2).to(torch.float32).mul_(2 / 255).sub_(1)
-        return x.to(dtype=self._dtype, memory_format=self._memory_format)
+        return x.to(dtype=self._dtype, memory_format=torch.channels_last)
 
 
 def _to_bytes(y: Tensor) -> Tensor:

@@ -55,15 +55,19 @@ def measure_slide(
     with reporter.stage("measure", len(todo)) as advance:
         patches = prefetch(read, todo, workers=workers, ahead=2 * workers + batch)
         for group in batched(patches, batch):
-            readable = [(cell, pixels) for cell, pixels in group if pixels is not None]
-            if readable:
-                found = engine.measure([pixels for _, pixels in readable])
-                for (cell, _), stats in zip(readable, found, strict=True):
-                    table.write(cell, stats)
-            for cell in (cell for cell, pixels in group if pixels is None):
-                table.write(cell, np.full((2, table.channels), np.nan, np.float32))
+            _measure(group, engine, table)
             advance(len(group))
     return len(todo)
+
+
+def _measure(group: list[tuple[Cell, NDArray[np.uint8] | None]], engine: Engine, table: StatTable) -> None:
+    readable = [(cell, pixels) for cell, pixels in group if pixels is not None]
+    if readable:
+        found = engine.measure([pixels for _, pixels in readable])
+        for (cell, _), stats in zip(readable, found, strict=True):
+            table.write(cell, stats)
+    for cell in (cell for cell, pixels in group if pixels is None):
+        table.write(cell, np.full((2, table.channels), np.nan, np.float32))
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
