@@ -21,7 +21,7 @@ from kin_cli.passes.engine import Convention, Precision, resolve_device, resolve
 from kin_cli.passes.windows import WindowPlan
 from kin_cli.pipeline.stages import available_cores
 from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.layout import PyramidLayout, plan_blocks
+from kin_cli.pyramid.layout import Blocks, PyramidLayout, plan_blocks
 from kin_cli.settings import Settings
 from kin_cli.slide.faults import FillingSlide
 from kin_cli.slide.mask import TissueMask, all_tissue
@@ -80,10 +80,15 @@ class Plan:
         return self.settings.source.tissue != "auto" or self.view.slide.has_glass_by_default
 
     @cached_property
+    def blocks(self) -> Blocks:
+        """How windows and tiles nest."""
+        return plan_blocks(self.window_px, self.view.size)
+
+    @cached_property
     def layout(self) -> PyramidLayout:
         """Levels and tiles of the output; an image without a pyramid has one level."""
         flat_side = max(self.view.size.width, self.view.size.height) + 1
-        tile = plan_blocks(self.window_px).tile
+        tile = self.blocks.tile
         if self.settings.output.flat:
             return PyramidLayout(self.view.size, tile, min_side=flat_side)
         return PyramidLayout(self.view.size, tile)
@@ -96,7 +101,7 @@ class Plan:
             self.layout.grid(0),
             self.weights > 0,
             window_px=self.window_px,
-            block_px=plan_blocks(self.window_px).block,
+            block_px=self.blocks.block,
             halo_px=self.halo_px,
         )
 
@@ -143,7 +148,7 @@ class Plan:
         side = self.window_px + 2 * self.halo_px
         reach = 2 * self.settings.norm.effective_kernel.radius + self.window_px // self.settings.norm.patch_px + 3
         cells = 3 * reach**2 * 8 * self.generator.channels * self.workers
-        queue = (4 * self.workers + 3 * self.batch) * 3 * side**2 + cells + 3 * plan_blocks(self.window_px).block ** 2
+        queue = (4 * self.workers + 3 * self.batch) * 3 * side**2 + cells + 3 * self.blocks.block**2
         parameters = 4 * sum(p.numel() for p in self.generator.module.parameters())
         activations = activation_bytes(self.generator, side) if self.device.type == "cpu" else 0
         return _BASE_BYTES + queue + parameters + activations

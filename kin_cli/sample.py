@@ -10,7 +10,7 @@ from kin_cli.pipeline.stages import available_cores, prefetch
 from kin_cli.pyramid.build import build_levels, pad_tile
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.flat import write_flat
-from kin_cli.pyramid.layout import PyramidLayout
+from kin_cli.pyramid.layout import PyramidLayout, plan_blocks
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_pyramid
 from kin_cli.settings import OutputSettings
@@ -29,16 +29,16 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
     if output.path.exists() and not output.overwrite:
         raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")
     workers = workers or min(8, available_cores())
-    slide = SampleSlide(size, seed=seed)
+    slide, tile = SampleSlide(size, seed=seed), plan_blocks(_TILE_PX, size).tile
     codec = Codec("deflate" if output.flat else output.compression, output.quality, output.subsampling)
-    layout = PyramidLayout(size, _TILE_PX, min_side=max(size.width, size.height) + 1 if output.flat else 1024)
+    layout = PyramidLayout(size, tile, min_side=max(size.width, size.height) + 1 if output.flat else 1024)
     grid = layout.grid(0)
     fingerprint = {"sample": seed, "width": size.width, "height": size.height, "kin": __version__}
     with WorkFolder.open(output.path, fingerprint, overwrite=output.overwrite) as work:
         with BlobStore(work.folder, "tiles", capacity=layout.tile_count) as tiles:
 
             def make(cell: Cell) -> None:
-                pixels = pad_tile(slide.read(0, grid.clipped(cell)), _TILE_PX)
+                pixels = pad_tile(slide.read(0, grid.clipped(cell)), tile)
                 tiles.put(layout.key(0, cell), codec.encode(pixels))
 
             todo = [cell for cell in grid if layout.key(0, cell) not in tiles]

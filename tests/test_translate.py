@@ -297,3 +297,15 @@ def test_another_pixel_size_than_the_generators_is_told(
     with plan.view.slide:
         trained = dataclasses.replace(plan.generator, metadata={"mpp": "0.5056"})
         assert bool(dataclasses.replace(plan, generator=trained).warnings()) == warned
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (96, 96), (128, 300), (700, 5)])
+def test_small_images_are_written_so_that_libvips_reads_them(
+    tmp_path: Path, tiny_generator: Path, width: int, height: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "small.png")
+    pyramid = run(tmp_path / "small.png", tiny_generator, tmp_path / "o.ome.tif")
+    translate(settings(tmp_path / "small.png", tiny_generator, tmp_path / "o.png"), SilentReporter())
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), pyramid)
+    np.testing.assert_array_equal(pyvips.Image.new_from_file(str(tmp_path / "o.ome.tif")).numpy(), pyramid)

@@ -28,8 +28,10 @@ class Blocks:
     tile: int
 
 
-def plan_blocks(window: int) -> Blocks:
+def plan_blocks(window: int, size: Size | None = None) -> Blocks:
     """Block and tile for windows of ``window`` pixels, a positive multiple of 4 (else ``UsageError``).
+
+    On an image of ``size`` narrower than 129 px tiles are at most 256 px wide: libvips refuses larger ones there.
 
     The block is the smallest common multiple of window and 16, or the largest up to 512 if that is larger. The tile is
     its largest divisor up to 512 that is a multiple of 16; where none reaches 128, the smallest from 128 on.
@@ -39,7 +41,8 @@ def plan_blocks(window: int) -> Blocks:
     common = math.lcm(window, _TIFF_UNIT)
     block = common * max(1, _TILE_MAX // common)
     divisors = [side for side in range(_TIFF_UNIT, block + 1, _TIFF_UNIT) if block % side == 0]
-    largest = max((side for side in divisors if side <= _TILE_MAX), default=_TIFF_UNIT)
+    narrow = size is not None and min(size.width, size.height) <= _TILE_MIN
+    largest = max((side for side in divisors if side <= (_TILE_MAX // 2 if narrow else _TILE_MAX)), default=_TIFF_UNIT)
     tile = largest if largest >= _TILE_MIN else min(side for side in divisors if side >= _TILE_MIN)
     return Blocks(window, block, tile)
 
