@@ -147,8 +147,8 @@ class Torture:
             shutil.rmtree(place)
 
     def _until_done(self, command: list[str]) -> None:
-        for _ in range(self.random.randint(1, MOST_KILLS)):
-            name = command[command.index("--pass") + 1] if "--pass" in command else None
+        name = command[command.index("--pass") + 1] if "--pass" in command else None
+        for _ in range(self.random.randint(1, 2 if name else MOST_KILLS)):
             stages = (name,) if name else STAGES[2:] if command[0] == "assemble" else STAGES
             stage = self.random.choice(stages)
             number = self.random.choices(list(SIGNALS), (3, 1, 1))[0]

@@ -96,6 +96,9 @@ class FakeWorker:
     outcomes: ClassVar[dict[str, Any]] = {}
     closed: ClassVar[int] = 0
 
+    def start(self) -> None:
+        pass
+
     def translate(self, settings: Settings, reporter: object) -> dict[str, Any]:
         outcome = self.outcomes.get(settings.source.slide.name)
         if isinstance(outcome, BaseException):

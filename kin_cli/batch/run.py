@@ -69,6 +69,8 @@ def run_batch(batch: Batch, reporter: Reporter) -> Status:
 def _translate(worker: Worker, settings: Settings, row: Row, reporter: Reporter) -> None:
     start = time.monotonic()
     try:
+        worker.start()
+        start = time.monotonic()
         _make_folder(settings.output.path.parent)
         row.take(worker.translate(settings, reporter))
     except Stopped:

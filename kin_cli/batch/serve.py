@@ -34,6 +34,7 @@ def main() -> int:
     busy = threading.Event()
     threading.Thread(target=_receive, args=(connection, jobs, busy), name="kin-jobs", daemon=True).start()
     try:
+        connection.send("ready")
         while (settings := jobs.get()) is not None:
             busy.set()
             answer = _answer(settings, _PipeReporter(connection))

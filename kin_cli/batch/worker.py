@@ -31,21 +31,34 @@ class Worker:
     def __init__(self) -> None:
         self._child: _Child | None = None
 
+    def start(self) -> None:
+        """Have a child that is ready for a slide: starting one takes seconds, which are no slide's."""
+        self._ready_child()
+
     def translate(self, settings: Settings, reporter: Reporter) -> dict[str, Any]:
         """Translate one slide in the child and return its record.
 
         Raises the ``KinError`` that the child met; ``KinError`` too if it died, with the signal and its last words; and
         ``Stopped`` if it or we were told to stop, when the child has ended.
         """
-        if self._child is None:
-            self._child = _Child.started()
+        child = self._ready_child()
         try:
-            return self._child.translate(settings, reporter)
+            return child.translate(settings, reporter)
         except _Refusal as error:
             raise KinError(error.message, error.hint) from None  # the child is well
         except BaseException:
             self.close()
             raise
+
+    def _ready_child(self) -> _Child:
+        if self._child is None:
+            self._child = _Child.started()
+            try:
+                self._child.wait_until_ready()
+            except BaseException:
+                self.close()
+                raise
+        return self._child
 
     def close(self) -> None:
         """End the child: it gives up its claim, and gets a few seconds for that."""
@@ -76,6 +89,12 @@ class _Child:
         theirs.close()
         return cls(process, ours, log)
 
+    def wait_until_ready(self) -> None:
+        try:
+            self.connection.recv()
+        except (EOFError, OSError):
+            raise self._death("kin batch") from None
+
     def translate(self, settings: Settings, reporter: Reporter) -> dict[str, Any]:
         self.log.truncate(0)
         self.log.seek(0)  # the child writes where we are
@@ -83,7 +102,7 @@ class _Child:
             self.connection.send(settings)
             return self._result(settings.source.slide, reporter)
         except (EOFError, OSError):
-            raise self._death(settings) from None
+            raise self._death(str(settings.source.slide)) from None
 
     def _result(self, slide: Path, reporter: Reporter) -> dict[str, Any]:
         with ExitStack() as stages:
@@ -103,8 +122,7 @@ class _Child:
                 else:
                     raise _failure(kind, values)
 
-    def _death(self, settings: Settings) -> KinError:
-        slide = settings.source.slide
+    def _death(self, slide: str) -> KinError:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_GRACE_SECONDS)
         code = self.process.returncode
