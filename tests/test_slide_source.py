@@ -239,3 +239,13 @@ def test_truncated_dicom_fails_where_it_ends(shared_data: Path, tmp_path: Path) 
         assert slide.read(0, Box(0, 0, 100, 100)).std() > 0
         with pytest.raises(InputError, match=r"half\.dcm: level 0 cannot be read at"):
             slide.read(0, Box(2000, 2800, 100, 100))
+
+
+@pytest.mark.parametrize(("tag", "value"), [("TileLength", 0), ("ImageWidth", 0)])
+def test_nonsense_in_a_tiffs_fields_is_an_input_error(tmp_path: Path, tag: str, value: int) -> None:
+    file = tmp_path / "nonsense.tif"
+    tifffile.imwrite(file, np.zeros((64, 64, 3), np.uint8), tile=(32, 32), photometric="rgb", metadata=None)
+    with tifffile.TiffFile(file, mode="r+b") as tiff:
+        tiff.pages[0].tags[tag].overwrite(value)  # type: ignore[union-attr]
+    with pytest.raises(InputError, match=r"nonsense\.tif"):
+        open_slide(file)

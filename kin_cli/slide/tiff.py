@@ -33,7 +33,8 @@ _UM = {
 }
 _DAMAGED_HINT = "the file is damaged or incomplete; copy it again from its source"
 # what tifffile and the codecs raise on files that are not what they say
-_DECODING_ERRORS = (ValueError, RuntimeError, TypeError, LookupError, OSError)
+# what tifffile and NumPy raise over fields that a damaged file fills with nonsense
+_DECODING_ERRORS = (ValueError, RuntimeError, TypeError, LookupError, OSError, ArithmeticError, AttributeError)
 
 
 def reads_better(path: Path) -> bool:
@@ -69,14 +70,14 @@ class TiffSlide(Slide):
             with tifffile.TiffFile(path, _multifile=False) as file:
                 self._describe(file)
                 self._levels = levels_of(file.series[0])
+            self.levels = tuple(level.size for level in self._levels)
+            self.downsamples = downsamples_of(self.levels)
+            self._check_extent()
         except Unsupported as error:
             hint = "kin reads 8 and 16-bit RGB and grey pictures; export one plane as RGB"
             raise InputError(f"{path}: a TIFF that kin cannot use: {error}", hint) from None
         except _DECODING_ERRORS as error:
             raise InputError(f"{path}: not a readable TIFF: {error}", _DAMAGED_HINT) from error
-        self.levels = tuple(level.size for level in self._levels)
-        self.downsamples = downsamples_of(self.levels)
-        self._check_extent()
         self._file = path.open("rb")
         self._file_lock = threading.Lock()
         self._big_lock = threading.Lock()
