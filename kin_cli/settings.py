@@ -97,6 +97,7 @@ class OutputSettings:
     background: Literal["fill", "keep", "white"] = "fill"
     overwrite: bool = False
     skip_existing: bool = False
+    report: bool = False
 
     def __post_init__(self) -> None:
         if not self.path.name.lower().endswith(_OUTPUT_KINDS):
@@ -110,9 +111,17 @@ class OutputSettings:
     @property
     def record_path(self) -> Path:
         """The JSON record beside the output."""
+        return self._beside(".json")
+
+    @property
+    def report_path(self) -> Path:
+        """The HTML report beside the output, where one is asked for."""
+        return self._beside(".report.html")
+
+    def _beside(self, other: str) -> Path:
         name = self.path.name
         ending = next(kind for kind in _OUTPUT_KINDS if name.lower().endswith(kind))
-        return self.path.with_name(name[: -len(ending)] + ".json")
+        return self.path.with_name(name[: -len(ending)] + other)
 
 
 @dataclass(frozen=True)
@@ -132,13 +141,22 @@ class ComputeSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """One translation."""
+    """One translation. ``table`` is a folder that keeps the statistics of pass 1; it changes nothing in the output."""
 
     source: SourceSettings
     model: Path
     output: OutputSettings
     norm: NormSettings = field(default_factory=NormSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    table: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.table is not None and self.norm.method == "tin":
+            raise UsageError("--method tin has no table to keep", "its statistics are those of a thumbnail")
+        if self.table is not None and self.source.on_read_error == "fill":
+            raise UsageError(
+                "--table and --on-read-error fill exclude each other", "a table with holes must not be handed on"
+            )
 
 
 def default_output(slide: Path) -> Path:

@@ -36,6 +36,7 @@ from kin_cli.store.begin import ALONE, check_disk, made_by, open_work, work_fold
 from kin_cli.store.blobs import BlobStore
 from kin_cli.store.files import os_errors_as_output_errors, sync_folder, write_atomic
 from kin_cli.store.work import WorkFolder
+from kin_cli.tables import kept_table
 
 
 def translate(settings: Settings, reporter: Reporter) -> dict[str, object]:
@@ -100,7 +101,10 @@ class Job:
 
     @cached_property
     def _table_store(self) -> BlobStore:
-        return self._store("table", len(self.plan.grid))
+        folder = self.plan.settings.table
+        if folder is None:
+            return self._store("table", len(self.plan.grid))
+        return self._stores.enter_context(kept_table(self.plan, folder, shard=self._shard))
 
     @cached_property
     def _table(self) -> StatTable:
@@ -146,7 +150,7 @@ class Job:
                 stats = thumbnail_statistics(plan.view, norm.thumbnail, engine=self.engine, patch_px=norm.patch_px)
                 return Uniform(stats)
             fill = plan.settings.source.on_read_error == "fill"
-            measure_slide(
+            measured = measure_slide(
                 strict(plan.view),
                 plan.grid,
                 cells,
@@ -157,7 +161,8 @@ class Job:
                 reporter=reporter,
                 unreadable=self.faults.add_patch if fill else None,
             )
-            self._table_store.commit()
+            if measured:
+                self._table_store.commit()
             return SmoothedTable(self._table, plan.weights, norm.effective_kernel, prior=plan.prior)
 
     def apply(self, table: SmoothedTable | Uniform, painter: Painter, reporter: Reporter) -> None:
@@ -249,6 +254,7 @@ def _record(plan: Plan, clock: _Clock, faults: Faults) -> dict[str, object]:
         "output": str(output),
         "settings": plan.fingerprint(),
         "plan": plan.summary(),
+        "warnings": plan.warnings(),
         "unreadable": faults.summary(),
         "output_bytes": output.stat().st_size,
         "seconds": {name: round(seconds, 2) for name, seconds in clock.seconds.items()},

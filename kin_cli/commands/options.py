@@ -50,7 +50,7 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
     if options["level"] is not None and options["mpp"] is not None:
         raise UsageError("--level and --mpp exclude each other")
     source = {name: options[name] for name in ("level", "mpp", "source_mpp", "region", "tissue", "on_read_error")}
-    written = ("compression", "quality", "subsampling", "icc", "background", "overwrite", "skip_existing")
+    written = ("compression", "quality", "subsampling", "icc", "background", "overwrite", "skip_existing", "report")
     output = {name: options[name] for name in written}
     return Settings(
         source=SourceSettings(slide=slide, **source),
@@ -63,6 +63,7 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
             workers=options["workers"],
             batch_size=auto_as_none(options["batch_size"]),
         ),
+        table=options.get("table"),
     )
 
 
@@ -138,6 +139,7 @@ _OPTIONS = (
     ),
     click.option("--overwrite", is_flag=True, help="Replace the output and unfinished work of other settings."),
     click.option("--skip-existing", is_flag=True, help="Leave outputs that are verified and have these very settings."),
+    click.option("--report", is_flag=True, help="Also OUTPUT.report.html: before and after, seams, settings, times."),
     click.option(
         "--on-read-error",
         type=click.Choice(["fail", "fill"]),

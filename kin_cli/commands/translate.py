@@ -27,6 +27,11 @@ _FILE = click.Path(path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the run record as JSON.")
 @click.option("--pass", "only_pass", type=click.Choice(["measure", "apply"]), help="Only this pass (see kin assemble).")
 @click.option("--rows", type=ShareType(), help="Of that pass only part i of n; auto/n in an array job.")
+@click.option(
+    "--table",
+    type=_FILE,
+    help="Folder that keeps what pass 1 measures, for other kernels and outputs: made if missing, reused if there.",
+)
 @translation_options
 def translate(
     slide: Path, dry_run: bool, as_json: bool, only_pass: str | None, rows: Share | None, **options: Any
@@ -51,8 +56,15 @@ def translate(
 
 
 def show_record(record: dict[str, Any], settings: Settings, as_json: bool) -> int:
-    """Print the record or the output's name; the exit code, 1 where parts of the slide could not be read."""
+    """Print the record or the output's name, and make the report if there is to be one.
+
+    Returns the exit code, 1 where parts of the slide could not be read.
+    """
     click.echo(json.dumps(record, indent=1, ensure_ascii=False) if as_json else str(settings.output.path))
+    if settings.output.report:
+        from kin_cli.report.write import report_if_asked
+
+        report_if_asked(settings, record, ConsoleReporter())
     unread = record["unreadable"]
     if unread["tiles"] or unread["patches"]:
         click.echo(

@@ -94,18 +94,28 @@ class BlobStore:
 
     Opening reads every shard of ``name`` in ``folder`` and continues the shard named ``shard``: whatever a crash left
     behind its last sound record is cut off. Where several shards hold a key, our own counts, else the first by name.
+    ``remedy`` is the hint of an error that the store cannot mend.
     Memory bound: 19 bytes a key, plus a few hundred records that are not committed yet.
 
     Raises ``OutputError`` where a file cannot be read or written, where the shard has a live writer already, and where
     a journal names a key of another, larger store.
     """
 
-    def __init__(self, folder: Path, name: str, *, shard: str = "0", capacity: int, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        shard: str = "0",
+        capacity: int,
+        read_only: bool = False,
+        remedy: str = "--overwrite starts afresh",
+    ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.]+", name) or not re.fullmatch(r"[A-Za-z0-9_.-]+", shard):
             raise ValueError(f"not a name for a store and a shard: {name!r}, {shard!r}")
         if capacity < 1:
             raise ValueError(f"a store needs room for at least one key, got {capacity}")
-        self.folder, self._name, self.capacity = folder, name, capacity
+        self.folder, self._name, self.capacity, self._remedy = folder, name, capacity, remedy
         self._offset = np.zeros(capacity, np.uint64)
         self._size = np.zeros(capacity, np.uint32)
         self._crc = np.zeros(capacity, np.uint32)
@@ -162,7 +172,7 @@ class BlobStore:
         if len(payload) != size or zlib.crc32(payload) != self._crc[key]:
             raise OutputError(
                 f"{shard.data_path}: bytes {offset} to {offset + size} are damaged (their checksum is wrong)",
-                "check the disk; --overwrite starts afresh",
+                f"check the disk; {self._remedy}",
             )
         return payload
 
@@ -253,7 +263,7 @@ class BlobStore:
                 if record.key >= self.capacity:
                     raise OutputError(
                         f"{shard.journal_path}: belongs to another image (key {record.key} of {self.capacity})",
-                        "--overwrite starts afresh",
+                        self._remedy,
                     )
                 if not self._present[record.key]:
                     self._enter(record, number)

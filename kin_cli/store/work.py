@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 from kin_cli.errors import OutputError
 from kin_cli.store.claim import Claim
 from kin_cli.store.files import create_atomic, os_errors_as_output_errors, sync_folder, write_atomic
+from kin_cli.store.fingerprint import as_json, as_text, differences, parsed
 
 _FINGERPRINT = "fingerprint.json"
 _OVERWRITE_HINT = "--overwrite starts afresh"
@@ -53,7 +53,7 @@ class WorkFolder:
             with os_errors_as_output_errors(folder):
                 if overwrite:
                     work._clear()
-                work._agree(_as_json(fingerprint))
+                work._agree(as_json(fingerprint))
         except BaseException:
             claim.release()
             raise
@@ -71,13 +71,13 @@ class WorkFolder:
                 content = path.read_bytes()
             except FileNotFoundError:
                 return None
-        return _parsed(path, content)
+        return parsed(path, content, hint=_OVERWRITE_HINT)
 
     def write_state(self, name: str, state: Mapping[str, object]) -> None:
         """Store a small JSON object under ``name`` (not ``fingerprint``); after a crash the old or the new is there."""
         path = self.path(f"{name}.json")
         with os_errors_as_output_errors(path):
-            write_atomic(path, _as_text(state))
+            write_atomic(path, as_text(state))
 
     def touch(self) -> None:
         """Show other hosts that we live, as happens every minute by itself; ``OutputError`` if the claim was lost."""
@@ -120,38 +120,7 @@ class WorkFolder:
             # hidden files are what a crash left of the fingerprint's own writing
             if any(not Claim.owns(other) for other in self.folder.iterdir() if not other.name.startswith(".")):
                 raise OutputError(f"{self.folder}: holds files but no {_FINGERPRINT}", _OVERWRITE_HINT)
-            create_atomic(path, _as_text(wanted))
-        found = _parsed(path, path.read_bytes())
-        differences = [
-            f"{name}: {_shown(found, name)} → {_shown(wanted, name)}"
-            for name in sorted(found.keys() | wanted.keys())
-            if name not in found or name not in wanted or found[name] != wanted[name]
-        ]
-        if differences:
-            raise OutputError(
-                f"{self.folder}: holds unfinished work of other settings ({'; '.join(differences)})", _OVERWRITE_HINT
-            )
-
-
-def _as_text(state: Mapping[str, object]) -> bytes:
-    return json.dumps(dict(state), sort_keys=True, ensure_ascii=False, indent=1).encode()
-
-
-def _as_json(state: Mapping[str, object]) -> dict[str, Any]:
-    """The mapping as it will be read back, tuples as lists."""
-    result: dict[str, Any] = json.loads(_as_text(state))
-    return result
-
-
-def _parsed(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        state = json.loads(content)
-    except ValueError:
-        state = None
-    if not isinstance(state, dict):
-        raise OutputError(f"{path}: is damaged (not a JSON object)", _OVERWRITE_HINT)
-    return state
-
-
-def _shown(settings: Mapping[str, object], name: str) -> str:
-    return json.dumps(settings[name], ensure_ascii=False) if name in settings else "(not set)"
+            create_atomic(path, as_text(wanted))
+        found = parsed(path, path.read_bytes(), hint=_OVERWRITE_HINT)
+        if differing := differences(found, wanted):
+            raise OutputError(f"{self.folder}: holds unfinished work of other settings ({differing})", _OVERWRITE_HINT)

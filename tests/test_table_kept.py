@@ -1,0 +1,200 @@
+"""``--table``: pass 1 measured once serves any kernel, and nothing in the output tells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from batch_slides import SMALL, Watcher, digest, kin, write_slide
+from PIL import Image
+
+from kin_cli.commands.options import settings_from
+from kin_cli.commands.translate import translate as command
+from kin_cli.errors import OutputError
+from kin_cli.passes.engine import Engine
+from kin_cli.settings import Settings
+from kin_cli.translate import translate
+
+
+class Killed(BaseException):
+    """A death in the middle of the work."""
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_slide(tmp_path_factory.mktemp("slides") / "slide.tif")
+
+
+def settings(slide: Path, model: Path, output: Path, *more: object) -> Settings:
+    arguments = [slide, "-m", model, "-o", output, *SMALL, *more]
+    options = command.make_context("translate", list(map(str, arguments))).params
+    return settings_from(options.pop("slide"), options)
+
+
+def made(slide: Path, model: Path, folder: Path, *more: object) -> str:
+    """Digest of an output that is made in a folder of its own."""
+    folder.mkdir()
+    translate(settings(slide, model, folder / "out.ome.tif", *more), Watcher())
+    return digest(folder / "out.ome.tif")
+
+
+@pytest.fixture
+def table(slide: Path, tiny_generator: Path, tmp_path: Path) -> Path:
+    """A complete table."""
+    made(slide, tiny_generator, tmp_path / "first", "--table", tmp_path / "table")
+    return tmp_path / "table"
+
+
+def refuse_to_measure(*_: object) -> None:
+    raise AssertionError("pass 1 ran again")
+
+
+def test_other_kernels_reuse_it_and_the_bytes_are_those_without(
+    slide: Path, tiny_generator: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = [("--kernel", "constant:3"), ("--method", "in"), ("--seamless", "--quality", 70)]
+    wanted = [made(slide, tiny_generator, tmp_path / f"w{n}", *choice) for n, choice in enumerate(choices)]
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in table.iterdir())
+    monkeypatch.setattr(Engine, "measure", refuse_to_measure)
+    for number, choice in enumerate(choices):
+        assert made(slide, tiny_generator, tmp_path / f"f{number}", *choice, "--table", table) == wanted[number]
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in table.iterdir()) == before
+
+
+def test_a_complete_table_can_be_read_from_where_nothing_may_be_written(
+    slide: Path, tiny_generator: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def read_only(path: object, flags: int, *mode: int) -> int:
+        assert not (Path(str(path)).parent == table and flags & (os.O_WRONLY | os.O_RDWR)), path
+        return opened(path, flags, *mode)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", read_only)
+    made(slide, tiny_generator, tmp_path / "again", "--table", table)
+
+
+def test_a_killed_measurement_is_continued_by_any_translation(
+    slide: Path, tiny_generator: Path, tmp_path: Path
+) -> None:
+    def die(stage: str, done: int) -> None:
+        if stage == "measure" and done >= 20:
+            raise Killed
+
+    with pytest.raises(Killed):
+        translate(settings(slide, tiny_generator, tmp_path / "a.ome.tif", "--table", tmp_path / "t"), Watcher(die))
+    again = Watcher()
+    (tmp_path / "kept").mkdir()
+    output = tmp_path / "kept" / "out.ome.tif"
+    translate(settings(slide, tiny_generator, output, "--table", tmp_path / "t", "--method", "in"), again)
+    assert any("20 of 45 patches are measured" in note for note in again.notes)
+    assert digest(output) == made(slide, tiny_generator, tmp_path / "plain", "--method", "in")
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (("--patch-size", "64"), "patch size: 128 → 64"),
+        (("--region", "0,0,512,512"), r"region: \[0, 0, 520, 1040\] → \[0, 0, 512, 512\]"),
+        (("--mpp", "0.6"), "mpp: 0.5 → 0.6"),
+        (("--correction", "1"), "correction: 0 → 1"),
+        (("--eps", "0"), "eps: null → 0.0"),
+        (("--precision", "bf16"), 'precision: "fp32" → "bf16"'),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    slide: Path, tiny_generator: Path, table: Path, tmp_path: Path, changed: tuple[str, ...], named: str
+) -> None:
+    with pytest.raises(OutputError, match=named):
+        made(slide, tiny_generator, tmp_path / "other", *changed, "--table", table)
+
+
+def test_another_slide_of_the_same_size_is_refused(
+    slide: Path, tiny_generator: Path, table: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / slide.name
+    shutil.copy(slide, other)
+    assert made(other, tiny_generator, tmp_path / "copy", "--table", table)  # the same slide in another place
+    content = bytearray(other.read_bytes())
+    content[len(content) // 2 + 10] ^= 1
+    other.write_bytes(content)
+    with pytest.raises(OutputError, match="slide:"):
+        made(other, tiny_generator, tmp_path / "other", "--table", table)
+
+
+def test_a_larger_mask_only_adds_patches(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    half = np.zeros((104, 52), np.uint8)
+    half[:52] = 255
+    Image.fromarray(half).save(tmp_path / "half.png")
+    made(slide, tiny_generator, tmp_path / "a", "--tissue", tmp_path / "half.png", "--table", tmp_path / "t")
+    watcher = Watcher()
+    translate(settings(slide, tiny_generator, tmp_path / "out.ome.tif", "--table", tmp_path / "t"), watcher)
+    assert any("25 of 45 patches are measured" in note for note in watcher.notes)
+    assert digest(tmp_path / "out.ome.tif") == made(slide, tiny_generator, tmp_path / "plain")
+
+
+def test_jobs_fill_it_together(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    shared = ("-m", tiny_generator, "-o", tmp_path / "out.ome.tif", *SMALL)
+    keeping = (*shared, "--table", tmp_path / "t")
+    for part in ("1/2", "2/2"):
+        done = kin("translate", slide, *keeping, "--pass", "measure", "--rows", part)
+        assert done.code == 0, done.err
+    assert {path.name for path in (tmp_path / "t").glob("*.dat")} == {
+        f"table-measure-{part}-of-2.dat" for part in (1, 2)
+    }
+    for part in ("1/2", "2/2"):
+        done = kin("translate", slide, *keeping, "--pass", "apply", "--rows", part)
+        assert done.code == 0, done.err
+    done = kin("assemble", slide, *shared)
+    assert done.code == 0, done.err
+    assert digest(tmp_path / "out.ome.tif") == made(slide, tiny_generator, tmp_path / "plain")
+
+
+def test_a_second_process_is_refused_while_it_is_measured(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    refused = []
+
+    def meanwhile(stage: str, tiles: int) -> None:
+        if (stage, tiles) == ("measure", 1):
+            other = ("-o", tmp_path / "b.ome.tif", "--table", tmp_path / "t", *SMALL)
+            refused.append(kin("translate", slide, "-m", tiny_generator, *other))
+
+    translate(settings(slide, tiny_generator, tmp_path / "a.ome.tif", "--table", tmp_path / "t"), Watcher(meanwhile))
+    assert refused[0].code == 1
+    assert f"is being written by pid {os.getpid()}" in refused[0].err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "tin"), "--method tin has no table"),
+        (("--on-read-error", "fill"), "--table and --on-read-error fill exclude each other"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    slide: Path, tiny_generator: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = kin("translate", slide, "-m", tiny_generator, "--table", tmp_path / "t", *SMALL, *options)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_other_peoples_folders_are_left_alone(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
+    (tmp_path / "file").write_bytes(b"")
+    for name, why in (("photos", "holds files but no table"), ("file", "is not a folder"), ("a/b", "no such file")):
+        with pytest.raises(OutputError, match=why):
+            made(slide, tiny_generator, tmp_path / f"out-{Path(name).name}", "--table", tmp_path / name)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_damage_is_told_with_what_to_do(slide: Path, tiny_generator: Path, table: Path, tmp_path: Path) -> None:
+    data = table / "table-0.dat"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(OutputError, match=r"damaged .*remove .*table"):
+        made(slide, tiny_generator, tmp_path / "out", "--table", table)
