@@ -11,7 +11,6 @@ from torch import nn
 from kin_cli.errors import ModelError
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
 from kin_cli.training.cut import feature_channels, official_layers
-from kin_cli.training.framework import ImagePool
 from kin_cli.training.networks import (
     PatchDiscriminator,
     PatchProjection,
@@ -22,6 +21,7 @@ from kin_cli.training.networks import (
     initialise,
     random_places,
 )
+from kin_cli.training.pool import ImagePool
 
 
 def parameters(module: nn.Module) -> int:

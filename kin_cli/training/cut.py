@@ -11,41 +11,25 @@ from torch import Tensor, nn
 
 from kin_cli.models.resnet import ResidualBlock, ResnetGenerator
 from kin_cli.training.counterstain import brown_nuclei
-from kin_cli.training.framework import (
-    Batch,
-    DiscriminatorObjective,
-    Framework,
-    ImagePool,
-    Objective,
-    Phase,
-    adam,
-    build_discriminator,
-    build_generator,
-    fooled,
-    warm_terms,
-)
+from kin_cli.training.framework import Batch, Framework, Objective, Phase, adam, build_generator, warm_terms
 from kin_cli.training.losses import patch_nce
 from kin_cli.training.networks import PatchProjection, encode, forward_with_features, initialise, random_places
+from kin_cli.training.opponents import build_opponents, fooled
 from kin_cli.training.settings import CutLosses, NetworkSettings
 
 
 def build_cut(network: NetworkSettings, losses: CutLosses) -> Framework:
     """Networks, optimizers and phases of CUT."""
-    generator, judge = build_generator(network), build_discriminator(network)
+    generator, against = build_generator(network), build_opponents(network, ["target"], pool=losses.pool)
     layers = losses.layers or official_layers(generator)
     projection = PatchProjection(feature_channels(generator, layers), dim=losses.projection)
     initialise(projection, kind="normal", gain=0.02)
-    contrast = ContrastObjective(generator, projection, judge=judge, layers=layers, losses=losses)
-    pools = {"target": ImagePool(losses.pool)}
-    discriminator = DiscriminatorObjective({"target": judge}, pools)
+    contrast = ContrastObjective(generator, projection, judge=against.judges["target"], layers=layers, losses=losses)
     return Framework(
         generator=generator,
-        networks={"generator": generator, "projection": projection, "disc_target": judge},
-        phases=(
-            Phase("generator", contrast, adam(contrast)),
-            Phase("discriminator", discriminator, adam(discriminator), repeats=True),
-        ),
-        pools=pools,
+        networks={"generator": generator, "projection": projection, **against.networks},
+        phases=(Phase("generator", contrast, adam(contrast)), against.phase),
+        pools=against.pools,
     )
 
 

@@ -5,37 +5,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kin_cli.training.framework import (
-    Batch,
-    DiscriminatorObjective,
-    Framework,
-    ImagePool,
-    Objective,
-    Phase,
-    adam,
-    build_discriminator,
-    build_generator,
-    fooled,
-    warm_terms,
-)
+from kin_cli.training.framework import Batch, Framework, Objective, Phase, adam, build_generator, warm_terms
+from kin_cli.training.opponents import build_opponents, fooled
 from kin_cli.training.settings import CycleGanLosses, NetworkSettings
 
 
 def build_cyclegan(network: NetworkSettings, losses: CycleGanLosses) -> Framework:
     """Networks, optimizers and phases of a CycleGAN."""
     there, back = build_generator(network), build_generator(network)
-    judges: dict[str, nn.Module] = {stain: build_discriminator(network) for stain in ("target", "source")}
-    pools = {stain: ImagePool(losses.pool) for stain in judges}
-    generators = CycleObjective(there, back, judges=judges, losses=losses)
-    discriminators = DiscriminatorObjective(judges, pools)
+    against = build_opponents(network, ["target", "source"], pool=losses.pool)
+    generators = CycleObjective(there, back, judges=against.judges, losses=losses)
     return Framework(
         generator=there,
-        networks={"generator": there, "back": back, **{f"disc_{stain}": judge for stain, judge in judges.items()}},
-        phases=(
-            Phase("generators", generators, adam(there, back)),
-            Phase("discriminators", discriminators, adam(discriminators), repeats=True),
-        ),
-        pools=pools,
+        networks={"generator": there, "back": back, **against.networks},
+        phases=(Phase("generators", generators, adam(there, back)), against.phase),
+        pools=against.pools,
     )
 
 

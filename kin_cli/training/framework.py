@@ -1,4 +1,4 @@
-"""What the three frameworks have in common: a generator, phases that each lower an objective, pools of old fakes."""
+"""What the three frameworks have in common: a generator in training, and phases that each lower an objective."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kin_cli.errors import ModelError
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
 from kin_cli.training.counterstain import haematoxylin_target
-from kin_cli.training.losses import lsgan_discriminator, lsgan_generator
-from kin_cli.training.networks import PatchDiscriminator, frozen, initialise
+from kin_cli.training.networks import initialise
+from kin_cli.training.pool import ImagePool
 from kin_cli.training.settings import NetworkSettings
 
 _BETAS = (0.5, 0.999)
@@ -79,61 +79,6 @@ class Framework:
     fixed: tuple[nn.Module, ...] = ()
 
 
-class ImagePool:
-    """Up to ``size`` earlier fakes, so that a discriminator sees more than the last (Shrivastava et al., CVPR 2017).
-
-    Kept on the CPU as 8-bit, as real patches are: a quarter of the memory and of the checkpoint.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.images: list[Tensor] = []
-
-    def query(self, fakes: Tensor) -> Tensor:
-        """Each fake of a batch, or half of the time, once the pool is full, an earlier one that it replaces."""
-        if self.size == 0:
-            return fakes
-        return torch.stack([self._swap(fake) for fake in fakes])
-
-    def _swap(self, fake: Tensor) -> Tensor:
-        stored = _as_bytes(fake)
-        if len(self.images) < self.size:
-            self.images.append(stored)
-            return fake
-        if torch.rand(()) < 0.5:
-            return fake
-        index = int(torch.randint(self.size, ()))
-        earlier, self.images[index] = self.images[index], stored
-        return (earlier.to(fake) / 127.5) - 1.0
-
-
-def _as_bytes(image: Tensor) -> Tensor:
-    return ((image.detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-class DiscriminatorObjective(Objective):
-    """LSGAN of discriminators by the name of the stain they judge: ``source``, ``target``."""
-
-    def __init__(self, judges: dict[str, nn.Module], pools: dict[str, ImagePool]) -> None:
-        super().__init__()
-        self.judges = nn.ModuleDict(judges)
-        self._pools = pools
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:  # noqa: D102
-        terms = {}
-        for stain, judge in self.judges.items():
-            real = batch.target if stain == "target" else batch.source
-            fake = self._pools[stain].query(batch.made[stain])
-            terms[f"d_{stain}"] = lsgan_discriminator(judge(real), judge(fake))
-        return terms
-
-
-def fooled(judge: nn.Module, fake: Tensor) -> Tensor:
-    """LSGAN's term of a generator; the discriminator itself gets no gradient."""
-    with frozen(judge):
-        return lsgan_generator(judge(fake))
-
-
 def warm_terms(generator: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """L1 of the generator's output to its input's haematoxylin, painted as in a counterstain."""
     return {"warm": F.l1_loss(generator(batch.source).float(), haematoxylin_target(batch.source))}
@@ -157,13 +102,6 @@ def build_generator(settings: NetworkSettings) -> ResnetGenerator:
     )
     initialise(generator, kind=settings.init, gain=settings.init_gain)
     return generator
-
-
-def build_discriminator(settings: NetworkSettings) -> PatchDiscriminator:
-    """A new discriminator."""
-    judge = PatchDiscriminator(settings.disc_width, layers=settings.disc_layers, antialias=settings.antialias)
-    initialise(judge, kind=settings.init, gain=settings.init_gain)
-    return judge
 
 
 def adam(*modules: nn.Module) -> torch.optim.Adam:

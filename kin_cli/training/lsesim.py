@@ -12,41 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from kin_cli.training.augment import recoloured
-from kin_cli.training.framework import (
-    Batch,
-    DiscriminatorObjective,
-    Framework,
-    ImagePool,
-    Objective,
-    Phase,
-    adam,
-    build_discriminator,
-    build_generator,
-    fooled,
-    warm_terms,
-)
+from kin_cli.training.framework import Batch, Framework, Objective, Phase, adam, build_generator, warm_terms
 from kin_cli.training.losses import correlation_map, map_contrast, spatial_correlation
 from kin_cli.training.networks import VggFeatures, frozen, initialise, random_places
+from kin_cli.training.opponents import build_opponents, fooled
 from kin_cli.training.settings import LsesimLosses, NetworkSettings
 
 
 def build_lsesim(network: NetworkSettings, losses: LsesimLosses) -> Framework:
     """Networks, optimizers and phases of F-LSeSim, and of L-LSeSim with one phase more."""
-    generator, judge = build_generator(network), build_discriminator(network)
+    generator = build_generator(network)
+    against = build_opponents(network, ["target"], pool=losses.pool, rate=losses.disc_rate)
     vgg = VggFeatures(losses.layers)
     if losses.vgg is not None:
         vgg.load(losses.vgg)
     maps = CorrelationMaps(vgg, losses)
-    pools = {"target": ImagePool(losses.pool)}
-    discriminator = DiscriminatorObjective({"target": judge}, pools)
-    phases = [Phase("generator", SpatialObjective(generator, maps, judge=judge, losses=losses), adam(generator))]
-    networks: dict[str, nn.Module] = {"generator": generator, "disc_target": judge}
+    spatial = SpatialObjective(generator, maps, judge=against.judges["target"], losses=losses)
+    phases = [Phase("generator", spatial, adam(generator))]
+    networks: dict[str, nn.Module] = {"generator": generator, **against.networks}
     if losses.learned:
         initialise(maps.heads, kind="normal", gain=0.02)
         phases.append(Phase("maps", MapObjective(maps, losses), adam(maps.heads)))
         networks["maps"] = maps.heads
-    phases.append(Phase("discriminator", discriminator, adam(discriminator), rate=losses.disc_rate, repeats=True))
-    return Framework(generator, networks, tuple(phases), pools, fixed=(vgg,))
+    return Framework(generator, networks, (*phases, against.phase), against.pools, fixed=(vgg,))
 
 
 class CorrelationMaps:
