@@ -189,6 +189,25 @@ def test_signals_stop_the_child_too(tmp_path: Path, tiny_generator: Path, number
     assert rows(tmp_path)["a.tif"]["status"] == ("stopped" if code > 0 else "running")
 
 
+def test_a_second_ctrl_c_takes_the_child_along(tmp_path: Path, tiny_generator: Path) -> None:
+    slide = write_slide(tmp_path / "a.tif", width=1300, height=1300)
+    arguments = ("batch", slide, "-o", tmp_path, "-m", tiny_generator, *SMALL)
+    command = [sys.executable, "-m", "kin_cli", *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    work = tmp_path / "a.kin.ome.tif.kin-work"
+    table = work / "table-0.dat"
+    while not (table.exists() and table.stat().st_size) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT), err
+    assert "Traceback" not in err
+    again = kin(*arguments)
+    assert again.code == 0, again.err
+    assert kin("check", tmp_path / "a.kin.ome.tif").code == 0
+
+
 @pytest.mark.slow
 def test_memory_and_files_do_not_grow_with_the_number_of_slides(tmp_path: Path, tiny_generator: Path) -> None:
     slides = tmp_path / "slides"

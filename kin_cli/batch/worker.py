@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from kin_cli.errors import KinError, Stopped
 from kin_cli.pipeline.reporting import Reporter
+from kin_cli.pipeline.stopping import take_along
 from kin_cli.settings import Settings
 
 _GRACE_SECONDS = 20.0  # a child that was told to stop gets this long, less than the 30 s that most schedulers leave us
@@ -86,6 +87,7 @@ class _Child:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()]
         )
+        take_along(process)
         theirs.close()
         return cls(process, ours, log)
 

@@ -24,8 +24,8 @@ from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import translate
-from kin_cli.errors import KinError
-from kin_cli.pipeline.stopping import requested, stop_on_signals
+from kin_cli.errors import KinError, Stopped
+from kin_cli.pipeline.stopping import heed_no_more, requested, stop_on_signals
 
 _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -51,7 +51,12 @@ def main() -> NoReturn:
     # has no core made small networks six times slower. OpenMP reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop_on_signals()
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+        heed_no_more()
+    except Stopped as stop:  # while run() was already returning
+        code = stop.exit_code
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
