@@ -83,10 +83,10 @@ class SeamFigure:
 
 def seam_figure(table: SeamTable, statistic: int) -> SeamFigure:
     """The figure of one statistic, by its index in ``STATISTICS``, over all boundaries of ``table``."""
-    blocks = _blocks(table.cells)
-    found = int(blocks.max()) + 1 if len(table) else 0
     if not len(table):
         return SeamFigure(None, None, None, None, None, None, None, None, 0, 0)
+    blocks = _blocks(table.cells)
+    found = int(blocks.max()) + 1
     values = table.values[:, statistic]
     at, beside = (float(mean) for mean in values.mean(axis=0))
     ratio = at / beside if beside >= _FLOOR else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -25,5 +26,5 @@ def _sums_along_first(values: npt.NDArray[Any], edges: Edges) -> Sums:
     starts = np.arange(len(values))
     overlaps = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
     weights = np.maximum(overlaps, 0, out=overlaps).astype(np.float32)
-    flat: Sums = weights @ values.reshape(len(values), -1).astype(np.float32)
-    return flat.reshape(-1, *values.shape[1:])
+    flat: Sums = weights @ values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float32)
+    return flat.reshape(len(flat), *values.shape[1:])
