@@ -49,7 +49,7 @@ def run_batch(batch: Batch, reporter: Reporter) -> Status:
     status, worker = Status(folder, stem, jobs), Worker()
     status.save()
     try:
-        with reporter.stage("slides", len(jobs)) as advance:
+        with reporter.stage("slides", len(jobs), "slides") as advance:
             for number, (job, row) in enumerate(zip(jobs, status.rows, strict=True), 1):
                 row.status = "running"
                 status.save()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ import click
 from kin_cli.commands.options import ShareType, generator_in_the_box, settings_from, translation_options
 from kin_cli.errors import Stopped, UsageError
 from kin_cli.pipeline.share import Share
-from kin_cli.pipeline.stopping import raise_if_requested
+from kin_cli.pipeline.stopping import heedful
 
 if TYPE_CHECKING:
     from kin_cli.batch.jobs import Job
+    from kin_cli.pipeline.reporting import Advance
     from kin_cli.settings import Settings
 
 _PATH = click.Path(path_type=Path)
@@ -99,7 +100,7 @@ class BatchReporter:
         self._depth = 0
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
         """Show one stage; the outermost stays."""
         self._depth += 1
         try:
@@ -107,12 +108,10 @@ class BatchReporter:
                 from tqdm import tqdm
 
                 outer = self._depth == 1
-                unit = "slide" if outer else "tile"
-                with tqdm(total=total, desc=f"{name:>10}", unit=unit, leave=outer, dynamic_ncols=True) as bar:
-                    yield lambda count: _counted(bar.update, count)
+                with tqdm(total=total, desc=f"{name:>10}", unit=f" {unit}", leave=outer, dynamic_ncols=True) as bar:
+                    yield heedful(lambda count, _detail="": bar.update(count))
             else:
-                lines = _Lines(name, total)
-                yield lambda count: _counted(lines.advance, count)
+                yield heedful(_Lines(name, total, unit).advance)
         finally:
             self._depth -= 1
 
@@ -129,17 +128,12 @@ class BatchReporter:
 class _Lines:
     """Progress as a line now and then; slides have lines of their own."""
 
-    def __init__(self, name: str, total: int) -> None:
-        self._name, self._total, self._done = name, total, 0
+    def __init__(self, name: str, total: int, unit: str) -> None:
+        self._name, self._total, self._unit, self._done = name, total, unit, 0
         self._last = time.monotonic()
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, _detail: str = "", /) -> None:
         self._done += count
-        if time.monotonic() - self._last > _LINE_EVERY_SECONDS and self._name != "slides":
+        if time.monotonic() - self._last > _LINE_EVERY_SECONDS and self._unit != "slides":
             self._last = time.monotonic()
-            click.echo(f"kin: {self._name} {self._done}/{self._total} tiles", err=True)
-
-
-def _counted(advance: Callable[[int], object], count: int) -> None:
-    raise_if_requested()
-    advance(count)
+            click.echo(f"kin: {self._name} {self._done}/{self._total} {self._unit}", err=True)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
+
+from kin_cli.pipeline.stopping import heedful
+
+if TYPE_CHECKING:
+    from kin_cli.pipeline.reporting import Advance
 
 _LINE_EVERY_SECONDS = 30.0
 
@@ -16,17 +22,23 @@ class ConsoleReporter:
     """Draws stages with tqdm where stderr is a terminal, and logs them line by line where it is not."""
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show one stage of ``total`` tiles; nothing where there is nothing to do."""
+    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
+        """Show one stage of ``total`` units; nothing where there is nothing to do."""
         if total == 0:
-            yield lambda _: None
+            yield lambda _count, _detail="": None
         elif sys.stderr.isatty():
             from tqdm import tqdm
 
-            with tqdm(total=total, desc=f"{name:>10}", unit="tile", file=sys.stderr, dynamic_ncols=True) as bar:
-                yield bar.update
+            with tqdm(total=total, desc=f"{name:>10}", unit=f" {unit}", file=sys.stderr, dynamic_ncols=True) as bar:
+
+                def advance(count: int, detail: str = "", /) -> None:
+                    if detail:
+                        bar.set_postfix_str(detail, refresh=False)
+                    bar.update(count)
+
+                yield heedful(advance)
         else:
-            yield from _logged(name, total)
+            yield from _logged(name, total, unit)
 
     def note(self, message: str) -> None:
         """Print one line."""
@@ -38,18 +50,19 @@ class ConsoleReporter:
             click.echo(f"kin: {message}", err=True)
 
 
-def _logged(name: str, total: int) -> Iterator[Callable[[int], None]]:
+def _logged(name: str, total: int, unit: str) -> Iterator[Advance]:
     start = last = time.monotonic()
     done = 0
 
-    def advance(tiles: int) -> None:
+    def advance(count: int, detail: str = "", /) -> None:
         nonlocal done, last
-        done += tiles
+        done += count
         if time.monotonic() - last > _LINE_EVERY_SECONDS:
             last = time.monotonic()
             rate = done / (last - start)
             left = f", {(total - done) / rate:.0f} s left" if rate else ""
-            click.echo(f"kin: {name} {done}/{total} tiles, {rate:.1f} tiles/s{left}", err=True)
+            detail = f"; {detail}" if detail else ""
+            click.echo(f"kin: {name} {done}/{total} {unit}, {rate:.1f} {unit}/s{left}{detail}", err=True)
 
-    yield advance
-    click.echo(f"kin: {name} {done}/{total} tiles in {time.monotonic() - start:.1f} s", err=True)
+    yield heedful(advance)
+    click.echo(f"kin: {name} {done}/{total} {unit} in {time.monotonic() - start:.1f} s", err=True)

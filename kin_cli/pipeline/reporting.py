@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+
+class Advance(Protocol):
+    """What a stage is told with."""
+
+    def __call__(self, count: int, detail: str = "", /) -> None:
+        """So many units are finished; ``detail`` is what there is to say about the last of them."""
 
 
 class Reporter(Protocol):
     """Receives the progress of a run."""
 
-    def stage(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Open a stage of ``total`` tiles; the value is called with the number of tiles just finished."""
+    def stage(self, name: str, total: int, unit: str = "tiles") -> AbstractContextManager[Advance]:
+        """Open a stage of ``total`` units, named in the plural."""
 
     def note(self, message: str) -> None:
         """One line that the user should read."""
@@ -21,9 +28,9 @@ class SilentReporter:
     """Reports to nobody."""
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:  # noqa: ARG002
+    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:  # noqa: ARG002
         """Count nothing."""
-        yield lambda _: None
+        yield lambda _count, _detail="": None
 
     def note(self, message: str) -> None:
         """Say nothing."""
