@@ -18,10 +18,11 @@ LAYERS = [
     {"passes"},
     {"settings"},
     {"plan", "sample"},
-    {"tables"},
-    {"translate", "evaluation", "training"},
+    {"tables", "plots"},
+    {"translate", "evaluation"},
+    {"training"},
     {"report"},
-    {"batch"},
+    {"batch", "compare", "analysis"},
     {"commands"},
     {"__main__"},
 ]
@@ -81,7 +82,7 @@ def test_light_packages_do_not_import_torch(path: Path) -> None:
 def test_help_loads_neither_torch_nor_slides() -> None:
     code = (
         "import sys; from kin_cli.commands.main import cli; cli(['--help'], standalone_mode=False);"
-        "print([m for m in ('torch', 'numpy', 'openslide', 'scipy', 'tqdm') if m in sys.modules])"
+        "print([m for m in ('torch', 'numpy', 'openslide', 'scipy', 'tqdm', 'matplotlib') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.rstrip().endswith("[]")

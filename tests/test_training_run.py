@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from kin_cli.commands.main import cli
 from kin_cli.commands.train import train as command
 from kin_cli.errors import KinError, OutputError
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.pipeline.reporting import SilentReporter
+from kin_cli.pipeline.reporting import Advance, SilentReporter
 from kin_cli.training.run import train
 from kin_cli.training.settings import (
     Card,
@@ -52,8 +52,11 @@ class Interrupting(SilentReporter):
         self.left = after
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        def advance(_: int) -> None:
+    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
+        assert unit == "steps"
+
+        def advance(count: int, detail: str = "", /) -> None:
+            assert "gan" in detail
             self.left -= 1
             if self.left == 0:
                 raise KeyboardInterrupt
@@ -168,6 +171,44 @@ def test_other_settings_are_refused_by_name_and_overwrite_starts_afresh(images: 
     assert rows(run.output)[0]["lr"] == "5.000e-04"
     # what does not enter the weights may change
     train(replace(other, workers=1, log_every=3), SilentReporter())
+
+
+class Noting(SilentReporter):
+    """Remembers the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_more_steps_before_the_rate_falls_equal_a_run_of_that_length(images: Path, tmp_path: Path) -> None:
+    def scheduled(name: str, steps: int) -> TrainSettings:
+        return settings(images, tmp_path / name, schedule=Schedule(steps=steps, lr=1e-3, decay_share=0.0))
+
+    train(scheduled("long", 6), SilentReporter())
+    train(scheduled("parts", 3), SilentReporter())
+    told = Noting()
+    train(scheduled("parts", 6), told)
+    assert told.notes == ["goes on with step 4 of now 6, at a learning rate of 1.0e-03"]
+    weights = [
+        load_generator(tmp_path / name / "generator.safetensors").module.state_dict() for name in ("long", "parts")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_more_steps_take_the_rates_of_the_new_schedule_and_fewer_are_refused(images: Path, tmp_path: Path) -> None:
+    run = settings(images, tmp_path / "run", schedule=Schedule(steps=4, lr=1e-3, decay_share=0.5))
+    train(run, SilentReporter())
+    told = Noting()
+    longer = replace(run, schedule=replace(run.schedule, steps=8))
+    train(longer, told)
+    assert told.notes == ["goes on with step 5 of now 8, at a learning rate of 1.0e-03, which falls from step 6 on"]
+    rates = [float(row["lr"]) for row in rows(run.output)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    with pytest.raises(OutputError, match=r"run: has done 8 steps already, more than the 4 asked for"):
+        train(run, SilentReporter())
 
 
 def test_a_damaged_state_is_refused(images: Path, tmp_path: Path) -> None:

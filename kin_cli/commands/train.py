@@ -112,6 +112,18 @@ def _running(command: Command) -> Command:
     return _with(command, options)
 
 
+def _evaluation(command: Command) -> Command:
+    options = (
+        click.option("--evaluate-every", type=click.IntRange(1), help="Steps.  [default: at the end, if at all]"),
+        click.option(
+            "--evaluation", type=_PATH, help="Slides to evaluate on.  [default: a source, held out]"
+        ),
+        click.option("--evaluation-region", type=RegionType(), help="Part of them.  [default: 8 × 8 patches]"),
+        click.option("--inception", type=_PATH, envvar="KIN_INCEPTION", help="Weights for FID in evaluations."),
+    )
+    return _with(command, options)
+
+
 def _with(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
     # click shows the options of stacked decorators from the top downwards
     for option in reversed(options):
@@ -126,6 +138,7 @@ def _with(command: Command, options: tuple[Callable[[Command], Command], ...]) -
 @click.option("--pool", type=click.IntRange(0), default=50, show_default=True, help="Earlier fakes to judge.")
 @_schedule(epochs=50)
 @_networks(antialias=False, init="normal")
+@_evaluation
 @_running
 def cyclegan(**options: Any) -> None:
     """CycleGAN (Zhu et al., 2017)."""
@@ -147,6 +160,7 @@ def cyclegan(**options: Any) -> None:
 @click.option("--nuclei", type=float, default=0.0, show_default=True, help="H&E to cytoplasmic DAB: blue nuclei.")
 @_schedule(epochs=100)
 @_networks(antialias=True, init="xavier")
+@_evaluation
 @_running
 def cut(**options: Any) -> None:
     """CUT: contrastive unpaired translation (Park et al., 2020)."""
@@ -169,6 +183,7 @@ def cut(**options: Any) -> None:
 @click.option("--pool", type=click.IntRange(0), default=50, show_default=True, help="Earlier fakes to judge.")
 @_schedule(epochs=100)
 @_networks(antialias=True, init="normal")
+@_evaluation
 @_running
 def lsesim(**options: Any) -> None:
     """LSeSim: spatially-correlative loss (Zheng et al., 2021)."""
@@ -183,10 +198,17 @@ def _taken(kind: type, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(losses: Losses, options: dict[str, Any]) -> None:
-    from kin_cli.training.settings import Card, NetworkSettings, PatchSettings, Schedule, TrainSettings
+    from kin_cli.training.settings import Card, HeldOut, NetworkSettings, PatchSettings, Schedule, TrainSettings
 
     options["patch_px"], options["batch"] = options.pop("patch_size"), options.pop("batch_size")
+    evaluation = HeldOut(
+        every=options.pop("evaluate_every"),
+        slides=options.pop("evaluation"),
+        region=options.pop("evaluation_region"),
+        inception=options.pop("inception"),
+    )
     settings = TrainSettings(
+        evaluation=evaluation,
         losses=losses,
         patches=PatchSettings(**_taken(PatchSettings, options)),
         network=NetworkSettings(**_taken(NetworkSettings, options)),

@@ -17,12 +17,16 @@ _SMALLEST_PATCH = 128
 
 @dataclass(frozen=True)
 class SlideChoice:
-    """A slide and the part of it that counts; a level and a resolution (µm per pixel) exclude each other."""
+    """A slide and the part of it that counts; a level and a resolution (µm per pixel) exclude each other.
+
+    ``source_mpp`` is the resolution of a slide whose file is wrong or silent about it.
+    """
 
     path: Path
     level: int | None = None
     mpp: float | None = None
     region: Box | None = None
+    source_mpp: float | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ _LEAST_TISSUE = 0.5  # of a tile; the rest of it may be glass
 @contextmanager
 def opened(choice: SlideChoice) -> Iterator[SlideView]:
     """The chosen part of a slide, for as long as the block runs."""
-    with open_slide(choice.path) as slide:
+    with open_slide(choice.path, mpp=choice.source_mpp) as slide:
         yield open_view(slide, level=choice.level, mpp=choice.mpp, region=choice.region)
 
 
@@ -46,16 +46,14 @@ def tissue_of(view: SlideView, tissue: str | Path) -> TissueMask:
 
 
 def sampled_boxes(view: SlideView, mask: TissueMask, sampling: Sampling) -> list[Box]:
-    """Tiles of a regular grid that lie wholly in the view and are at least half tissue, in reading order.
+    """The tiles that count: those of ``tissue_boxes``, or as many of them as the sampling draws, in reading order.
 
     Memory bound: 200 bytes per tile.
 
     Raises:
         InputError: there is none.
     """
-    grid = Grid(view.size, sampling.patch_px)
-    share = mask.share(grid)
-    found = [cell for cell in grid if share[cell] >= _LEAST_TISSUE and grid.clipped(cell) == grid.box(cell)]
+    found = tissue_boxes(view, mask, sampling.patch_px)
     if not found:
         side = sampling.patch_px
         hint = "take smaller tiles by --patch-size, or all of them by --tissue none"
@@ -63,4 +61,11 @@ def sampled_boxes(view: SlideView, mask: TissueMask, sampling: Sampling) -> list
     if sampling.patches is not None and sampling.patches < len(found):
         drawn = np.random.default_rng(sampling.seed).choice(len(found), sampling.patches, replace=False)
         found = [found[number] for number in np.sort(drawn)]
-    return [grid.box(cell) for cell in found]
+    return found
+
+
+def tissue_boxes(view: SlideView, mask: TissueMask, tile_px: int) -> list[Box]:
+    """Tiles of a regular grid that lie wholly in the view and are at least half tissue, in reading order."""
+    grid = Grid(view.size, tile_px)
+    share = mask.share(grid)
+    return [grid.box(cell) for cell in grid if share[cell] >= _LEAST_TISSUE and grid.clipped(cell) == grid.box(cell)]

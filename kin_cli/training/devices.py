@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import cast
 
 import torch
@@ -16,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from kin_cli.passes.engine import resolve_device
 from kin_cli.training.framework import Batch, Framework, Phase
 from kin_cli.training.settings import TrainSettings
+
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def worker(settings: TrainSettings) -> Iterator[Worker]:
     if world == 1:
         yield Worker(device, bf16)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # the others wait while the first evaluates, and at the very beginning while it reads the slides
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Worker(device, bf16, rank, world)
     finally:

@@ -27,6 +27,7 @@ from kin_cli.training.cut import build_cut
 from kin_cli.training.cyclegan import build_cyclegan
 from kin_cli.training.devices import Worker, worker
 from kin_cli.training.framework import Batch, Framework
+from kin_cli.training.heldout import Trial, summary
 from kin_cli.training.lsesim import build_lsesim
 from kin_cli.training.patches import PatchSource, find_images
 from kin_cli.training.samples import to_tensor, write_samples
@@ -64,9 +65,10 @@ def train(settings: TrainSettings, reporter: Reporter) -> Path:
     """Train a generator, or continue a run, and return the path of the generator's file.
 
     The folder of the run holds ``generator.safetensors`` (the moving average; renewed with every checkpoint),
-    ``generator.pth`` (the same under the official keys, without metadata), ``state.pt``, ``log.csv``, ``samples/``.
+    ``generator.pth`` (the same under the official keys, without metadata), ``state.pt``, ``log.csv``, ``samples/``, and
+    where evaluations were asked for ``evaluation.csv`` and ``evaluation/``.
 
-    Memory bound: networks, optimizers, one step's activations, and 2 · workers steps of patches.
+    Memory bound: networks, optimizers, one step's activations, and 2 · workers steps of patches; see ``Trial``.
     Raises a KinError where slides or settings are wrong, or a loss is not finite.
     """
     with ExitStack() as stack:
@@ -101,26 +103,34 @@ class _Run:
         self._state = RunState(framework, average)
         me.place(framework)
         average.module.to(device=me.device)
-        self._done = self._state.restore(settings.output, fingerprint=self._fingerprint)
+        progress = self._state.restore(settings.output, fingerprint=self._fingerprint)
+        self._done = progress.step
         warm = settings.schedule.warm_steps > 0
         objectives = [me.wrap(phase, unused=warm) for phase in framework.phases]
         self._stepper = Stepper(framework, me, average, objectives, settings.schedule.seed)
         schedule = settings.schedule
         patches = schedule.epochs * (schedule.epoch_patches or stains.source.capacity)
-        self._per_step = schedule.batch * schedule.accumulate * me.world
-        self._total = schedule.steps or math.ceil(patches / self._per_step)
+        per_step = schedule.batch * schedule.accumulate * me.world
+        self._total = schedule.steps or math.ceil(patches / per_step)
+        if self._done > self._total:
+            raise OutputError(
+                f"{settings.output}: has done {self._done} steps already, more than the {self._total} asked for",
+                "ask for more steps or epochs, or for another --output",
+            )
+        if progress.rescheduled:
+            self._reporter.note(schedule.outlook(self._done, self._total))
 
     def go(self, claim: Claim | None) -> None:
         """Do the steps that are left; the process that leads, and holds the claim, records them."""
         recorder = self._recorder() if claim is not None else None
-        with self._reporter.stage("train", self._total - self._done) as advance:
+        with self._reporter.stage("train", self._total - self._done, "steps") as advance:
             for number, batches in self._batches():
                 rate = self._settings.schedule.rate(number, self._total)
                 terms = self._stepper.step(number, batches, rate=rate)
                 if claim is not None and recorder is not None:
                     claim.touch()
                     recorder(number + 1, rate, terms)
-                advance(1)
+                advance(1, " ".join(f"{name} {value:.3f}" for name, value in terms.items()))
 
     def _recorder(self) -> Callable[[int, float, dict[str, float]], None]:
         """What is called after every step, with the number of steps done, to log, picture and keep its results."""
@@ -128,12 +138,14 @@ class _Run:
         if note := self._stains.resolution_note():
             self._reporter.note(note)
         log = CsvLog(settings.output / "log.csv", step=self._done)
+        evaluate = self._evaluator()
         rows: list[dict[str, float]] = []
 
         def record(done: int, rate: float, terms: dict[str, float]) -> None:
             rows.append(terms)
             last = done == self._total
-            keep = last or done % settings.checkpoint_every == 0
+            examine = settings.evaluation.asked and (last or settings.evaluation.due(done))
+            keep = last or examine or done % settings.checkpoint_every == 0
             # a row at every checkpoint, too: a resumed run then has the rows of an uninterrupted one
             if keep or done % settings.log_every == 0:
                 log.add(_row(done, rate, time.monotonic() - start, means(rows)))
@@ -142,9 +154,28 @@ class _Run:
                 self._picture(done)
             if keep:
                 self._export(done)
+                if examine:
+                    evaluate(done)
+                # last, so that a run that is killed before evaluates again
                 self._state.save(settings.output, step=done, fingerprint=self._fingerprint)
 
         return record
+
+    def _evaluator(self) -> Callable[[int], None]:
+        """What is called with the number of steps done when the generator's file is to be evaluated."""
+        settings = self._settings
+        if not settings.evaluation.asked:
+            return lambda _done: None
+        trial = Trial(settings, self._stains.target)
+        log = CsvLog(settings.output / "evaluation.csv", step=self._done)
+
+        def evaluate(done: int) -> None:
+            found = trial.run(settings.output / GENERATOR_FILE, done)
+            for row in found:
+                log.add(row)
+            self._reporter.note(f"step {done}: {summary(found)}")
+
+        return evaluate
 
     def _batches(self) -> Iterator[tuple[int, list[Batch]]]:
         schedule, me = self._settings.schedule, self._me

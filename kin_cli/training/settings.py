@@ -13,7 +13,17 @@ from kin_cli.geometry import Box
 FrameworkName = Literal["cyclegan", "cut", "lsesim"]
 
 # these may change between a run and its continuation: they do not enter the weights
-_FREE = ("output", "device", "workers", "checkpoint_every", "sample_every", "log_every", "half", "overwrite")
+_FREE = (
+    "output",
+    "device",
+    "workers",
+    "checkpoint_every",
+    "sample_every",
+    "log_every",
+    "evaluation",
+    "half",
+    "overwrite",
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,14 @@ class Schedule:
         span = self.decay_share * total
         return self.lr * min(1.0, (total - step) / span) if span > 0 else self.lr
 
+    def outlook(self, done: int, total: int) -> str:
+        """A line about a run that goes on after ``done`` steps with a schedule of another length."""
+        if done == total:
+            return f"all {total} steps are done"
+        now = f"goes on with step {done + 1} of now {total}, at a learning rate of {self.rate(done, total):.1e}"
+        first = total - math.ceil(self.decay_share * total) + 2  # the first to have less than the full rate
+        return f"{now}, which falls from step {max(first, done + 1)} on" if self.decay_share else now
+
 
 @dataclass(frozen=True)
 class CycleGanLosses:
@@ -176,6 +194,35 @@ Losses = CycleGanLosses | CutLosses | LsesimLosses
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """What the moving average is tried on while it trains: every ``every`` steps and at the end.
+
+    ``slides`` (a file or a folder; None: the first source slide) are translated at their ``region``; None picks a piece
+    of up to 8 × 8 patches, on a source slide among what ``source_region`` leaves out. ``inception`` are the weights of
+    FID's network, ``patches`` the number of real target patches it compares with. Without any of them nothing is tried.
+    """
+
+    every: int | None = None
+    slides: Path | None = None
+    region: Box | None = None
+    inception: Path | None = None
+    patches: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.every or 1, self.patches - 1) < 1:
+            raise UsageError("the interval of evaluations must be at least 1 step, and FID takes at least 2 patches")
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is anything to do."""
+        return any(value is not None for value in (self.every, self.slides, self.region, self.inception))
+
+    def due(self, step: int) -> bool:
+        """Whether step ``step`` (1 first) is evaluated, other than as the last one."""
+        return self.every is not None and step % self.every == 0
+
+
+@dataclass(frozen=True)
 class Card:
     """What the checkpoint says about itself; free text."""
 
@@ -204,6 +251,7 @@ class TrainSettings:
     checkpoint_every: int = 500
     sample_every: int = 500
     log_every: int = 50
+    evaluation: HeldOut = field(default_factory=HeldOut)
     half: bool = False
     overwrite: bool = False
 

@@ -23,6 +23,16 @@ from kin_cli.training.framework import Framework
 
 STATE_FILE = "state.pt"
 _OVERWRITE_HINT = "--overwrite starts afresh"
+# the length of the schedule may change: step n then has the learning rate that the new one gives it
+_LENGTH = {f"schedule {name}" for name in ("steps", "epochs", "epoch_patches", "decay_share")}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Steps done so far, and whether their schedule had another length than the present one."""
+
+    step: int = 0
+    rescheduled: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,16 +61,24 @@ class RunState:
         with os_errors_as_output_errors(folder / STATE_FILE):
             write_atomic(folder / STATE_FILE, buffer.getvalue())
 
-    def restore(self, folder: Path, *, fingerprint: Mapping[str, Any]) -> int:
-        """Take the state of ``folder``, if there is one, and return how many steps it has done.
+    def restore(self, folder: Path, *, fingerprint: Mapping[str, Any]) -> Progress:
+        """Take the state of ``folder``, if there is one, and tell how far it is. The schedule may have another length.
 
         Raises ``OutputError`` where it is damaged or belongs to other settings, naming the first that differs.
         """
         path = folder / STATE_FILE
         if not path.exists():
-            return 0
+            return Progress()
         content = _loaded(path)
-        _agree(path, json.loads(content["fingerprint"]), json.loads(json.dumps(fingerprint)))
+        found, wanted = json.loads(content["fingerprint"]), json.loads(json.dumps(fingerprint))
+        _agree(path, found, wanted)
+        try:
+            self._take(content)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise OutputError(f"{path}: of another version of these networks: {error}", _OVERWRITE_HINT) from None
+        return Progress(int(content["step"]), rescheduled=found != wanted)
+
+    def _take(self, content: Mapping[str, Any]) -> None:
         framework = self.framework
         for name, module in framework.networks.items():
             module.load_state_dict(content["networks"][name])
@@ -69,7 +87,6 @@ class RunState:
         for name, pool in framework.pools.items():
             pool.images = content["pools"][name]
         self.average.restore(content["average"], content["step"])
-        return int(content["step"])
 
 
 def _loaded(path: Path) -> dict[str, Any]:
@@ -85,7 +102,7 @@ def _agree(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], pref
         here, there = wanted.get(name), found.get(name)
         if isinstance(here, dict) and isinstance(there, dict):
             _agree(path, there, here, f"{prefix}{name} ")
-        elif here != there:
+        elif here != there and prefix + name not in _LENGTH:
             raise OutputError(
                 f"{path.parent}: was begun with {prefix}{name} {there}, not {here}",
                 f"give the same settings to continue it, another --output, or {_OVERWRITE_HINT}",
