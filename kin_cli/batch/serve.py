@@ -13,12 +13,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from kin_cli.errors import DeviceError, KinError, Stopped
+from kin_cli.pipeline.reporting import Advance
 from kin_cli.pipeline.stopping import raise_if_requested, requested, stop_on_signals
+from kin_cli.report.write import report_if_asked
 from kin_cli.settings import Settings
 from kin_cli.translate import translate
 
@@ -64,7 +66,9 @@ def _answer(settings: Settings, reporter: _PipeReporter) -> tuple[object, ...]:
     """``done`` with the record; ``refused`` (we can go on), ``failed`` (we cannot) or ``stopped`` with the reason."""
     slide = settings.source.slide
     try:
-        return "done", translate(settings, reporter)
+        record = translate(settings, reporter)
+        report_if_asked(settings, record, reporter)
+        return "done", record
     except Stopped as stop:
         return "stopped", stop.message, stop.hint, stop.exit_code
     except DeviceError as error:
@@ -89,19 +93,19 @@ class _PipeReporter:
         self._lock = threading.Lock()
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        self._tell("stage", name, total)
+    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
+        self._tell("stage", name, total, unit)
         untold, told = 0, time.monotonic()
 
-        def advance(tiles: int) -> None:
+        def advance(count: int, _detail: str = "", /) -> None:
             nonlocal untold, told
             raise_if_requested()
             with self._lock:
-                untold += tiles
+                untold += count
                 if time.monotonic() - told < _TELL_EVERY_SECONDS:
                     return
-                tiles, untold, told = untold, 0, time.monotonic()
-            self._tell("advance", tiles)
+                count, untold, told = untold, 0, time.monotonic()
+            self._tell("advance", count)
 
         yield advance
         self._tell("advance", untold)
