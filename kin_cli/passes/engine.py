@@ -70,7 +70,7 @@ class Engine:
         network.module.to(device=device, dtype=self._dtype)
         network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
         self._network = network
-        self.channels, self.stride = network.channels, generator.stride
+        self.channels, self.layers, self.stride = network.channels, network.layers, generator.stride
 
     def measure(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Statistics of each image (H, W, 3), all of one size: (B, 2, ΣC), means and standard deviations."""

@@ -1,0 +1,71 @@
+"""``kin analyse``: how the patches' statistics change over a slide, and what a thumbnail makes of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kin_cli.commands.parameters import KernelType
+from kin_cli.commands.progress import ConsoleReporter
+from kin_cli.commands.variants import base_settings, output_options, prepared_folder, shared_options, write_csv
+from kin_cli.store.files import os_errors_as_output_errors
+
+if TYPE_CHECKING:
+    from kin_cli.analysis.run import Analysis
+
+_FILE = click.Path(path_type=Path)
+
+
+@shared_options
+@click.command()
+@click.argument("slide", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="The picture: .png, .pdf or .svg.")
+@click.option("--kernel", type=KernelType(), help="The neighbourhood to look at.  [default: gaussian:7]")
+@click.option("--patches", type=click.IntRange(2), default=500, show_default=True, help="Draw so many to compare.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
+@click.option("--reach", type=click.IntRange(1), default=5000, show_default=True, help="Largest distance, px.")
+@output_options
+def analyse(slide: Path, output: Path, **options: Any) -> None:
+    """Show how alike the statistics of SLIDE's patches are: the paper's Figures S1 and S2.
+
+    Cosine similarity of means and standard deviations in each layer block, of patches at growing distance, and of
+    patches with the thumbnail that TIN takes instead, with the average of all, and with their neighbourhood. Patches
+    that are at least half tissue count.
+    """
+    from kin_cli.analysis.pictures import analysis_figure
+    from kin_cli.analysis.run import AnalysisSettings
+    from kin_cli.analysis.run import analyse as run
+    from kin_cli.plots import check_figure_file, save_figure
+
+    check_figure_file(output)
+    folder = prepared_folder(output, None, overwrite=options["overwrite"])
+    table = options["table"] or folder
+    base = base_settings(slide, {**options, "table": table}, folder=output.parent)
+    settings = AnalysisSettings(base, table, options["patches"], options["seed"], options["reach"])
+    found = run(settings, ConsoleReporter())
+    save_figure(analysis_figure(found), output)
+    if options["csv_file"] is not None:
+        write_csv(options["csv_file"], found.rows())
+    if options["table"] is None:
+        with os_errors_as_output_errors(folder):
+            shutil.rmtree(folder)
+    if options["as_json"]:
+        click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        click.echo(f"{_text(found)}\n{output}")
+
+
+def _text(found: Analysis) -> str:
+    """Median similarity to what stands for a patch, for every block."""
+    names = ["", *(f"{standin.name}" for standin in found.standins)]
+    lines = [names]
+    for s, statistic in enumerate(("mean", "std")):
+        for b, block in enumerate(found.blocks):
+            middle = [f"{standin.quantiles[2, s, b]:.4f}" for standin in found.standins]
+            lines.append([f"{statistic}, {block.name}", *middle])
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)

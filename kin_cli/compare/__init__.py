@@ -1,0 +1,1 @@
+"""One slide, several normalisations, one table: pictures and figures side by side."""

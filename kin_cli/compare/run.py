@@ -1,0 +1,235 @@
+"""The comparison itself: translate, measure, cut out what is shown, and on to the next variant."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kin_cli import __version__
+from kin_cli.compare.places import Corner, close_up, worst_corners
+from kin_cli.compare.settings import CompareSettings, Variant
+from kin_cli.errors import InputError
+from kin_cli.evaluation.entries import Figure
+from kin_cli.evaluation.run import Evaluation, evaluate
+from kin_cli.evaluation.settings import EvaluationSettings, Sampling, SeamChoice, SlideChoice
+from kin_cli.evaluation.slide_seams import SlideSeams
+from kin_cli.evaluation.views import opened, sampled_boxes, tissue_of
+from kin_cli.geometry import Box, Grid
+from kin_cli.metrics.seam_figures import SeamFigure
+from kin_cli.pipeline.reporting import Reporter
+from kin_cli.settings import OutputSettings, Settings
+from kin_cli.slide.mask import TissueMask
+from kin_cli.slide.view import SlideView, overview
+from kin_cli.store.files import os_errors_as_output_errors
+from kin_cli.translate import translate
+
+Pixels = npt.NDArray[np.uint8]
+
+_TILE_PX = (512, 256, 128)  # of the metrics that sample tiles: the largest of which a few fit
+_ALONE = ("sobel", "piqe")  # metrics that the source itself has
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One picture of the slide: the source, or a variant with its seams."""
+
+    name: str
+    title: str
+    overview: Pixels
+    close_ups: tuple[Pixels, ...]
+    figures: tuple[Figure, ...]
+    seams: SlideSeams | None = None
+
+    def seam(self, direction: str = "both") -> SeamFigure | None:
+        """The headline of the seam metric, by direction; None of the source."""
+        return None if self.seams is None else self.seams.report.figure(self.seams.statistic, direction)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What came out: the source, every variant, and the places of the close-ups with their corners."""
+
+    settings: CompareSettings
+    view: SlideView
+    source: Column
+    variants: tuple[Column, ...]
+    corners: tuple[Corner | None, ...]
+    boxes: tuple[Box, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, ready for JSON; places in pixels of what was translated and of level 0."""
+        base = self.settings.base
+        return {
+            "kin": __version__,
+            "slide": str(base.source.slide),
+            "model": str(base.model),
+            "patch_px": base.norm.patch_px,
+            "region": list(asdict(self.view.region).values()),
+            "mpp": self.view.mpp,
+            "columns": [_as_dict(column) for column in (self.source, *self.variants)],
+            "close_ups": [
+                {
+                    "box": list(asdict(box).values()),
+                    "l0": [round(float(place)) for place in self.view.out_to_l0(box.x, box.y)],
+                    "corner": None if corner is None else asdict(corner),
+                }
+                for box, corner in zip(self.boxes, self.corners, strict=True)
+            ],
+            "notes": list(self.notes),
+            "seconds": self.seconds,
+        }
+
+
+def compare(settings: CompareSettings, reporter: Reporter) -> Comparison:
+    """Make every variant, measure it, cut out what is shown, and remove it again unless it is kept.
+
+    Pass 1 runs once, its table serves every variant. One translation at a time lies on the disk unless all are kept.
+    Memory bound: that of a translation, and the pictures that are shown.
+    """
+    start = time.monotonic()
+    with os_errors_as_output_errors(settings.folder):
+        settings.folder.mkdir(exist_ok=True)
+    choice = source_choice(settings.base)
+    with opened(choice) as view:
+        run = _Run(settings, choice, view, reporter)
+        variants = [run.column(number) for number in range(len(settings.variants))]
+        source = run.source_column()
+    if not settings.keep:
+        with os_errors_as_output_errors(settings.folder):
+            shutil.rmtree(settings.folder)
+    seconds = round(time.monotonic() - start, 1)
+    return Comparison(
+        settings,
+        view,
+        source,
+        tuple(variants),
+        tuple(run.corners),
+        tuple(run.boxes),
+        tuple(dict.fromkeys(run.notes)),
+        seconds,
+    )
+
+
+def source_choice(base: Settings) -> SlideChoice:
+    """The part of the slide that is translated, as the evaluation names it."""
+    source = base.source
+    return SlideChoice(source.slide, source.level, source.mpp, source.region, source.source_mpp)
+
+
+class _Run:
+    """One comparison under way."""
+
+    def __init__(self, settings: CompareSettings, choice: SlideChoice, view: SlideView, reporter: Reporter) -> None:
+        self._settings, self._choice, self._view, self._reporter = settings, choice, view, reporter
+        self._mask: TissueMask = tissue_of(view, settings.base.source.tissue)
+        self.notes: list[str] = []
+        self._sampling = self._chosen_sampling()
+        self.corners: list[Corner | None] = []
+        self.boxes: list[Box] = []
+
+    def column(self, number: int) -> Column:
+        """Make, measure and show one variant."""
+        variant = self._settings.variants[number]
+        self._reporter.note(f"{variant.title} ({number + 1} of {len(self._settings.variants)})")
+        with self._translated(variant) as file:
+            found = self._evaluated(SlideChoice(file), source=self._choice)
+            if found.seams is not None and found.seams.note is not None:
+                self.notes.append(found.seams.note)
+            if number == 0:
+                self._choose_places(found.seams)
+            with opened(SlideChoice(file)) as view:
+                return self._shown(variant.name, variant.title, view, found)
+
+    def source_column(self) -> Column:
+        """The source with what can be measured of it alone."""
+        found = None
+        if self._sampling is not None:
+            found = self._evaluated(self._choice, source=None)
+        return self._shown("source", "source", self._view, found)
+
+    @contextmanager
+    def _translated(self, variant: Variant) -> Iterator[Path]:
+        base, folder = self._settings.base, self._settings.folder
+        output = replace(base.output, path=folder / f"{variant.name}.tif")
+        # TIN takes its statistics from a thumbnail
+        table = None if variant.norm.method == "tin" else base.table or folder / "table"
+        translate(replace(base, norm=variant.norm, output=output, table=table), self._reporter)
+        yield output.path
+        if not self._settings.keep:
+            _remove(output)
+
+    def _evaluated(self, slide: SlideChoice, *, source: SlideChoice | None) -> Evaluation:
+        base, yardstick = self._settings.base, self._settings.yardstick
+        names = yardstick.metrics if self._sampling is not None else ()
+        metrics = (*names, "seams") if source is not None else tuple(name for name in names if name in _ALONE)
+        wanted = EvaluationSettings(
+            slide=slide,
+            reference=None if yardstick.reference is None else SlideChoice(yardstick.reference),
+            source=source,
+            metrics=metrics,
+            sampling=self._sampling or Sampling(tissue=base.source.tissue),
+            seams=SeamChoice(base.norm.patch_px),
+            inception=yardstick.inception,
+            device=base.compute.device,
+            workers=base.compute.workers,
+        )
+        return evaluate(wanted, self._reporter)
+
+    def _chosen_sampling(self) -> Sampling | None:
+        """Tiles of the largest side of which some are half tissue; None, with a note, where even small ones are not."""
+        yardstick, tissue = self._settings.yardstick, self._settings.base.source.tissue
+        for side in _TILE_PX:
+            sampling = Sampling(yardstick.patches, yardstick.seed, side, tissue)
+            try:
+                sampled_boxes(self._view, self._mask, sampling)
+            except InputError as error:
+                reason = error.message
+            else:
+                return sampling
+        self.notes.append(f"only seams are measured: {reason}")
+        return None
+
+    def _choose_places(self, seams: SlideSeams | None) -> None:
+        look, patch_px = self._settings.look, self._settings.base.norm.patch_px
+        corners: list[Corner] = []
+        if seams is not None:
+            tissue = self._mask.share(Grid(self._view.size, patch_px))
+            lines = seams.report.lines(seams.statistic)
+            corners = worst_corners(lines, tissue, patch_px=patch_px, count=look.close_ups)
+        self.corners = [*corners] or [None] * min(1, look.close_ups)
+        size = self._view.size
+        centre = Corner(size.width // 2, size.height // 2, 0.0)
+        side = look.close_up_px or patch_px
+        self.boxes = [close_up(c.x, c.y, side=side, size=size) for c in (corner or centre for corner in self.corners)]
+
+    def _shown(self, name: str, title: str, view: SlideView, found: Evaluation | None) -> Column:
+        return Column(
+            name,
+            title,
+            overview(view, self._settings.look.overview_px),
+            tuple(view.read(box) for box in self.boxes),
+            () if found is None else found.figures,
+            None if found is None else found.seams,
+        )
+
+
+def _as_dict(column: Column) -> dict[str, Any]:
+    figures = [asdict(figure) for figure in column.figures]
+    seams = None if column.seams is None else column.seams.as_dict()
+    return {"name": column.name, "title": column.title, "figures": figures, "seams": seams}
+
+
+def _remove(output: OutputSettings) -> None:
+    for file in (output.path, output.record_path):
+        with os_errors_as_output_errors(file):
+            file.unlink()

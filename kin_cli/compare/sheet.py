@@ -1,0 +1,147 @@
+"""A sheet of pictures: rows and columns that show the same places, and a table of figures under the columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kin_cli.geometry import Box, Size
+from kin_cli.plots import new_figure
+
+Pixels = npt.NDArray[np.uint8]
+
+_COLUMN_IN = 2.5
+_TALLEST = 1.5  # of a column's width
+_LEFT_IN, _GAP_IN, _EDGE_IN = 1.35, 0.09, 0.15
+_TITLE_IN, _LINE_IN, _SECTION_IN, _HEAD_IN = 0.27, 0.2, 0.3, 0.42
+_GREY = "#555555"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A box on an overview, in pixels of an image of ``size``, with the name of the row that shows it."""
+
+    box: Box
+    size: Size
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Pictures side by side, one for each column; ``ticks``: (x, y) in shares of their sides, where a border runs."""
+
+    name: str
+    pictures: Sequence[Pixels]
+    marks: Sequence[Mark] = ()
+    ticks: tuple[float, float] | None = None
+
+    @property
+    def height_in(self) -> float:
+        """Height of the tallest picture, all being as wide as a column or as tall as is allowed."""
+        tallest: float = max(picture.shape[0] / picture.shape[1] for picture in self.pictures)
+        return _COLUMN_IN * min(tallest, _TALLEST)
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Columns with their titles, rows of pictures, and the lines of the table: a name and a text for each column."""
+
+    titles: Sequence[str]
+    rows: Sequence[Row]
+    table: Sequence[tuple[str, Sequence[str]]]
+    name: str = ""
+
+    @property
+    def height_in(self) -> float:
+        """Height with all gaps."""
+        pictures = sum(row.height_in + _GAP_IN for row in self.rows)
+        return _TITLE_IN + pictures + _LINE_IN * len(self.table) + _SECTION_IN
+
+
+@dataclass
+class _Page:
+    """A figure that is filled from the top; all measures in inches, ``y`` downwards."""
+
+    width: float
+    height: float
+    y: float = 0.0
+    figure: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.figure = new_figure(self.width, self.height)
+
+    def text(self, x: float, text: str, **style: Any) -> None:
+        style = {"ha": "center", "va": "top", "fontsize": 8.5} | style
+        self.figure.text(x / self.width, 1 - self.y / self.height, text, **style)
+
+    def axes(self, x: float, width: float, height: float) -> Any:
+        place = (x / self.width, 1 - (self.y + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(place)
+
+
+def draw_sheet(sections: Sequence[Section], *, heading: str, footnotes: Sequence[str] = ()) -> Any:
+    """The sheet as a ``matplotlib.figure.Figure``."""
+    columns = max(len(section.titles) for section in sections)
+    width = _LEFT_IN + columns * (_COLUMN_IN + _GAP_IN) + _EDGE_IN
+    height = _HEAD_IN + sum(section.height_in for section in sections) + _LINE_IN * len(footnotes) + _EDGE_IN
+    page = _Page(width, height, _EDGE_IN)
+    page.text(_EDGE_IN, heading, ha="left", fontsize=10, weight="bold")
+    page.y = _HEAD_IN
+    for section in sections:
+        _draw_section(page, section)
+    for note in footnotes:
+        page.text(_EDGE_IN, note, ha="left", fontsize=7.5, color=_GREY)
+        page.y += _LINE_IN
+    return page.figure
+
+
+def _draw_section(page: _Page, section: Section) -> None:
+    left = [_LEFT_IN + number * (_COLUMN_IN + _GAP_IN) for number in range(len(section.titles))]
+    if section.name:
+        page.text(_LEFT_IN - 0.1, section.name, ha="right", fontsize=9.5, weight="bold")
+    for x, title in zip(left, section.titles, strict=True):
+        page.text(x + _COLUMN_IN / 2, title, fontsize=9.5, weight="bold")
+    page.y += _TITLE_IN
+    for row in section.rows:
+        for number, (x, picture) in enumerate(zip(left, row.pictures, strict=True)):
+            _draw_picture(page.axes(x, _COLUMN_IN, row.height_in), picture, row, named=number == 0)
+        page.y += row.height_in / 2
+        page.text(_LEFT_IN - 0.1, row.name, ha="right", va="center", fontsize=9)
+        page.y += row.height_in / 2 + _GAP_IN
+    for name, values in section.table:
+        page.text(_LEFT_IN - 0.1, name, ha="right", color=_GREY)
+        for x, value in zip(left, values, strict=True):
+            page.text(x + _COLUMN_IN / 2, value)
+        page.y += _LINE_IN
+    page.y += _SECTION_IN
+
+
+def _draw_picture(axes: Any, picture: Pixels, row: Row, *, named: bool) -> None:
+    height, width = picture.shape[:2]
+    axes.imshow(picture, extent=(0, width, height, 0))
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(linewidth=0.5, color=_GREY)
+    if row.ticks is not None:
+        x, y = row.ticks[0] * width, row.ticks[1] * height
+        # outside the picture, so that they hide nothing of the border that they point at
+        axes.set(xticks=[x], yticks=[y], xticklabels=[], yticklabels=[])
+        axes.tick_params(length=4, width=1.2, color="#c00000", top=True, right=True)
+    for mark in row.marks:
+        _draw_mark(axes, mark, (width / mark.size.width, height / mark.size.height), named=named)
+
+
+def _draw_mark(axes: Any, mark: Mark, scale: tuple[float, float], *, named: bool) -> None:
+    from matplotlib.patches import Rectangle
+
+    x, y = mark.box.x * scale[0], mark.box.y * scale[1]
+    width, height = mark.box.width * scale[0], mark.box.height * scale[1]
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, linewidth=2, edgecolor="white"))
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, linewidth=0.9, edgecolor="black"))
+    if named:
+        box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.6}
+        axes.text(x, y, mark.name, fontsize=7.5, ha="center", va="center", bbox=box, clip_on=False)
