@@ -16,7 +16,7 @@ from PIL import Image
 
 from kin_cli.commands.sweep import kinds_from
 from kin_cli.compare.pictures import comparison_sheet, csv_rows, figures_text, sweep_sheet
-from kin_cli.compare.run import Comparison, compare
+from kin_cli.compare.run import Comparison, clean_up, compare
 from kin_cli.compare.settings import CompareSettings, Look, Variant, Yardstick
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Size
@@ -65,6 +65,8 @@ def settings(photo: Path, model: Path, folder: Path, **changes: object) -> Compa
 def found(photo: Path, tiny_generator: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     folder = tmp_path_factory.mktemp("comparison") / "work"
     comparison = compare(settings(photo, tiny_generator, folder), SilentReporter())
+    assert [path.name for path in folder.iterdir()] == ["table"]  # all translations are gone
+    clean_up(comparison.settings)
     assert not folder.exists()
     return comparison
 
@@ -141,6 +143,7 @@ def test_translations_are_kept_where_asked_and_taken_from_there(
 ) -> None:
     keeping = settings(photo, tiny_generator, tmp_path / "kept", keep=True)
     first = compare(keeping, SilentReporter())
+    clean_up(keeping)
     assert {path.name for path in (tmp_path / "kept").glob("*.tif")} == {f"{name}.tif" for name in NORMS}
     monkeypatch.setattr(Engine, "__init__", lambda *_, **__: pytest.fail("translated again"))
     again = compare(keeping, SilentReporter())
@@ -163,7 +166,6 @@ def test_an_interrupted_comparison_goes_on(photo: Path, tiny_generator: Path, tm
     again = Watcher()
     compare(wanted, again)
     assert any("30 of 30 patches are measured" in note for note in again.notes)
-    assert not (tmp_path / "work").exists()
 
 
 def test_a_picture_without_any_corner_or_tile_still_makes_a_sheet(

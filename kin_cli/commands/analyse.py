@@ -39,11 +39,13 @@ def analyse(slide: Path, output: Path, **options: Any) -> None:
     from kin_cli.analysis.pictures import analysis_figure
     from kin_cli.analysis.run import AnalysisSettings
     from kin_cli.analysis.run import analyse as run
-    from kin_cli.plots import check_figure_file, save_figure
+    from kin_cli.plots import save_figure
 
-    check_figure_file(output)
     folder = prepared_folder(output, None, overwrite=options["overwrite"])
-    table = options["table"] or folder
+    table = options["table"] or folder / "table"
+    if options["table"] is None:
+        with os_errors_as_output_errors(folder):
+            folder.mkdir(exist_ok=True)
     base = base_settings(slide, {**options, "table": table}, folder=output.parent)
     settings = AnalysisSettings(base, table, options["patches"], options["seed"], options["reach"])
     found = run(settings, ConsoleReporter())

@@ -67,14 +67,15 @@ def finish(
 ) -> None:
     """Run a comparison, write its picture and what else was asked for, and print the figures."""
     from kin_cli.compare.pictures import csv_rows, figures_text
+    from kin_cli.compare.run import clean_up
     from kin_cli.compare.run import compare as run
-    from kin_cli.plots import check_figure_file, save_figure
+    from kin_cli.plots import save_figure
 
-    check_figure_file(output)
     found = run(settings, ConsoleReporter())
     save_figure(sheet(found), output)
     if options["csv_file"] is not None:
         write_csv(options["csv_file"], csv_rows(found))
+    clean_up(settings)
     if options["as_json"]:
         click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False))
     else:

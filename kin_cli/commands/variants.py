@@ -92,10 +92,17 @@ def variant(base: Settings, options: dict[str, Any], *, flags: dict[str, Any], n
 
 
 def prepared_folder(output: Path, keep: Path | None, *, overwrite: bool) -> Path:
-    """Where translations lie meanwhile: the folder to keep, or a work folder beside the output."""
+    """Where table and translations lie meanwhile: the folder to keep, or a work folder beside the output.
+
+    Checks first that a picture can be drawn and written there.
+    """
+    from kin_cli.plots import check_figure_file
+
+    check_figure_file(output)
     if keep is not None:
         return keep
-    folder = work_folder(output)
+    # not the name of the work folder of a translation to this very file
+    folder = work_folder(output.with_name(f"{output.name}.compare"))
     if overwrite and folder.exists():
         with os_errors_as_output_errors(folder):
             shutil.rmtree(folder)

@@ -94,6 +94,8 @@ def compare(settings: CompareSettings, reporter: Reporter) -> Comparison:
     """Make every variant, measure it, cut out what is shown, and remove it again unless it is kept.
 
     Pass 1 runs once, its table serves every variant. One translation at a time lies on the disk unless all are kept.
+    What is left in the folder, ``clean_up`` removes when the result is safe.
+
     Memory bound: that of a translation, and the pictures that are shown.
     """
     start = time.monotonic()
@@ -104,9 +106,6 @@ def compare(settings: CompareSettings, reporter: Reporter) -> Comparison:
         run = _Run(settings, choice, view, reporter)
         variants = [run.column(number) for number in range(len(settings.variants))]
         source = run.source_column()
-    if not settings.keep:
-        with os_errors_as_output_errors(settings.folder):
-            shutil.rmtree(settings.folder)
     seconds = round(time.monotonic() - start, 1)
     return Comparison(
         settings,
@@ -118,6 +117,13 @@ def compare(settings: CompareSettings, reporter: Reporter) -> Comparison:
         tuple(dict.fromkeys(run.notes)),
         seconds,
     )
+
+
+def clean_up(settings: CompareSettings) -> None:
+    """Remove the folder with what a comparison left in it, unless it is to be kept."""
+    if not settings.keep:
+        with os_errors_as_output_errors(settings.folder):
+            shutil.rmtree(settings.folder)
 
 
 def source_choice(base: Settings) -> SlideChoice:

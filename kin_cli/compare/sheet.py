@@ -59,7 +59,7 @@ class Section:
     def height_in(self) -> float:
         """Height with all gaps."""
         pictures = sum(row.height_in + _GAP_IN for row in self.rows)
-        return _TITLE_IN + pictures + _LINE_IN * len(self.table) + _SECTION_IN
+        return _TITLE_IN + pictures + _GAP_IN + _LINE_IN * len(self.table) + _SECTION_IN
 
 
 @dataclass
@@ -112,6 +112,7 @@ def _draw_section(page: _Page, section: Section) -> None:
         page.y += row.height_in / 2
         page.text(_LEFT_IN - 0.1, row.name, ha="right", va="center", fontsize=9)
         page.y += row.height_in / 2 + _GAP_IN
+    page.y += _GAP_IN  # below the ticks of the last row
     for name, values in section.table:
         page.text(_LEFT_IN - 0.1, name, ha="right", color=_GREY)
         for x, value in zip(left, values, strict=True):
