@@ -1,0 +1,1 @@
+"""What this machine gives: the rate of every stage beside the device's limits and beside a plain loop."""

@@ -1,0 +1,231 @@
+"""The benchmark: a slide and a generator, the whole, its stages, the limits, and the plain loop, in one process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kin_cli import __version__
+from kin_cli.bench.limits import DTYPES, Clock, Limit, Limits, measure_limits
+from kin_cli.bench.loops import end_to_end, plain_loop
+from kin_cli.bench.settings import BenchSettings, RandomGenerator
+from kin_cli.bench.stages import Bench, Stage
+from kin_cli.bench.timing import Timing
+from kin_cli.geometry import Box, Size
+from kin_cli.models.checkpoint import save_generator
+from kin_cli.models.layouts import build
+from kin_cli.pipeline.reporting import Reporter, SilentReporter
+from kin_cli.pipeline.stages import available_cores
+from kin_cli.plan import Plan, make_plan
+from kin_cli.sample import write_sample
+from kin_cli.settings import NormSettings, OutputSettings, Settings, SourceSettings
+from kin_cli.slide.source import open_slide
+
+_STEPS = 9  # the whole, six stages, the limits and the plain loop
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Everything that was measured; times are per patch."""
+
+    settings: BenchSettings
+    plan: dict[str, Any]
+    generator: dict[str, Any]
+    stages: tuple[Stage, ...]
+    limits: Limits
+    whole: Timing
+    plain: Timing
+    memory: dict[str, int | None]
+    seconds: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the whole translation is than the plain loop."""
+        return self.plain.seconds / self.whole.seconds
+
+    @property
+    def share_of_slowest(self) -> float:
+        """Time that both passes need, each as long as its slowest stage, as a share of what the whole took."""
+        found = {stage.name: stage.timing.seconds for stage in self.stages}
+        passes = (("read", "measure"), ("read", "apply", "encode"))
+        return sum(max(found[name] for name in names) for names in passes) / self.whole.seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON; rates are per second, FLOP rates in units of 10¹²."""
+        pixels = self.settings.patch_px**2
+        return {
+            "kin": __version__,
+            "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "machine": machine(str(self.plan["device"])),
+            "settings": _settings(self.settings),
+            "generator": self.generator,
+            "plan": self.plan,
+            "limits": {"product": _limit(self.limits.product), "convolution": _limit(self.limits.convolution)},
+            "stages": [self._stage(stage, pixels) for stage in self.stages],
+            "end_to_end": {**_timing(self.whole, pixels), "share_of_slowest_stages": self.share_of_slowest},
+            "plain_loop": _timing(self.plain, pixels),
+            "speedup": self.speedup,
+            "memory": self.memory,
+            "seconds": self.seconds,
+        }
+
+    def _stage(self, stage: Stage, pixels: int) -> dict[str, Any]:
+        rate = None if stage.flop is None else stage.flop / stage.timing.seconds
+        return {
+            "name": stage.name,
+            **_timing(stage.timing, pixels),
+            "gflop_per_patch": None if stage.flop is None else stage.flop / 1e9,
+            "tflop_per_s": None if rate is None else rate / 1e12,
+            "share_of_product": None if rate is None else rate / self.limits.product.flop_per_s,
+            "share_of_convolution": None if rate is None else rate / self.limits.convolution.flop_per_s,
+        }
+
+
+def bench(settings: BenchSettings, reporter: Reporter) -> BenchResult:
+    """Measure this machine; everything is written to a temporary folder, which is removed.
+
+    Memory bound: that of a translation, 64 patches, and three matrices of 8192² on a GPU (2048² on a CPU).
+
+    Raises a ``KinError`` where the slide, the model or the device cannot be used.
+    """
+    start = time.perf_counter()
+    clock = Clock(settings.runs, settings.at_least_s)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kin-bench-")))
+        advance = stack.enter_context(reporter.stage("bench", _STEPS, "measurements"))
+        wanted = _translation(settings, folder)
+        plan = make_plan(wanted)
+        stack.enter_context(plan.view.slide)
+        # first of all, so that the peak of memory is the translation's
+        whole, record = end_to_end(wanted, patches=len(plan.grid), repeats=settings.runs)
+        advance(1)
+        stages = Bench(plan, None if settings.quick else _seamless(wanted, stack), folder, clock)
+        found = []
+        for measure in stages.stages():
+            found.append(measure())
+            advance(1)
+        limits = measure_limits(
+            stages.work.largest, device=plan.device, dtype=DTYPES[plan.precision], batch=plan.batch, clock=clock
+        )
+        advance(1)
+        plain = plain_loop(plan, folder, clock)
+        advance(1)
+        return BenchResult(
+            settings,
+            plan.summary(),
+            _generator(plan),
+            tuple(stage for stage in found if stage is not None),
+            limits,
+            whole,
+            plain,
+            {name: record[name] for name in ("peak_rss_bytes", "peak_device_bytes")},
+            round(time.perf_counter() - start, 1),
+        )
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+        "processor": _processor(),
+        "cores": available_cores(),
+        "torch_threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+    }
+
+
+def _translation(settings: BenchSettings, folder: Path) -> Settings:
+    """The translation of every patch of the slide's middle part, or of a made-up slide."""
+    slide = settings.slide or folder / "sample.tif"
+    region = None
+    if settings.slide is None:
+        made = OutputSettings(slide)
+        write_sample(made, settings.size, seed=0, workers=settings.compute.workers, reporter=SilentReporter())
+    else:
+        with open_slide(slide) as opened:
+            region = _middle(opened.levels[0], settings.size)
+    return Settings(
+        source=SourceSettings(slide=slide, region=region, tissue="none"),
+        model=_model(settings.model, folder),
+        output=OutputSettings(folder / "out.ome.tif"),
+        norm=NormSettings(patch_px=settings.patch_px),
+        compute=settings.compute,
+    )
+
+
+def _seamless(wanted: Settings, stack: ExitStack) -> Plan:
+    norm = replace(wanted.norm, halo_px=None, interpolation="bilinear")
+    plan = make_plan(replace(wanted, norm=norm, output=replace(wanted.output, path=wanted.output.path.with_stem("b"))))
+    stack.enter_context(plan.view.slide)
+    return plan
+
+
+def _model(model: Path | RandomGenerator, folder: Path) -> Path:
+    if isinstance(model, Path):
+        return model
+    torch.manual_seed(0)
+    file = folder / "random.safetensors"
+    save_generator(build(model.spec), file, spec=model.spec)
+    return file
+
+
+def _middle(full: Size, wanted: Size) -> Box:
+    width, height = min(full.width, wanted.width), min(full.height, wanted.height)
+    return Box((full.width - width) // 2, (full.height - height) // 2, width, height)
+
+
+def _generator(plan: Plan) -> dict[str, Any]:
+    generator = plan.generator
+    return {
+        "layout": generator.layout,
+        "width": generator.width,
+        "blocks": generator.blocks,
+        "parameters": sum(parameter.numel() for parameter in generator.module.parameters()),
+    }
+
+
+def _settings(settings: BenchSettings) -> dict[str, Any]:
+    return {
+        "model": "random" if isinstance(settings.model, RandomGenerator) else settings.model.name,
+        "slide": None if settings.slide is None else settings.slide.name,
+        "size": [settings.size.width, settings.size.height],
+        "patch_px": settings.patch_px,
+        "repeats": settings.runs,
+        "quick": settings.quick,
+    }
+
+
+def _limit(limit: Limit) -> dict[str, Any]:
+    return {"what": limit.what, "tflop_per_s": limit.flop_per_s / 1e12}
+
+
+def _timing(timing: Timing, pixels: int) -> dict[str, Any]:
+    return {
+        "seconds_per_patch": timing.seconds,
+        "fastest": timing.fastest,
+        "slowest": timing.slowest,
+        "repeats": timing.repeats,
+        "patches_per_s": 1 / timing.seconds,
+        "mpixel_per_s": pixels / timing.seconds / 1e6,
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+            return next(named, "") or platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()

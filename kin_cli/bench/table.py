@@ -1,0 +1,52 @@
+"""The result as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Lines of text from ``BenchResult.as_dict``."""
+    machine, plan, generator = result["machine"], result["plan"], result["generator"]
+    limits, whole, plain = result["limits"], result["end_to_end"], result["plain_loop"]
+    layers = f"{generator['layout']}, width {generator['width']}, {generator['blocks']} blocks"
+    run = f"{plan['precision']}, batch {plan['batch_size']}, {plan['workers']} threads"
+    lines = [
+        f"{machine['device']}, {machine['cores']} cores, torch {result['torch']}; {run}",
+        f"{layers}; {plan['size'][0]}×{plan['size'][1]} px in {plan['patches']} patches of"
+        f" {result['settings']['patch_px']} px",
+        "",
+        f"{'':<18}{'ms/patch':>10}{'Mpixel/s':>10}{'TFLOP/s':>10}{'of product':>12}{'of convolution':>16}",
+        *(_line(stage["name"], stage) for stage in result["stages"]),
+        _line("end to end", whole),
+        _line("plain loop", plain),
+        "",
+        *(f"{name + ' limit':<18}{limit['tflop_per_s']:>30.3g}  {limit['what']}" for name, limit in limits.items()),
+        f"end to end: {result['speedup']:.2f} times the plain loop (batch 1, float32, PNG per patch);"
+        f" {_percent(whole['share_of_slowest_stages'])} of the speed of its slowest stages",
+    ]
+    seamless = next((stage for stage in result["stages"] if stage["name"] == "apply, seamless"), None)
+    if seamless is not None:
+        ordinary = next(stage for stage in result["stages"] if stage["name"] == "apply")
+        ratio = seamless["seconds_per_patch"] / ordinary["seconds_per_patch"]
+        lines.append(f"seamless windows: {ratio:.2f} times the time of plain ones per pixel")
+    memory = result["memory"]
+    device = memory["peak_device_bytes"]
+    lines.append(
+        f"memory of the translation: {memory['peak_rss_bytes'] / 2**20:.0f} MiB"
+        + ("" if device is None else f", {device / 2**20:.0f} MiB on the device")
+    )
+    return "\n".join(lines)
+
+
+def _line(name: str, found: Mapping[str, Any]) -> str:
+    line = f"{name:<18}{1000 * found['seconds_per_patch']:>10.3g}{found['mpixel_per_s']:>10.3g}"
+    if found.get("tflop_per_s") is not None:
+        line += f"{found['tflop_per_s']:>10.3g}{_percent(found['share_of_product']):>12}"
+        line += f"{_percent(found['share_of_convolution']):>16}"
+    return line
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
