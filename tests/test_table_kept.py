@@ -41,11 +41,17 @@ def made(slide: Path, model: Path, folder: Path, *more: object) -> str:
     return digest(folder / "out.ome.tif")
 
 
+@pytest.fixture(scope="module")
+def complete(slide: Path, tiny_generator: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("complete")
+    made(slide, tiny_generator, folder / "first", "--table", folder / "table")
+    return folder / "table"
+
+
 @pytest.fixture
-def table(slide: Path, tiny_generator: Path, tmp_path: Path) -> Path:
-    """A complete table."""
-    made(slide, tiny_generator, tmp_path / "first", "--table", tmp_path / "table")
-    return tmp_path / "table"
+def table(complete: Path, tmp_path: Path) -> Path:
+    """A complete table, to do with as one likes."""
+    return Path(shutil.copytree(complete, tmp_path / "table"))
 
 
 def refuse_to_measure(*_: object) -> None:
