@@ -22,7 +22,7 @@ LAYERS = [
     {"translate", "evaluation"},
     {"training"},
     {"report"},
-    {"batch", "compare", "analysis"},
+    {"batch", "bench", "compare", "analysis"},
     {"commands"},
     {"__main__"},
 ]

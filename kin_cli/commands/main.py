@@ -15,13 +15,17 @@ from typing import NoReturn
 import click
 
 from kin_cli import __version__
+from kin_cli.commands.analyse import analyse
 from kin_cli.commands.assemble import assemble
 from kin_cli.commands.batch import batch
+from kin_cli.commands.bench import bench
 from kin_cli.commands.check import check
+from kin_cli.commands.compare import compare
 from kin_cli.commands.evaluate import evaluate
 from kin_cli.commands.info import info
 from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
+from kin_cli.commands.sweep import sweep
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import translate
 from kin_cli.errors import KinError, Stopped
@@ -41,7 +45,21 @@ def cli(debug: bool) -> None:  # run() reads it before click parses
     """
 
 
-for command in (translate, batch, assemble, train, evaluate, seams, info, sample, check):
+for command in (
+    translate,
+    batch,
+    assemble,
+    train,
+    evaluate,
+    seams,
+    compare,
+    sweep,
+    analyse,
+    info,
+    sample,
+    check,
+    bench,
+):
     cli.add_command(command)
 
 
