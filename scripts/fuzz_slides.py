@@ -2,9 +2,9 @@
 
     python scripts/fuzz_slides.py FOLDER_OF_SLIDES --slides 1000 --checkpoints 300 --keep failures/
 
-Mutates the SVS, TIFF and DICOM slides of the folder (flipped bits, cut ends, swapped directory entries, blanked and
-repeated stretches) and the checkpoints of a small generator. Wrong are: a traceback, a slide that takes more than a
-minute, a batch that ends early, and an output that ``kin check`` rejects. Exits 1 if anything was wrong.
+Mutates the SVS, TIFF and DICOM slides of the folder (flipped bits, cut ends, swapped tags, blanked and repeated
+stretches) and the checkpoints of a small generator. Wrong are: a traceback, a slide that takes more than a minute
+twice, a batch that ends early, and an output that ``kin check`` rejects. Exits 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -64,16 +64,38 @@ def repeat(data: bytearray, rng: random.Random) -> None:
 
 
 def swap_entries(data: bytearray, rng: random.Random) -> None:
-    """Swap the values of two entries of one directory of a classic little-endian TIFF; elsewhere as ``repeat``."""
-    directories = tiff_directories(bytes(data))
-    if not directories:
+    """Swap tags, types or values of two entries of a directory of a TIFF, or of a DICOM; elsewhere as ``repeat``."""
+    directories, elements = tiff_directories(bytes(data)), dicom_elements(bytes(data))
+    if directories:
+        start, count = rng.choice(directories)
+        places = [start + 2 + 12 * rng.randrange(count) for _ in range(2)]
+        offset, length = rng.choice(((0, 2), (2, 2), (4, 4), (8, 4), (2, 10)))
+    elif elements:
+        places = rng.choices(elements, k=2)
+        offset, length = rng.choice(((0, 4), (4, 2), (6, 2), (8, 4)))
+    else:
         repeat(data, rng)
         return
-    start, count = rng.choice(directories)
-    first, second = (start + 2 + 12 * rng.randrange(count) for _ in range(2))
-    offset, length = rng.choice(((0, 2), (2, 2), (4, 4), (8, 4), (2, 10)))
-    a, b = (slice(entry + offset, entry + offset + length) for entry in (first, second))
+    a, b = (slice(place + offset, place + offset + length) for place in places)
     data[a], data[b] = data[b], data[a]
+
+
+def dicom_elements(data: bytes) -> list[int]:
+    """Offsets of the data elements before the pixels, those in sequences included; explicit VR, little endian."""
+    if data[128:132] != b"DICM":
+        return []
+    found, offset = [], 132
+    while offset < len(data) - 12 and data[offset : offset + 4] != b"\xe0\x7f\x10\x00":
+        kind = data[offset + 4 : offset + 6]
+        if data[offset : offset + 2] == b"\xfe\xff":  # begin or end of an item, whose elements follow
+            offset += 8
+            continue
+        found.append(offset)
+        if kind in (b"OB", b"OD", b"OF", b"OL", b"OW", b"UC", b"UN", b"UR", b"UT"):
+            offset += 12 + struct.unpack_from("<I", data, offset + 8)[0]
+        else:
+            offset += 12 if kind == b"SQ" else 8 + struct.unpack_from("<H", data, offset + 6)[0]
+    return found
 
 
 def tiff_directories(data: bytes) -> list[tuple[int, int]]:
@@ -115,7 +137,7 @@ class Fuzz:
         Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(folder / "grey.png")
 
     def slides(self, count: int) -> None:
-        sources = [path for path in sorted(self.options.slides_in.iterdir()) if path.suffix in (".svs", ".tif")]
+        sources = [path for path in sorted(self.options.slides_in.rglob("*")) if path.suffix in (".svs", ".tif")]
         sources = [path for path in sources if path.stat().st_size < 8 << 20]
         sources += sorted({path.parent for path in self.options.slides_in.rglob("*.dcm")})
         for first in range(0, count, CHUNK):
@@ -152,6 +174,22 @@ class Fuzz:
 
     def _run(self, batch: Path, arguments: list[str]) -> None:
         output = batch.with_name(batch.name + "-out")
+        code = self._batch(arguments, output)
+        if code not in (0, 1):
+            self._blame(batch, f"the batch ended with code {code}")
+        for row in self._rows(output):
+            self._judge(batch, row)
+        slow = self._slow(output)
+        if slow:  # or was it the machine?
+            shutil.rmtree(output)
+            self._batch(arguments, output)
+            for name in slow & self._slow(output):
+                self._blame(batch, f"{name}: took more than {self.options.limit} s twice")
+        print(f"{sum(self.outcomes.values())} done, {len(self.wrong)} wrong: {dict(self.outcomes)}", flush=True)
+        shutil.rmtree(batch)
+        shutil.rmtree(output, ignore_errors=True)
+
+    def _batch(self, arguments: list[str], output: Path) -> int | None:
         command = [sys.executable, "-m", "kin_cli", "batch", *arguments, "-o", str(output), "-j", "2"]
         with (self.folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -163,13 +201,10 @@ class Fuzz:
                 state, since = now, time.monotonic()
             elif time.monotonic() - since > self.options.limit + PATIENCE_SECONDS:
                 process.kill()
-        if process.returncode not in (0, 1):
-            self._blame(batch, f"the batch ended with code {process.returncode}")
-        for row in self._rows(output):
-            self._judge(batch, row)
-        print(f"{sum(self.outcomes.values())} done, {len(self.wrong)} wrong: {dict(self.outcomes)}", flush=True)
-        shutil.rmtree(batch)
-        shutil.rmtree(output, ignore_errors=True)
+        return process.returncode
+
+    def _slow(self, output: Path) -> set[str]:
+        return {row["output"] for row in self._rows(output) if (row["seconds"] or 0) > self.options.limit}
 
     def _judge(self, batch: Path, row: dict[str, Any]) -> None:
         path, reason = Path(row["output"]), row["reason"]
@@ -180,8 +215,6 @@ class Fuzz:
             self._blame(batch, f"{name}: left as {row['status']}")
         if re.search(r"unexpected(ly| [A-Z]\w*:)|Traceback", reason) or (row["status"] == "failed" and not reason):
             self._blame(batch, f"{name}: {reason}")
-        if (row["seconds"] or 0) > self.options.limit:
-            self._blame(batch, f"{name}: took {row['seconds']} s")
         if row["status"] == "failed" and path.exists():
             self._blame(batch, f"{name}: failed, but there is an output")
         if path.exists() and (problems := check_file(path)):

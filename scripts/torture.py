@@ -1,9 +1,10 @@
 """Kill translations at random moments, and see that every finished file is the same: python scripts/torture.py
 
 Each output is made either by one process or by several that share the rows in random order, all of which are killed
-again and again (SIGKILL, SIGTERM, SIGINT), in both passes and in the assembly, and continued by the same command, until
-it is finished and compared with one that was made without interruption. The disk is filled up now and then, too: on a
-tmpfs of its own with --tmpfs (needs root), otherwise not. Exits 1 if any file or exit code is wrong.
+again and again (SIGKILL, SIGTERM, SIGINT, the latter two also twice), in both passes and in the assembly, and continued
+by the same command, until it is finished and compared with one that was made without interruption. The disk is filled
+up now and then, too: on a tmpfs of its own with --tmpfs (needs root), otherwise not. Exits 1 if any file or exit code
+is wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,12 +31,19 @@ import torch
 import kin_cli.batch.rows
 import kin_cli.commands.assemble
 import kin_cli.commands.translate
-from kin_cli.commands.main import run
+from kin_cli.commands.main import main
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
-from kin_cli.pipeline.stopping import stop_on_signals
+from kin_cli.pipeline.reporting import Advance
+from kin_cli.pipeline.stopping import heedful
 
 STAGES = ("measure", "apply", "background", "pyramid", "write", "end")
-SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}
+BLOWS = {  # signals, sent shortly after one another, and the exit codes that they may lead to
+    (signal.SIGKILL,): (-9,),
+    (signal.SIGTERM,): (75,),
+    (signal.SIGINT,): (130,),
+    (signal.SIGTERM, signal.SIGTERM): (75,),
+    (signal.SIGINT, signal.SIGINT): (130, -2),  # a shell calls both 130
+}
 MOST_KILLS = 6  # of one command; then it may finish
 
 
@@ -44,10 +52,12 @@ class Attempt:
 
     def __init__(self, arguments: list[str]) -> None:
         self.told, tell = os.pipe()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.told)
-            sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+            for standard in (1, 2):
+                os.dup2(self.log.fileno(), standard)
             _child(arguments, tell)
         os.close(tell)
 
@@ -57,29 +67,34 @@ class Attempt:
             for line in lines:
                 yield line.strip()
 
-    def killed_at(self, stage: str, after: int, delay: float, number: int) -> tuple[str, int]:
-        """Send a signal ``delay`` s after the ``after``-th event of a stage; the last stage seen, the exit code."""
+    def killed_at(self, stage: str, after: int, delay: float, blow: tuple[int, ...]) -> tuple[str, int]:
+        """Send signals ``delay`` s after the ``after``-th event of a stage; the last stage seen, the exit code."""
         last, seen, sent = "begin", 0, False
         for event in self.events():
             last = last if sent else event
             seen += event == stage
             if seen == after and not sent:
-                time.sleep(delay)
-                os.kill(self.pid, number)
+                for number in blow:
+                    time.sleep(delay)
+                    os.kill(self.pid, number)
                 sent = True
         return last, self.wait()
 
     def wait(self) -> int:
         """Exit code, negative for a signal."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        with self.log:
+            self.log.seek(0)
+            self.said = self.log.read().decode()
+        return code
 
 
 def _child(arguments: list[str], tell: int) -> None:
     class Teller:
         @contextmanager
-        def stage(self, name: str, _total: int) -> Iterator[Callable[[int], None]]:
+        def stage(self, name: str, _total: int, _unit: str = "") -> Iterator[Advance]:
             os.write(tell, f"{name}\n".encode())
-            yield lambda _: os.write(tell, f"{name}\n".encode()) and None
+            yield heedful(lambda *_: os.write(tell, f"{name}\n".encode()) and None)
             if name == "write":
                 os.write(tell, b"end\n")
 
@@ -88,10 +103,12 @@ def _child(arguments: list[str], tell: int) -> None:
 
     kin_cli.commands.translate.ConsoleReporter = Teller  # type: ignore[misc]
     kin_cli.commands.assemble.ConsoleReporter = Teller  # type: ignore[misc]
-    stop_on_signals()
+    sys.argv[1:] = arguments
     code = 1
     try:
-        code = run(arguments)
+        main()
+    except SystemExit as done:
+        code = int(done.code or 0)
     finally:
         os._exit(code)
 
@@ -101,6 +118,7 @@ class Torture:
         self.folder, self.options = folder, options
         self.random = random.Random(options.seed)
         self.kills: Counter[str] = Counter()
+        self.blows: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.files = 0
         self.common = self._prepare()
@@ -151,18 +169,20 @@ class Torture:
         for _ in range(self.random.randint(1, 2 if name else MOST_KILLS)):
             stages = (name,) if name else STAGES[2:] if command[0] == "assemble" else STAGES
             stage = self.random.choice(stages)
-            number = self.random.choices(list(SIGNALS), (3, 1, 1))[0]
+            blow = self.random.choices(list(BLOWS), (5, 2, 2, 1, 2))[0]
             after = self.random.randint(1, 40 if stage in STAGES[:2] else 4)
             attempt = Attempt(command)
-            last, code = attempt.killed_at(stage, after, self.random.uniform(0, 0.03), number)
+            last, code = attempt.killed_at(stage, after, self.random.uniform(0, 0.03), blow)
             if code == 0:
                 return
             self.kills[last] += 1
-            if code != SIGNALS[number]:
-                self.wrong.append(
-                    f"{' '.join(command)}: exit code {code} after {signal.Signals(number).name} in {last}"
-                )
+            self.blows["+".join(signal.Signals(number).name for number in blow)] += 1
+            if code not in BLOWS[blow] or "Traceback" in attempt.said:
+                self.wrong.append(f"{' '.join(command)}: exit code {code} after {blow} in {last}: {attempt.said}")
                 return
+            output = Path(command[command.index("-o") + 1])
+            if output.exists() and not output.with_name(f"{output.name}.kin-work").exists():
+                return  # it was killed with nothing left to do
         code = Attempt(command).wait()
         if code != 0:
             self.wrong.append(f"{' '.join(command)}: exit code {code} when left alone")
@@ -207,7 +227,7 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def main() -> int:
+def torture() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=120)
     parser.add_argument("--size", default="1100x900", help="of the slide, px")
@@ -216,17 +236,18 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        torture = Torture(Path(temporary), options)
+        run = Torture(Path(temporary), options)
         for _ in range(options.tmpfs):
-            torture.fill_the_disk()
-        while sum(torture.kills.values()) < options.kills and not torture.wrong:
-            torture.torment()
-            print(f"{torture.files} files, kills: {dict(torture.kills)}", flush=True)
-        for line in torture.wrong:
+            run.fill_the_disk()
+        while sum(run.kills.values()) < options.kills and not run.wrong:
+            run.torment()
+            print(f"{run.files} files, kills: {dict(run.kills)}", flush=True)
+        for line in run.wrong:
             print("WRONG", line)
-    print(f"{sum(torture.kills.values())} kills, {torture.files} files compared, {len(torture.wrong)} wrong")
-    return 1 if torture.wrong else 0
+    print(f"signals: {dict(run.blows)}")
+    print(f"{sum(run.kills.values())} kills, {run.files} files compared, {len(run.wrong)} wrong")
+    return 1 if run.wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(torture())
