@@ -95,6 +95,8 @@ def test_vgg_takes_a_classifier_file_and_refuses_others(tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(3, 3)}, tmp_path / "bad.pth")
     with pytest.raises(ModelError, match=r"bad\.pth does not hold the weights of VGG16"):
         other.load(tmp_path / "bad.pth")
+    with pytest.raises(ModelError, match=r"absent\.pth: no such file .*vgg16"):
+        other.load(tmp_path / "absent.pth")
 
 
 def test_frozen_lets_gradients_through_but_not_in() -> None:

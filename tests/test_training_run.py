@@ -148,6 +148,11 @@ def test_a_run_leaves_a_generator_with_its_card_and_pictures(images: Path, tmp_p
     assert card["use"] == "research only, not for diagnosis"
     assert card["framework"] == framework
     assert f'"framework": "{framework}"' in card["training"]
+    shown = CliRunner().invoke(cli, ["info", str(path)], catch_exceptions=False).stdout.splitlines()
+    told = {line[:26].strip(): line[26:].strip() for line in shown}
+    assert (told["source stain"], told["credit"], told["steps"]) == ("H&E", "drawn by the test", "6 of 6")
+    assert told["training schedule"].startswith("accumulate 1, batch 1, decay_share 0.5")
+    assert told["training framework"] == framework
     exported = load_generator(path.with_suffix(".pth"))
     for name, tensor in generator.module.state_dict().items():
         assert torch.equal(tensor, exported.module.state_dict()[name])
@@ -284,6 +289,43 @@ def test_the_command_takes_every_settings_file(images: Path, tmp_path: Path, fra
     assert (tmp_path / "run" / "generator.safetensors").is_file()
 
 
+_VGG = {"vgg": Path("vgg16.pth")}
+PAPERS: dict[str, tuple[Losses, int, bool, str]] = {
+    # the official defaults: losses, the KIN paper's epochs, anti-aliasing, initialisation
+    "cyclegan": (CycleGanLosses(cycle=10.0, identity=0.5, pool=50), 50, False, "normal"),
+    "cut": (CutLosses(gan=1.0, nce=1.0, identity=True, locations=256, projection=256, tau=0.07), 100, True, "xavier"),
+    "l-lsesim": (LsesimLosses(True, 10.0, (4, 7), 256, 32, 0.07, 2.0, 50, **_VGG), 100, True, "xavier"),
+    "f-lsesim": (LsesimLosses(False, 10.0, (4, 7), 256, 32, 0.07, 2.0, 50, **_VGG), 100, True, "xavier"),
+}
+
+
+@pytest.mark.parametrize("config", list(PAPERS))
+@pytest.mark.parametrize("with_file", [True, False])
+def test_settings_files_and_defaults_are_the_papers(
+    config: str, with_file: bool, monkeypatch: pytest.MonkeyPatch, images: Path, tmp_path: Path
+) -> None:
+    taken: list[TrainSettings] = []
+    monkeypatch.setattr("kin_cli.training.run.train", lambda given, _: taken.append(given))
+    framework = config.rpartition("-")[2]
+    arguments = [framework, "--source", str(images / "he"), "--target", str(images / "ihc"), "-o", str(tmp_path)]
+    arguments += ["--vgg", "vgg16.pth"] if framework == "lsesim" else []
+    if with_file:
+        arguments += ["--config", str(CONFIGS / f"{config}.toml")]
+    elif config == "f-lsesim":
+        arguments += ["--fixed"]
+    assert CliRunner().invoke(command, arguments, catch_exceptions=False).exit_code == 0
+    losses, epochs, antialias, init = PAPERS[config]
+    assert taken == [
+        TrainSettings(
+            output=tmp_path,
+            patches=PatchSettings(images / "he", images / "ihc", patch_px=512, flip=True),
+            losses=losses,
+            network=NetworkSettings(64, 9, antialias, disc_width=64, disc_layers=3, init=init, init_gain=0.02),
+            schedule=Schedule(epochs=epochs, batch=1, accumulate=1, lr=2e-4, decay_share=0.5),
+        )
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", list(LOSSES))
 def test_two_hundred_steps_lower_the_loss(images: Path, tmp_path: Path, framework: str) -> None:
@@ -301,7 +343,7 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(images: Path, 
         arguments = ["cyclegan", "--source", str(images / "he"), "--target", str(images / "ihc"), "-o", str(output)]
         arguments += ["--patch-size", "32", "--steps", "3", "--width", "4", "--blocks", "1", "--disc-width", "4"]
         arguments += ["--disc-layers", "1", "--pool", "0", "-b", str(batch), "--device", "cpu"]
-        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=29571"]
+        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
         script = "from kin_cli.commands.train import train; train()"
         (tmp_path / "go.py").write_text(script)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from pathlib import Path
 
 import click
@@ -22,7 +23,9 @@ def info(file: Path, patch_size: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
-        click.echo(table_text([(name.replace("_", " "), _text(name, value)) for name, value in facts.items()]))
+        card = facts.pop("metadata", {})
+        rows = [(name.replace("_", " "), _text(name, value)) for name, value in facts.items()]
+        click.echo(table_text(rows + _card_rows(card, known=facts.keys() | {"format"})))
 
 
 def _model(file: Path) -> dict[str, object]:
@@ -60,6 +63,28 @@ def _slide(file: Path, patch_size: int) -> dict[str, object]:
             "disk_bytes": int(0.8 * view.size.pixels),
             "memory_bytes": 2 << 30,
         }
+
+
+def _card_rows(card: object, *, known: Set[str]) -> list[tuple[str, str]]:
+    """A row for each entry of a checkpoint's metadata that is not ``known``, one for each group of the settings."""
+    rows = []
+    for name, text in sorted(card.items()) if isinstance(card, dict) else ():
+        try:
+            groups = json.loads(text) if name == "training" else None
+        except ValueError:
+            groups = None
+        if isinstance(groups, dict):
+            shown = (group for group in groups if group != "card")  # its entries stand in the metadata themselves
+            rows += [(f"training {group}", _settings_text(groups[group])) for group in shown]
+        elif name not in known:
+            rows.append((name.replace("_", " "), str(text)))
+    return rows
+
+
+def _settings_text(values: object) -> str:
+    if not isinstance(values, dict):
+        return str(values)
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, "", [])) or "none"
 
 
 def _text(name: str, value: object) -> str:

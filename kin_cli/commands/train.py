@@ -182,7 +182,7 @@ def cut(**options: Any) -> None:
 @click.option("--disc-rate", type=float, default=2.0, show_default=True, help="Discriminator's learning rate / --lr.")
 @click.option("--pool", type=click.IntRange(0), default=50, show_default=True, help="Earlier fakes to judge.")
 @_schedule(epochs=100)
-@_networks(antialias=True, init="normal")
+@_networks(antialias=True, init="xavier")
 @_evaluation
 @_running
 def lsesim(**options: Any) -> None:

@@ -23,7 +23,7 @@ def build_cut(network: NetworkSettings, losses: CutLosses) -> Framework:
     generator, against = build_generator(network), build_opponents(network, ["target"], pool=losses.pool)
     layers = losses.layers or official_layers(generator)
     projection = PatchProjection(feature_channels(generator, layers), dim=losses.projection)
-    initialise(projection, kind="normal", gain=0.02)
+    initialise(projection, kind=network.init, gain=network.init_gain)
     contrast = ContrastObjective(generator, projection, judge=against.judges["target"], layers=layers, losses=losses)
     return Framework(
         generator=generator,

@@ -1,7 +1,7 @@
 """LSeSim (Zheng et al., CVPR 2021): patches keep their self-similarity, in fixed (F-) or learned (L-) VGG16 features.
 
 Features are compared as cosines in both variants. VGG16 itself is never trained, as in the authors' code, where its
-learning rate is 0.
+learning rate is 0. The heads step after the generator instead of before it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def build_lsesim(network: NetworkSettings, losses: LsesimLosses) -> Framework:
     phases = [Phase("generator", spatial, adam(generator))]
     networks: dict[str, nn.Module] = {"generator": generator, **against.networks}
     if losses.learned:
-        initialise(maps.heads, kind="normal", gain=0.02)
+        initialise(maps.heads, kind="normal", gain=0.02)  # whatever the other networks begin with, as the authors do
         phases.append(Phase("maps", MapObjective(maps, losses), adam(maps.heads)))
         networks["maps"] = maps.heads
     return Framework(generator, networks, (*phases, against.phase), against.pools, fixed=(vgg,))

@@ -149,6 +149,8 @@ class VggFeatures(nn.Module):
 
     def load(self, path: Path) -> None:
         """Take the weights of a file with torchvision's keys; a whole classifier's is fine. Raises ``ModelError``."""
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file", "--vgg takes torchvision's vgg16 file; it is not downloaded")
         tensors = read_weights(path).tensors
         state = {name: tensors[name] for name in self.state_dict() if name in tensors}
         try:
