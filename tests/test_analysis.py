@@ -231,6 +231,10 @@ def test_kin_analyse_writes_picture_csv_and_json(photo: Path, tiny_generator: Pa
     assert set(record["thumbnail"]["outside_90_percent"]) == {block["name"] for block in record["blocks"]}
     assert Image.open(output).width == 2500
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "figures.csv"]
-    text = kin("analyse", *common, "--table", tmp_path / "kept")
-    assert "mean, residual" in text.out
+    kept = kin("analyse", *common, "-o", tmp_path / "folder", "--table", tmp_path / "kept")
+    assert "mean, residual" in kept.out
     assert (tmp_path / "kept" / "table-0.dat").exists()
+    folder = tmp_path / "folder"
+    assert sorted(path.suffix for path in folder.iterdir()) == [".csv", ".json", ".png"]
+    assert (folder / "statistics.csv").read_bytes() == table.read_bytes()
+    assert json.loads((folder / "statistics.json").read_text())["similarity"] == record["similarity"]

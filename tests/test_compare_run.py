@@ -252,4 +252,7 @@ def test_what_cannot_be_drawn_is_refused_before_any_work(
     assert "no such folder" in refused(tmp_path / "nowhere" / "figure.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install 'kin-cli[figures]'" in refused(tmp_path / "figure.png")
+    monkeypatch.undo()
+    result = kin(command, photo, "-m", tmp_path / "no.pth", "-o", tmp_path / "figure.png", *COMMON)
+    assert "no.pth" in result.err
     assert list(tmp_path.iterdir()) == []

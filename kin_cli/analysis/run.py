@@ -247,4 +247,6 @@ def _extent(block: LayerBlock) -> list[int]:
 def _by_block(blocks: list[LayerBlock], values: Floats | None) -> dict[str, object]:
     if values is None:
         return {}
-    return {block.name: np.round(values[..., number], 4).tolist() for number, block in enumerate(blocks)}
+    return {
+        block.name: [_number(value) for value in values[..., number].ravel()] for number, block in enumerate(blocks)
+    }

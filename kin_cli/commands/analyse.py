@@ -11,8 +11,15 @@ import click
 
 from kin_cli.commands.parameters import KernelType
 from kin_cli.commands.progress import ConsoleReporter
-from kin_cli.commands.variants import base_settings, output_options, prepared_folder, shared_options, write_csv
-from kin_cli.store.files import os_errors_as_output_errors
+from kin_cli.commands.variants import (
+    base_settings,
+    output_options,
+    prepared_folder,
+    shared_options,
+    write_csv,
+    write_text,
+)
+from kin_cli.store.files import os_errors_as_output_errors, working_folder
 
 if TYPE_CHECKING:
     from kin_cli.analysis.run import Analysis
@@ -23,7 +30,7 @@ _FILE = click.Path(path_type=Path)
 @shared_options
 @click.command()
 @click.argument("slide", type=_FILE)
-@click.option("-o", "--output", type=_FILE, required=True, help="The picture: .png, .pdf or .svg.")
+@click.option("-o", "--output", type=_FILE, required=True, help="The picture (.png, .pdf, .svg), or a folder.")
 @click.option("--kernel", type=KernelType(), help="The neighbourhood to look at.  [default: gaussian:7]")
 @click.option("--patches", type=click.IntRange(2), default=500, show_default=True, help="Draw so many to compare.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
@@ -34,31 +41,34 @@ def analyse(slide: Path, output: Path, **options: Any) -> None:
 
     Cosine similarity of means and standard deviations in each layer block, of patches at growing distance, and of
     patches with the thumbnail that TIN takes instead, with the average of all, and with their neighbourhood. Patches
-    that are at least half tissue count.
+    that are at least half tissue count. A folder gets statistics.png, .csv and .json.
     """
     from kin_cli.analysis.pictures import analysis_figure
     from kin_cli.analysis.run import AnalysisSettings
     from kin_cli.analysis.run import analyse as run
     from kin_cli.plots import save_figure
 
+    figures = None
+    if output.is_dir() or not output.suffix:
+        with os_errors_as_output_errors(output):
+            output.mkdir(exist_ok=True)
+        figures, output = output / "statistics", output / "statistics.png"
     folder = prepared_folder(output, None, overwrite=options["overwrite"])
-    table = options["table"] or folder / "table"
-    if options["table"] is None:
-        with os_errors_as_output_errors(folder):
-            folder.mkdir(exist_ok=True)
-    base = base_settings(slide, {**options, "table": table}, folder=output.parent)
-    settings = AnalysisSettings(base, table, options["patches"], options["seed"], options["reach"])
-    found = run(settings, ConsoleReporter())
-    save_figure(analysis_figure(found), output)
+    with working_folder(folder):
+        table = options["table"] or folder / "table"
+        base = base_settings(slide, {**options, "table": table}, folder=folder)
+        settings = AnalysisSettings(base, table, options["patches"], options["seed"], options["reach"])
+        found = run(settings, ConsoleReporter())
+        save_figure(analysis_figure(found), output)
+    record = json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     if options["csv_file"] is not None:
         write_csv(options["csv_file"], found.rows())
-    if options["table"] is None:
-        with os_errors_as_output_errors(folder):
-            shutil.rmtree(folder)
-    if options["as_json"]:
-        click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False))
-    else:
-        click.echo(f"{_text(found)}\n{output}")
+    if figures is not None:
+        write_csv(figures.with_suffix(".csv"), found.rows())
+        write_text(figures.with_suffix(".json"), record + "\n")
+    with os_errors_as_output_errors(folder):
+        shutil.rmtree(folder)
+    click.echo(record if options["as_json"] else f"{_text(found)}\n{output}")
 
 
 def _text(found: Analysis) -> str:

@@ -120,5 +120,10 @@ def write_csv(file: Path, rows: Sequence[Sequence[object]]) -> None:
     """Write rows; None is an empty cell, a float is written in full."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(file, text.getvalue())
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     with os_errors_as_output_errors(file):
-        write_atomic(file, text.getvalue().encode())
+        write_atomic(file, text.encode())

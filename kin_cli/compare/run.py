@@ -28,7 +28,7 @@ from kin_cli.pipeline.reporting import Reporter
 from kin_cli.settings import OutputSettings, Settings
 from kin_cli.slide.mask import TissueMask
 from kin_cli.slide.view import SlideView, overview
-from kin_cli.store.files import os_errors_as_output_errors
+from kin_cli.store.files import os_errors_as_output_errors, working_folder
 from kin_cli.translate import translate
 
 Pixels = npt.NDArray[np.uint8]
@@ -99,10 +99,8 @@ def compare(settings: CompareSettings, reporter: Reporter) -> Comparison:
     Memory bound: that of a translation, and the pictures that are shown.
     """
     start = time.monotonic()
-    with os_errors_as_output_errors(settings.folder):
-        settings.folder.mkdir(exist_ok=True)
     choice = source_choice(settings.base)
-    with opened(choice) as view:
+    with working_folder(settings.folder), opened(choice) as view:
         run = _Run(settings, choice, view, reporter)
         variants = [run.column(number) for number in range(len(settings.variants))]
         source = run.source_column()

@@ -42,6 +42,19 @@ def os_errors_as_output_errors(path: Path) -> Iterator[None]:
         raise output_error(path, error) from error
 
 
+@contextmanager
+def working_folder(folder: Path) -> Iterator[Path]:
+    """Make ``folder`` for the block, unless it is there; a failure that left nothing in it takes it away again."""
+    with os_errors_as_output_errors(folder):
+        folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):  # it holds unfinished work
+            folder.rmdir()
+        raise
+
+
 def write_all(fd: int, payload: bytes) -> None:
     """Write all of ``payload`` at the file's position; a single ``os.write`` may write less than it was given."""
     view = memoryview(payload)
