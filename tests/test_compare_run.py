@@ -234,7 +234,7 @@ def test_kin_sweep_draws_a_section_for_each_kind(
     assert [column.name for column in found.variants] == [
         *("kernel-1", "kernel-constant-3", "kernel-global", "kernel-gaussian-3")
     ]
-    assert len(figure.axes) == 2 * 3 * 2
+    assert len(figure.axes) == 2 * 2 * 4  # kinds; whole and close-up; source and sizes
     assert output.exists()
 
 

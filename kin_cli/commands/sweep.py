@@ -94,7 +94,7 @@ def _variants(base: Settings, options: dict[str, Any], *, kinds: dict[str, list[
             options,
             flags={"method": "kin", "kernel": Kernel.parse(text), "seamless": options["seamless"]},
             name=_name(text),
-            title=titles.get(text, text.partition(":")[2]),
+            title=titles.get(text, "{kernel}"),
         )
         for text in kernels
     ]

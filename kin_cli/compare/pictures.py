@@ -25,12 +25,12 @@ def comparison_sheet(found: Comparison) -> Any:
 def sweep_sheet(found: Comparison, kinds: Sequence[tuple[str, Sequence[str]]]) -> Any:
     """Figures S8 and S9: a section for each kind of kernel, in it a column for each size.
 
-    ``kinds`` names the variants of each section; one may stand in several.
+    ``kinds`` names the variants of each section, which begins with the source; one may stand in several.
     """
     by_name = {column.name: column for column in found.variants}
     sections = []
     for kind, names in kinds:
-        columns = [by_name[name] for name in names]
+        columns = [found.source, *(by_name[name] for name in names)]
         titles = [column.title for column in columns]
         sections.append(Section(titles, _rows(found, columns), _table(found, columns), name=kind))
     return draw_sheet(sections, heading=_heading(found), footnotes=[_NOTE, *found.notes])
