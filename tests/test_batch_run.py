@@ -189,6 +189,17 @@ def test_signals_stop_the_child_too(tmp_path: Path, tiny_generator: Path, number
     assert rows(tmp_path)["a.tif"]["status"] == ("stopped" if code > 0 else "running")
 
 
+def test_nothing_is_written_outside_the_output_folder(tmp_path: Path, tiny_generator: Path) -> None:
+    slide = write_slide(tmp_path / "a.tif", width=130, height=130)
+    home, out = tmp_path / "home", tmp_path / "out"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    places = {"HOME": str(home), "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "kin_cli", "batch", slide, "-o", out, "-m", tiny_generator, *SMALL, "--report"]
+    done = subprocess.run(list(map(str, command)), env=kept | places, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "out"]
+
+
 def test_a_second_ctrl_c_takes_the_child_along(tmp_path: Path, tiny_generator: Path) -> None:
     slide = write_slide(tmp_path / "a.tif", width=1300, height=1300)
     arguments = ("batch", slide, "-o", tmp_path, "-m", tiny_generator, *SMALL)

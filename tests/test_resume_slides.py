@@ -111,6 +111,18 @@ def test_odd_slides_are_translated_whole(tmp_path: Path, tiny_generator: Path) -
         assert tifffile.imread(output).shape[:2] == tifffile.imread(slide).shape[:2] if slide.suffix == ".tif" else True
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1)])
+def test_a_line_of_pixels_is_a_slide(tmp_path: Path, tiny_generator: Path, shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    slide, output = tmp_path / "line.tif", tmp_path / "line.ome.tif"
+    tifffile.imwrite(slide, pixels, photometric="rgb", tile=(256, 256), compression="deflate")
+    result = kin("translate", slide, "-m", tiny_generator, "-o", output, "--patch-size", "128")
+    assert result.code == 0, result.err
+    assert kin("check", output).code == 0
+    assert tifffile.imread(output).shape[:2] == shape
+
+
 @pytest.mark.parametrize("mpp", ["1000", "0.002"])
 def test_a_wrong_pixel_size_is_kept_if_the_user_insists(
     slide: Path, tiny_generator: Path, tmp_path: Path, mpp: str
