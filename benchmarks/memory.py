@@ -1,7 +1,7 @@
 """Peak memory of whole translations against the slide's size: python benchmarks/memory.py [--sides 8192,32768,102400]
 
-Makes procedural slides with ``kin sample``, translates each in a process of its own with a very small InstanceNorm
-generator, every patch counted as tissue, and prints the peak resident set. Exits 1 where the largest exceeds the
+Makes procedural slides with ``kin sample``, translates each in a process of its own with a random generator
+(very small unless told), and prints the peak resident set. Exits 1 where the largest exceeds the
 smallest by more than 10 %, or 1 GiB.
 """
 
@@ -43,13 +43,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sides", default="8192,32768,102400", help="sides of the slides in px")
     parser.add_argument("--folder", type=Path, help="where the slides go (default: a temporary folder)")
+    parser.add_argument("--width", type=int, default=2, help="of the random generator")
+    parser.add_argument("--blocks", type=int, default=1, help="of the random generator")
     parser.add_argument("--tissue", default="none", help="none: every patch is translated; auto: the sample's tissue")
     options = parser.parse_args()
     peaks = []
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         torch.manual_seed(0)
-        spec = ResnetSpec(width=2, blocks=1, antialias_down=False, antialias_up=False)
+        spec = ResnetSpec(width=options.width, blocks=options.blocks, antialias_down=False, antialias_up=False)
         torch.save(ResnetGenerator(spec).state_dict(), folder / "tiny.pth")
         print("side_px  patches  seconds  peak_rss_MiB  peak_device_MiB  table_MiB  output_MiB")
         for side in map(int, options.sides.split(",")):

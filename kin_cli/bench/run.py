@@ -44,6 +44,7 @@ class BenchResult:
     whole: Timing
     plain: Timing
     memory: dict[str, int | None]
+    load: float | None
     seconds: float
 
     @property
@@ -65,7 +66,7 @@ class BenchResult:
             "kin": __version__,
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "machine": machine(str(self.plan["device"])),
+            "machine": {**machine(str(self.plan["device"])), "load_before": self.load},
             "settings": _settings(self.settings),
             "generator": self.generator,
             "plan": self.plan,
@@ -97,7 +98,7 @@ def bench(settings: BenchSettings, reporter: Reporter) -> BenchResult:
 
     Raises a ``KinError`` where the slide, the model or the device cannot be used.
     """
-    start = time.perf_counter()
+    start, load = time.perf_counter(), round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     clock = Clock(settings.runs, settings.at_least_s)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kin-bench-")))
@@ -128,6 +129,7 @@ def bench(settings: BenchSettings, reporter: Reporter) -> BenchResult:
             whole,
             plain,
             {name: record[name] for name in ("peak_rss_bytes", "peak_device_bytes")},
+            load,
             round(time.perf_counter() - start, 1),
         )
 
@@ -139,7 +141,6 @@ def machine(device: str) -> dict[str, Any]:
         "processor": _processor(),
         "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
     }

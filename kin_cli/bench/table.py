@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_BUSY = 0.5  # runnable threads per core, from when on others take time that is ours
+
 
 def table(result: Mapping[str, Any]) -> str:
     """Lines of text from ``BenchResult.as_dict``."""
@@ -37,6 +39,11 @@ def table(result: Mapping[str, Any]) -> str:
         f"memory of the translation: {memory['peak_rss_bytes'] / 2**20:.0f} MiB"
         + ("" if device is None else f", {device / 2**20:.0f} MiB on the device")
     )
+    load = machine["load_before"]
+    if load is not None and load > _BUSY * machine["cores"]:
+        lines.append(
+            f"note: the machine was busy before (load {load} on {machine['cores']} cores): times are upper bounds"
+        )
     return "\n".join(lines)
 
 

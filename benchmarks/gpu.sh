@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Everything that a GPU has to show, in one go, in under ten minutes: benchmarks/gpu.sh
+#
+# Needs a checkout, a Python with the dependencies (PYTHON names it, default .venv/bin/python or python3) and a GPU; no
+# slides but those that `kin sample` makes, no network. The results are in benchmarks/results/<device>-<date>/. A part
+# that fails is told in summary.txt and stops nothing else. DEVICE=cpu and the variables below make it a short rehearsal.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" OMP_WAIT_POLICY=PASSIVE
+device=${DEVICE:-cuda}
+precision=${PRECISION:-bf16}
+width=${WIDTH:-64}
+blocks=${BLOCKS:-9}
+size=${SIZE:-8192}               # of the slide in the full runs
+small=${SMALL:-4096}             # and in those that compare batch sizes
+sides=${SIDES:-4096,16384,65536} # of the slides whose memory is compared
+batches=${BATCHES:-1 2 4 8 16 32}
+
+name=$("$python" - "$device" <<'PY'
+import re, sys, torch
+from kin_cli.bench.run import machine
+print(re.sub(r"[^a-z0-9]+", "-", machine(sys.argv[1])["device"].lower()).strip("-"))
+PY
+) || { echo "$python cannot import kin_cli and torch" >&2; exit 1; }
+out=${RESULTS:-benchmarks/results}/$name-$(date +%Y-%m-%d)
+mkdir -p "$out"
+: > "$out/summary.txt"
+failed=0
+
+part() { # part NAME COMMAND …: its output in NAME.txt, its time in summary.txt
+  local label=$1 start=$SECONDS
+  shift
+  echo "== $label" >&2
+  if "$@" > "$out/$label.txt" 2> "$out/$label.err"; then
+    echo "$label: $((SECONDS - start)) s" >> "$out/summary.txt"
+    rm -f "$out/$label.err"
+  else
+    echo "$label: FAILED after $((SECONDS - start)) s: $(tail -n 1 "$out/$label.err")" >> "$out/summary.txt"
+    failed=1
+  fi
+}
+
+bench() { # bench NAME OPTION …: the table in NAME.txt, the numbers in NAME.json
+  local label=$1
+  shift
+  part "$label.json" "$python" -m kin_cli bench --device "$device" --precision "$precision" --blocks "$blocks" \
+    --width "$width" --json "$@"
+  mv -f "$out/$label.json.txt" "$out/$label.json"
+}
+
+{
+  date -u
+  git rev-parse HEAD 2> /dev/null
+  "$python" -c 'import torch; print("torch", torch.__version__, "cuda", torch.version.cuda, "cudnn", torch.backends.cudnn.version())'
+  nvidia-smi 2> /dev/null
+  lscpu 2> /dev/null | grep -E "Model name|^CPU\(s\)"
+} > "$out/machine.txt"
+
+bench cut --layout cut --size "$size"
+bench cyclegan --layout cyclegan --size "$size"
+for batch in $batches; do
+  bench "cut-batch-$batch" --layout cut --size "$small" --batch-size "$batch" --quick
+done
+bench urust --layout urust --size "$small" --quick
+bench cut-fp32 --layout cut --size "$small" --precision fp32 --quick
+part profile "$python" benchmarks/profile_layers.py --device "$device" --precision "$precision" --width "$width" \
+  --blocks "$blocks"
+part memory "$python" benchmarks/memory.py --sides "$sides" --width "$width" --blocks "$blocks" --tissue auto
+part gpu-tests "$python" -m pytest -q -rs -m gpu tests
+part tables "$python" benchmarks/report_bench.py "$out"
+cat "$out/summary.txt" "$out/tables.txt"
+exit $failed
