@@ -19,7 +19,8 @@ from kin_cli.bench.settings import RandomGenerator
 from kin_cli.models.checkpoint import load_generator, save_generator
 from kin_cli.models.layouts import build
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.engine import Convention, Engine, resolve_device, resolve_precision
+from kin_cli.passes.devices import resolve_device, resolve_precision
+from kin_cli.passes.engine import Convention, Engine
 
 
 def table(name: str, work: Callable[[], object], *, device: torch.device, calls: int, rows: int) -> None:

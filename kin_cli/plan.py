@@ -13,11 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from kin_cli import __version__
+from kin_cli.budget import activation_bytes, auto_batch, auto_window
 from kin_cli.errors import OutputError, UsageError
 from kin_cli.geometry import Grid
 from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.engine import Convention, Precision, resolve_device, resolve_precision
+from kin_cli.passes.devices import Precision, resolve_devices, resolve_precision
+from kin_cli.passes.engine import Convention, Engine
+from kin_cli.passes.fleet import Fleet
 from kin_cli.passes.windows import WindowPlan
 from kin_cli.pipeline.stages import available_cores
 from kin_cli.pyramid.codec import Codec
@@ -31,8 +34,7 @@ from kin_cli.slide.tissue import detect_tissue
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.store.begin import work_folder
 
-_AUTO_WINDOW_BYTES = {"cpu": 2 << 30, "cuda": 4 << 30}
-_AUTO_WINDOW_PX = 2048
+_WORTH_COMPILING = 256  # patches
 _PRIOR = 0.01  # of a kernel full of tissue: 1 % inside tissue, most of it around specks of dust
 _MAX_PIXELS = 1 << 40  # a hundred times the largest slides; far more is a wrong pixel size
 _BASE_BYTES = 600 << 20  # interpreter, torch and the image libraries with their caches, measured on Linux
@@ -47,12 +49,38 @@ class Plan:
     generator: Generator
     view: SlideView
     mask: TissueMask
-    device: torch.device
+    devices: tuple[torch.device, ...]
     precision: Precision
     halo_px: int
     window_px: int
     batch: int
     workers: int
+
+    @property
+    def device(self) -> torch.device:
+        """The first of the devices, which are of one kind."""
+        return self.devices[0]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch's compiler makes fused kernels; it takes half a minute before the first patch."""
+        wanted = self.settings.compute.compile
+        return wanted == "on" or (wanted == "auto" and self.device.type == "cuda" and self.cells >= _WORTH_COMPILING)
+
+    def fleet(self) -> Fleet:
+        """The generator on every device."""
+        return Fleet(
+            [
+                Engine(
+                    self.generator,
+                    device=device,
+                    precision=self.precision,
+                    convention=self.convention,
+                    compiled=self.compiled,
+                )
+                for device in self.devices
+            ]
+        )
 
     @cached_property
     def grid(self) -> Grid:
@@ -142,16 +170,18 @@ class Plan:
     def host_bytes(self) -> int:
         """Upper estimate of the peak memory of the process; independent of the slide's size.
 
-        Readers and writers hold 4·workers + 3·batch windows with their cells and one block of tiles; on a CPU the
-        network's activations and weights come on top.
+        Readers and writers hold 4·workers windows with their cells and one block of tiles, a device up to 5 batches; on
+        CPUs the network's activations and weights come on top.
         """
         side = self.window_px + 2 * self.halo_px
         reach = 2 * self.settings.norm.effective_kernel.radius + self.window_px // self.settings.norm.patch_px + 3
         cells = 3 * reach**2 * 8 * self.generator.channels * self.workers
-        queue = (4 * self.workers + 3 * self.batch) * 3 * side**2 + cells + 3 * self.blocks.block**2
-        parameters = 4 * sum(p.numel() for p in self.generator.module.parameters())
-        activations = activation_bytes(self.generator, side) if self.device.type == "cpu" else 0
-        return _BASE_BYTES + queue + parameters + activations
+        lanes = len(self.devices)
+        queue = (4 * self.workers + 5 * lanes * self.batch) * 3 * side**2 + cells + 3 * self.blocks.block**2
+        network = 4 * sum(p.numel() for p in self.generator.module.parameters())
+        if self.device.type == "cpu":
+            network += lanes * (network + activation_bytes(self.generator, side, self.precision))
+        return _BASE_BYTES + queue + network
 
     def warnings(self) -> list[str]:
         """What the user should know before trusting the output: one line each."""
@@ -185,6 +215,7 @@ class Plan:
             "thumbnail": None if norm.thumbnail is None else _file_id(norm.thumbnail),
             "device": self.device.type,
             "precision": self.precision,
+            "compiled": self.compiled,
             "compression": self.codec.compression,
             "quality": output.quality,
             "subsampling": output.subsampling,
@@ -209,7 +240,7 @@ class Plan:
             "tiles": len(tiles),
             "tiles_translated": self.windows.translated_tiles,
             "levels": len(self.layout.sizes),
-            "device": str(self.device),
+            "device": ", ".join(map(str, self.devices)),
             "precision": self.precision,
             "batch_size": self.batch,
             "workers": self.workers,
@@ -222,8 +253,8 @@ class Plan:
 def make_plan(settings: Settings) -> Plan:
     """Open and check everything that a translation needs; raises before any work what would fail in it."""
     _check_output(settings)
-    device = resolve_device(settings.compute.device)
-    precision = resolve_precision(settings.compute.precision, device)
+    devices = resolve_devices(settings.compute.device)
+    precision = resolve_precision(settings.compute.precision, devices[0])
     generator = load_generator(settings.model)
     patch_px = settings.norm.patch_px
     if patch_px % generator.stride:
@@ -232,7 +263,10 @@ def make_plan(settings: Settings) -> Plan:
         )
     halo = generator.halo if settings.norm.halo_px is None else settings.norm.halo_px
     halo = math.ceil(halo / generator.stride) * generator.stride
-    window = settings.norm.window_px or _auto_window(generator, patch_px=patch_px, halo=halo, device=device.type)
+    kind = devices[0].type
+    window = settings.norm.window_px or auto_window(
+        generator, patch_px=patch_px, halo_px=halo, device=kind, precision=precision
+    )
     source = settings.source
     slide = open_slide(source.slide, mpp=source.source_mpp)
     if source.on_read_error == "fill":
@@ -245,32 +279,17 @@ def make_plan(settings: Settings) -> Plan:
             generator,
             view,
             _mask(source.tissue, view),
-            device,
+            devices,
             precision,
             halo,
             window,
-            batch=settings.compute.batch_size or (1 if device.type == "cpu" else 4),
+            batch=settings.compute.batch_size
+            or auto_batch(generator, window + 2 * halo, device=devices[0], precision=precision),
             workers=settings.compute.workers or min(8, available_cores()),
         )
     except BaseException:
         slide.close()
         raise
-
-
-def activation_bytes(generator: Generator, side_px: int) -> int:
-    """Upper estimate of a float32 forward's peak memory on a window of ``side_px``: feature maps of full resolution."""
-    widest = 2 * generator.width if "cyclegan" not in generator.layout else generator.width
-    return 5 * widest * side_px**2 * 4
-
-
-def _auto_window(generator: Generator, *, patch_px: int, halo: int, device: str) -> int:
-    """One patch without a halo; with one, the largest window up to 2048 px whose activations stay in bounds."""
-    window = patch_px
-    while halo and 2 * window <= _AUTO_WINDOW_PX:
-        if activation_bytes(generator, 2 * window + 2 * halo) > _AUTO_WINDOW_BYTES[device]:
-            break
-        window *= 2
-    return window
 
 
 def _file_id(path: Path) -> str:

@@ -126,10 +126,14 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """What does the work; only ``device`` and ``precision`` may change pixels."""
+    """What does the work; only ``device``, ``precision`` and ``compile`` may change pixels.
+
+    ``device`` may be several of one kind, separated by commas. ``compile`` "auto" is for GPUs with enough to do.
+    """
 
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     batch_size: int | None = None
     workers: int | None = None
 

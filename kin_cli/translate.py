@@ -19,8 +19,8 @@ from kin_cli.geometry import Cell
 from kin_cli.norm.table import SmoothedTable, StatTable
 from kin_cli.passes.apply import Painter, TileStores, Uniform, apply_slide
 from kin_cli.passes.background import fill_background
-from kin_cli.passes.engine import Engine
 from kin_cli.passes.faults import Faults
+from kin_cli.passes.fleet import Fleet
 from kin_cli.passes.measure import measure_slide
 from kin_cli.passes.thumbnail import thumbnail_statistics
 from kin_cli.pipeline.reporting import Reporter
@@ -94,10 +94,9 @@ class Job:
                 yield job
 
     @cached_property
-    def engine(self) -> Engine:
-        """The generator on its device."""
-        plan = self.plan
-        return Engine(plan.generator, device=plan.device, precision=plan.precision, convention=plan.convention)
+    def fleet(self) -> Fleet:
+        """The generator on its devices."""
+        return self.plan.fleet()
 
     @cached_property
     def _table_store(self) -> BlobStore:
@@ -147,14 +146,14 @@ class Job:
         plan, norm = self.plan, self.plan.settings.norm
         with self._clock("measure"):
             if norm.method == "tin":
-                stats = thumbnail_statistics(plan.view, norm.thumbnail, engine=self.engine, patch_px=norm.patch_px)
+                stats = thumbnail_statistics(plan.view, norm.thumbnail, engine=self.fleet.first, patch_px=norm.patch_px)
                 return Uniform(stats)
             fill = plan.settings.source.on_read_error == "fill"
             measured = measure_slide(
                 strict(plan.view),
                 plan.grid,
                 cells,
-                engine=self.engine,
+                fleet=self.fleet,
                 table=self._table,
                 batch=plan.batch,
                 workers=plan.workers,
@@ -173,7 +172,7 @@ class Job:
                 plan.view,
                 table,
                 painter,
-                engine=self.engine,
+                fleet=self.fleet,
                 lookup=plan.lookup,
                 batch=plan.batch,
                 workers=plan.workers,
@@ -259,7 +258,7 @@ def _record(plan: Plan, clock: _Clock, faults: Faults) -> dict[str, object]:
         "output_bytes": output.stat().st_size,
         "seconds": {name: round(seconds, 2) for name, seconds in clock.seconds.items()},
         "peak_rss_bytes": peak_rss_bytes(),
-        "peak_device_bytes": _peak_device_bytes(plan.device),
+        "peak_device_bytes": _peak_device_bytes(plan),
     }
 
 
@@ -269,8 +268,11 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _peak_device_bytes(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+def _peak_device_bytes(plan: Plan) -> int | None:
+    """Of the device that needed most."""
+    if plan.device.type != "cuda":
+        return None
+    return max(torch.cuda.max_memory_reserved(device) for device in plan.devices)
 
 
 class _Clock:

@@ -16,7 +16,7 @@ LAYERS = [
     {"slide", "norm", "pipeline", "pyramid"},
     {"models", "metrics"},
     {"passes"},
-    {"settings"},
+    {"settings", "budget"},
     {"plan", "sample"},
     {"tables", "plots"},
     {"translate", "evaluation"},

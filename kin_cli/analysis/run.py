@@ -30,7 +30,6 @@ from kin_cli.geometry import Cell, Grid
 from kin_cli.models.blocks import LayerBlock, layer_blocks
 from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.table import SmoothedTable, StatTable
-from kin_cli.passes.engine import Engine
 from kin_cli.passes.measure import batched, measure_slide
 from kin_cli.passes.thumbnail import thumbnail_statistics
 from kin_cli.pipeline.reporting import Reporter
@@ -139,14 +138,14 @@ def analyse(settings: AnalysisSettings, reporter: Reporter) -> Analysis:
     start = time.monotonic()
     plan = make_plan(settings.base)
     with plan.view.slide, kept_table(plan, settings.table) as store:
-        engine = Engine(plan.generator, device=plan.device, precision=plan.precision, convention=plan.convention)
-        table = StatTable(store, rows=plan.grid.rows, cols=plan.grid.cols, channels=engine.channels)
+        fleet = plan.fleet()
+        table = StatTable(store, rows=plan.grid.rows, cols=plan.grid.cols, channels=fleet.channels)
         cells = [Cell(int(row), int(col)) for row, col in np.argwhere(plan.weights > 0)]
         measured = measure_slide(
             plan.view,
             plan.grid,
             cells,
-            engine=engine,
+            fleet=fleet,
             table=table,
             batch=plan.batch,
             workers=plan.workers,
@@ -155,9 +154,9 @@ def analyse(settings: AnalysisSettings, reporter: Reporter) -> Analysis:
         if measured:
             store.commit()
         patches = _Patches(plan, table, settings)
-        blocks = layer_blocks(engine.layers)
+        blocks = layer_blocks(fleet.first.layers)
         curve = patches.by_distance(blocks, reporter)
-        thumbnail = thumbnail_statistics(plan.view, None, engine=engine, patch_px=settings.base.norm.patch_px)
+        thumbnail = thumbnail_statistics(plan.view, None, engine=fleet.first, patch_px=settings.base.norm.patch_px)
         standins = patches.standins(_with_deviations(thumbnail), blocks)
     seconds = round(time.monotonic() - start, 1)
     found, drawn = int(patches.wanted.sum()), len(patches.drawn)

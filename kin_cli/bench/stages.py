@@ -15,7 +15,6 @@ from kin_cli.bench.flops import Work, count_work
 from kin_cli.bench.limits import Clock
 from kin_cli.bench.timing import Timing, repeated
 from kin_cli.geometry import Size
-from kin_cli.models.checkpoint import load_generator
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.engine import Engine
 from kin_cli.pipeline.stages import prefetch
@@ -51,10 +50,8 @@ class Bench:
 
     @cached_property
     def engine(self) -> Engine:
-        """The generator on its device, its weights its own: making an engine changes the module."""
-        plan = self.plan
-        generator = load_generator(plan.settings.model)
-        return Engine(generator, device=plan.device, precision=plan.precision, convention=plan.convention)
+        """The generator on its device."""
+        return self.plan.fleet().first
 
     @cached_property
     def work(self) -> Work:

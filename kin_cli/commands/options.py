@@ -60,6 +60,7 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
         compute=ComputeSettings(
             device=options["device"],
             precision=options["precision"],
+            compile=options["compile"],
             workers=options["workers"],
             batch_size=auto_as_none(options["batch_size"]),
         ),
@@ -131,8 +132,22 @@ _OPTIONS = (
         show_default=True,
         help="The source's colour profile.",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …"),
+    click.option(
+        "--device",
+        "--devices",
+        "device",
+        default="auto",
+        show_default=True,
+        help="cpu, cuda, cuda:1, several with commas, or cuda:all.",
+    ),
     click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True),
+    click.option(
+        "--compile",
+        type=click.Choice(["auto", "on", "off"]),
+        default="auto",
+        show_default=True,
+        help="Fused kernels by torch.compile; auto: on a GPU with 256 patches or more.",
+    ),
     click.option("-b", "--batch-size", type=AutoInt(), help="Windows at a time.  [default: auto]"),
     click.option(
         "-j", "--workers", "--num-workers", type=click.IntRange(1), help="Threads.  [default: the cores we have]"

@@ -19,7 +19,7 @@ from kin_cli.evaluation.views import check_same_size, opened, sampled_boxes, tis
 from kin_cli.geometry import Box, Size
 from kin_cli.metrics.colour import Floats
 from kin_cli.metrics.fsim import fsim_of_pooled, pooled, pooling_px
-from kin_cli.passes.engine import resolve_device
+from kin_cli.passes.devices import resolve_device
 from kin_cli.pipeline.reporting import Reporter
 from kin_cli.pipeline.stages import available_cores, prefetch
 from kin_cli.slide.mask import TissueMask

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from kin_cli.errors import ModelError
+from kin_cli.models import resnet, urust
+from kin_cli.models.trace import Link, links
 from kin_cli.norm.layer import Field, MeasuredError, Session, TableNorm
+from kin_cli.norm.sweep import Finish, Sweep
+
+RESIDUAL_BLOCKS = (resnet.ResidualBlock, urust.ResidualBlock)
 
 
 class PatchedNetwork:
@@ -22,6 +27,10 @@ class PatchedNetwork:
         self.module, self.layers = module, layers
         self.channels = sum(channels for _, channels in layers)
         self._session = session
+
+    def use(self, sweep: Sweep) -> None:
+        """Finish feature maps that way from now on."""
+        self._session.sweep = sweep
 
     @torch.inference_mode()
     def measure(self, x: Tensor) -> Tensor:
@@ -52,6 +61,9 @@ def patch(
 ) -> PatchedNetwork:
     """Replace every InstanceNorm2d of a network by a table norm, in place, and put the network in eval mode.
 
+    What stands around a norm layer and concerns nothing else goes into it: the convolution in front of it, the ReLU and
+    the reflection behind it, the addition of a residual block.
+
     ``side`` is the extent of a square input that the network accepts: one forward with it finds the order in which the
     layers run. ``eps`` None keeps each layer's own; ``correction`` 0 is the biased variance of InstanceNorm2d, 1 the
     unbiased one of the paper's released code.
@@ -59,39 +71,56 @@ def patch(
     Raises ModelError where there is no InstanceNorm2d, where one keeps running statistics, or where one runs more than
     once in a forward (a table has one entry per layer).
     """
-    names = {norm: name for name, norm in module.named_modules() if isinstance(norm, nn.InstanceNorm2d)}
-    if not names:
-        raise ModelError("the network has no InstanceNorm2d layer", "kernelized instance normalization replaces those")
-    for norm, name in names.items():
-        if norm.track_running_stats:
-            raise ModelError(
-                f"norm layer '{name}' keeps running statistics", "train with track_running_stats=False, or drop them"
-            )
     module.eval().requires_grad_(False)
+    names = {layer: name for name, layer in module.named_modules()}
     order = _execution_order(module, names, side=side, in_channels=in_channels)
     session, first, layers = Session(last=len(order) - 1), 0, []
-    for position, norm in enumerate(order):
+    for position, link in enumerate(order):
+        norm = link.norm
         table_norm = TableNorm(norm, session, position=position, first=first)
         table_norm.eps = norm.eps if eps is None else eps
         table_norm.correction = correction
+        table_norm.convolution = link.convolution
+        pad = 0 if link.pad is None else link.pad.padding[0]
+        table_norm.finish = Finish(link.relu is not None, pad, in_place=link.convolution is not None)
+        for absorbed in (link.convolution, link.relu, link.pad):
+            if absorbed is not None:
+                _replace(module, names[absorbed], nn.Identity())
         _replace(module, names[norm], table_norm)
         layers.append((names[norm], norm.num_features))
         first += norm.num_features
+    for layer, name in names.items():
+        if isinstance(layer, RESIDUAL_BLOCKS):
+            _replace(module, name, TableResidual(layer.body))
     return PatchedNetwork(module, session, layers)
 
 
-def _execution_order(
-    module: nn.Module, names: dict[nn.InstanceNorm2d, str], *, side: int, in_channels: int
-) -> list[nn.InstanceNorm2d]:
-    ran: list[nn.InstanceNorm2d] = []
-    hooks = [norm.register_forward_pre_hook(lambda norm, _: ran.append(norm)) for norm in names]
-    first = next(module.parameters())
-    try:
-        with torch.inference_mode():
-            module(torch.zeros(1, in_channels, side, side, dtype=first.dtype, device=first.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+class TableResidual(nn.Module):
+    """x + body(x), added in the sweep of the body's last layer, a table norm."""
+
+    def __init__(self, body: nn.Sequential) -> None:
+        super().__init__()
+        *front, self.last = body
+        self.front = nn.Sequential(*front)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, C, h, w) throughout."""
+        out: Tensor = self.last(self.front(x), residual=x)
+        return out
+
+
+def _execution_order(module: nn.Module, names: dict[nn.Module, str], *, side: int, in_channels: int) -> list[Link]:
+    norms = [layer for layer in names if isinstance(layer, nn.InstanceNorm2d)]
+    if not norms:
+        raise ModelError("the network has no InstanceNorm2d layer", "kernelized instance normalization replaces those")
+    for norm in norms:
+        if norm.track_running_stats:
+            raise ModelError(
+                f"norm layer '{names[norm]}' keeps running statistics",
+                "train with track_running_stats=False, or drop them",
+            )
+    order = links(module, side=side, in_channels=in_channels)
+    ran = [link.norm for link in order]
     for norm in ran:
         if ran.count(norm) > 1:
             raise ModelError(f"norm layer '{names[norm]}' runs more than once", "give each place a layer of its own")
@@ -99,7 +128,7 @@ def _execution_order(
         raise ModelError(
             "no InstanceNorm2d layer of the network runs in a forward", "pass the generator, not a wrapper"
         )
-    return ran
+    return order
 
 
 def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:

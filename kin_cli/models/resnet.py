@@ -102,6 +102,11 @@ class ResidualBlock(nn.Module):
             nn.InstanceNorm2d(channels, affine=spec.affine),
         )
 
+    @property
+    def body(self) -> nn.Sequential:
+        """What is added to the input; its last layer is a norm."""
+        return self.conv_block
+
     def forward(self, x: Tensor) -> Tensor:
         """Add the residual."""
         return x + cast(Tensor, self.conv_block(x))
@@ -114,11 +119,12 @@ class BlurDownsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.border = nn.ReflectionPad2d(1)
         self.register_buffer("filt", binomial((1.0, 2.0, 1.0), channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Blur with reflected borders and keep every second pixel, the first included."""
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+        return F.conv2d(self.border(x), self.filt, stride=2, groups=x.shape[1])
 
 
 class BlurUpsample(nn.Module):

@@ -116,6 +116,11 @@ class ResidualBlock(nn.Module):
             nn.InstanceNorm2d(channels, affine=affine),
         )
 
+    @property
+    def body(self) -> nn.Sequential:
+        """What is added to the input; its last layer is a norm."""
+        return self.model
+
     def forward(self, x: Tensor) -> Tensor:
         """Add the residual."""
         return x + cast(Tensor, self.model(x))

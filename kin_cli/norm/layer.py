@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kin_cli.norm.lookup import Lookup
-
-_CHUNK_BYTES = 32 << 20
+from kin_cli.norm.sweep import Affine, Axis, Finish, Plain, Sweep, Varying
 
 
 class MeasuredError(Exception):
@@ -28,6 +28,11 @@ class Field:
     lookup: Lookup
     patches: tuple[int, int]
 
+    @property
+    def uniform(self) -> bool:
+        """Every pixel of a window has the same statistics."""
+        return self.cells.shape[1] == self.cells.shape[2] == 1
+
 
 @dataclass
 class Session:
@@ -36,15 +41,17 @@ class Session:
     collected: dict[int, Tensor] = field(default_factory=dict)
     current: Field | None = None
     last: int = -1
-    _weights: dict[tuple[Lookup, int, int, torch.device], Tensor] = field(default_factory=dict)
+    sweep: Sweep = field(default_factory=Plain)
+    _axes: dict[tuple[Lookup, int, int, torch.device], Axis] = field(default_factory=dict)
 
-    def matrix(self, features: int, patches: int, device: torch.device) -> Tensor:
-        """Sampling matrix (features, r) of the present field along one axis, kept for the next batch."""
+    def axis(self, features: int, patches: int, device: torch.device) -> Axis:
+        """Where ``features`` pixels along one axis read the present field; kept for the next batch."""
         assert self.current is not None
         key = (self.current.lookup, features, patches, device)
-        if key not in self._weights:
-            self._weights[key] = torch.from_numpy(self.current.lookup.weights(features, patches)).to(device)
-        return self._weights[key]
+        if key not in self._axes:
+            taps = self.current.lookup.taps(features, patches)
+            self._axes[key] = Axis(*(torch.from_numpy(values).to(device) for values in taps))
+        return self._axes[key]
 
 
 class TableNorm(nn.Module):
@@ -53,72 +60,78 @@ class TableNorm(nn.Module):
     While no field is set it measures: the batch's own statistics are left with the session, as (B, 2, C) float32, and
     used, so that it equals InstanceNorm2d. ``correction`` 0 is the biased variance that the networks were trained
     with, 1 the unbiased one of the paper's released code; ``eps`` is added to the variance before the root.
+
+    ``convolution`` is the one in front of it, if that is part of this layer: where a single sample has uniform
+    statistics, mean and scale go into its weights and there is nothing left to normalise. ``finish`` is what follows.
     """
 
     def __init__(self, norm: nn.InstanceNorm2d, session: Session, *, position: int, first: int) -> None:
         super().__init__()
         self.channels, self.eps, self.correction = norm.num_features, norm.eps, 0
         self.position, self.slice = position, slice(first, first + norm.num_features)
-        self._session = session
         self.weight, self.bias = norm.weight, norm.bias
+        self.convolution: nn.Conv2d | nn.ConvTranspose2d | None = None
+        self.finish = Finish()
+        self._session = session
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # (B, C, H, W)
         """Measure or apply, as the session says; the result has the dtype of ``x``."""
-        current = self._session.current
+        sweep, current = self._session.sweep, self._session.current
         if current is None:
-            return self._measure(x)
+            return self._measure(self._convolved(x), residual)
         cells = current.cells[..., self.slice]  # (B, r, c, 2, C)
-        if cells.shape[1] == cells.shape[2] == 1:
-            return self._normalise(x, cells[:, 0, 0, 0, :, None, None], cells[:, 0, 0, 1, :, None, None])
-        return self._apply_field(x, cells, current.patches)
+        if not current.uniform:
+            x = self._convolved(x)
+            return sweep(x, self._varying(x, cells, current.patches), self.finish, residual=residual)
+        values = self._affine(*cells[:, 0, 0].unbind(1))
+        if self.convolution is None or len(cells) > 1:
+            return sweep(self._convolved(x), values, self.finish, residual=residual)
+        return sweep(_folded(self.convolution, x, values), None, self.finish, residual=residual)
 
-    def _measure(self, x: Tensor) -> Tensor:
-        mean, var = _moments(x.float(), self.correction)  # (B, C)
+    def _convolved(self, x: Tensor) -> Tensor:
+        return x if self.convolution is None else self.convolution(x)
+
+    def _measure(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        mean, var = self._session.sweep.moments(x, self.correction)
         std = torch.sqrt(var + self.eps)
         self._session.collected[self.position] = torch.stack([mean, std], dim=1)
         if self.position == self._session.last:
             raise MeasuredError
-        scale = torch.where(std > 0, 1 / std, 0)
-        return self._normalise(x, mean[..., None, None], scale[..., None, None])
+        values = self._affine(mean, torch.where(std > 0, 1 / std, 0))
+        return self._session.sweep(x, values, self.finish, residual=residual)
 
-    def _normalise(self, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    def _affine(self, mean: Tensor, scale: Tensor) -> Affine:
+        """(B, C) each."""
         if self.weight is not None:
-            scale = scale * self.weight.float()[:, None, None]
+            scale = scale * self.weight.float()
         shift = -mean * scale
-        if self.bias is not None:
-            shift = shift + self.bias.float()[:, None, None]
-        return torch.addcmul(shift, x.float(), scale).to(x.dtype)
+        return Affine(scale, shift if self.bias is None else shift + self.bias.float())
 
-    def _apply_field(self, x: Tensor, cells: Tensor, patches: tuple[int, int]) -> Tensor:
-        """Normalise with a mean and a scale for every pixel; cells is (B, r, c, 2, C).
-
-        Memory bound: the field is made for as many rows at a time as fit 32 MiB.
-        """
-        batch, channels, height, width = x.shape
-        rows = self._session.matrix(height, patches[0], x.device)
-        cols = self._session.matrix(width, patches[1], x.device)
-        lines = torch.einsum("hr,brckn->bhkcn", rows, cells)  # (B, H, 2, c, C)
-        step = max(1, _CHUNK_BYTES // (batch * 2 * width * channels * 4))
-        out = torch.empty_like(x)
-        for first in range(0, height, step):
-            part = slice(first, first + step)
-            mean, scale = (cols @ lines[:, part]).unbind(2)  # each (B, step, W, C), as channels-last maps lie in memory
-            y = (x[:, :, part].permute(0, 2, 3, 1).float() - mean).mul_(scale)
-            if self.weight is not None:
-                y.mul_(self.weight.float())
-            if self.bias is not None:
-                y.add_(self.bias.float())
-            out[:, :, part] = y.permute(0, 3, 1, 2)
-        return out
+    def _varying(self, x: Tensor, cells: Tensor, patches: tuple[int, int]) -> Varying:
+        if self.weight is not None:
+            mean, scale = cells.unbind(3)
+            cells = torch.stack([mean, scale * self.weight.float()], dim=3)
+        rows = self._session.axis(x.shape[2], patches[0], x.device)
+        cols = self._session.axis(x.shape[3], patches[1], x.device)
+        return Varying(cells, rows, cols, None if self.bias is None else self.bias.float())
 
 
-def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every channel of every sample, both (B, C)."""
-    if x.is_cuda:
-        var, mean = torch.var_mean(x, dim=(2, 3), correction=correction)
-        return mean, var
-    # On a CPU this is six times faster than var_mean over channels-last maps, and as exact: torch sums in a cascade.
-    pixels, count = x.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
-    mean = pixels.mean(2).mean(1)
-    var = (pixels - mean[:, None, None]).square_().mean(2).mean(1)
-    return mean, var * (count / (count - correction) if count > correction else float("nan"))
+def _folded(convolution: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, values: Affine) -> Tensor:
+    """The convolution of one sample (1, C, H, W), normalised: its weights scaled per output channel, its bias moved."""
+    scale, shift = values.scale[0], values.shift[0]
+    bias = shift if convolution.bias is None else shift + convolution.bias.float() * scale
+    if isinstance(convolution, nn.ConvTranspose2d):
+        weight = (convolution.weight * scale[:, None, None]).to(x.dtype)
+        return F.conv_transpose2d(
+            x,
+            weight,
+            bias.to(x.dtype),
+            convolution.stride,
+            convolution.padding,  # type: ignore[arg-type]  # the words "same" and "valid" are Conv2d's alone
+            convolution.output_padding,
+            convolution.groups,
+            convolution.dilation,
+        )
+    weight = (convolution.weight * scale[:, None, None, None]).to(x.dtype)
+    convolved: Tensor = convolution._conv_forward(x, weight, bias.to(x.dtype))
+    return convolved

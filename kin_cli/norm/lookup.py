@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Interpolation = Literal["nearest", "bilinear"]
+
+
+class Taps(NamedTuple):
+    """For each feature pixel along an axis the two cells around it, counted from the first that the window reads, and
+    the weight of the upper one: int64, int64 and float32 of one length."""
+
+    lower: NDArray[np.int64]
+    upper: NDArray[np.int64]
+    fraction: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -29,25 +38,27 @@ class Lookup:
         first, last = self._position(0, 1), self._position(patches * self.patch_px + 2 * self.halo_px - 1, 1)
         return range(math.floor(first), math.floor(last) + (2 if self.interpolation == "bilinear" else 1))
 
-    def weights(self, features: int, patches: int) -> NDArray[np.float32]:
-        """Sampling matrix R, shape (features, len(span)), rows summing to 1.
+    def taps(self, features: int, patches: int) -> Taps:
+        """Which two cells each feature pixel lies between, and where.
 
         ``features`` is the feature map's extent along the axis; the stride is the window's extent over it.
         """
         span = self.span(patches)
         stride = (patches * self.patch_px + 2 * self.halo_px) / features
         position = np.array([self._position(i, stride) for i in range(features)])
-        lower = np.floor(position).astype(int)
-        matrix = np.zeros((features, len(span)), np.float32)
+        lower = np.floor(position).astype(np.int64)
+        fraction = np.zeros(features) if self.interpolation == "nearest" else position - lower
+        # The upper neighbour of an exact hit has weight 0 and may lie beyond the span.
+        upper = np.where(fraction > 0, lower + 1, lower)
+        return Taps(lower - span.start, upper - span.start, fraction.astype(np.float32))
+
+    def weights(self, features: int, patches: int) -> NDArray[np.float32]:
+        """The same as a sampling matrix R, shape (features, len(span)), rows summing to 1."""
+        lower, upper, fraction = self.taps(features, patches)
+        matrix = np.zeros((features, len(self.span(patches))), np.float32)
         every = np.arange(features)
-        if self.interpolation == "nearest":
-            matrix[every, lower - span.start] = 1
-        else:
-            fraction = position - lower
-            matrix[every, lower - span.start] = 1 - fraction
-            # The upper neighbour of an exact hit has weight 0 and may lie beyond the span.
-            upper = np.minimum(lower + 1 - span.start, len(span) - 1)
-            matrix[every, upper] += fraction
+        matrix[every, lower] = 1 - fraction
+        matrix[every, upper] += fraction
         return matrix
 
     def _position(self, feature: int, stride: float) -> float:

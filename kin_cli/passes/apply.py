@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from kin_cli.geometry import Box, Cell
 from kin_cli.norm.lookup import Lookup
 from kin_cli.norm.table import SmoothedTable
 from kin_cli.passes.engine import Engine
+from kin_cli.passes.fleet import Fleet
 from kin_cli.passes.measure import batched, same_shape
 from kin_cli.passes.windows import Block, Window, WindowPlan
 from kin_cli.pipeline.reporting import Reporter
@@ -25,6 +27,7 @@ from kin_cli.slide.view import SlideView
 from kin_cli.store.blobs import BlobStore
 
 Pixels = NDArray[np.uint8]
+Read = tuple[tuple[Window, NDArray[np.float32]], Pixels]
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def apply_slide(
     table: SmoothedTable | Uniform,
     painter: Painter,
     *,
-    engine: Engine,
+    fleet: Fleet,
     lookup: Lookup,
     batch: int,
     workers: int,
@@ -95,8 +98,8 @@ def apply_slide(
 ) -> int:
     """Translate every tile that is not yet in the stores; returns how many that were.
 
-    Memory bound: 2·``workers`` + 2·``batch`` windows of pixels with the cells they read, one block, 2·``workers``
-    blocks of tiles waiting to be encoded, and the network's activations for one batch.
+    Memory bound: 2·``workers`` + ``batch`` windows of pixels with the cells they read, one block, 2·``workers``
+    blocks of tiles waiting to be encoded, and what the fleet's devices work on.
     """
     plan = painter.plan
     todo = list(plan.blocks(painter.done, rows=painter.block_rows))
@@ -106,7 +109,7 @@ def apply_slide(
             f"continuing: {plan.translated_tiles - remaining} of {plan.translated_tiles} tiles are translated"
         )
 
-    def read(window: Window) -> tuple[tuple[Window, NDArray[np.float32]], Pixels]:
+    def read(window: Window) -> Read:
         return (window, _cells(table, window, lookup)), view.read(window.read)
 
     with (
@@ -115,7 +118,14 @@ def apply_slide(
     ):
         windows = (window for block in todo for window in block.windows)
         read_ahead = prefetch(read, windows, workers=workers, ahead=2 * workers + batch)
-        results = _translated(read_ahead, engine, lookup, batch)
+        runs = (run for group in batched(read_ahead, batch) for run in same_shape(group))
+
+        def translate(engine: Engine, run: list[Read]) -> list[tuple[Window, Pixels]]:
+            cells = np.stack([cells for (_, cells), _ in run])
+            outputs = engine.apply([pixels for _, pixels in run], cells, lookup)
+            return [(window, pixels) for ((window, _), _), pixels in zip(run, outputs, strict=True)]
+
+        results = chain.from_iterable(fleet.run(translate, runs, reporter=reporter))
         for block in todo:
             for tile, pixels in _tiles_of(block, results, plan):
                 sink.submit((tile, pixels))
@@ -131,16 +141,6 @@ def _cells(table: SmoothedTable | Uniform, window: Window, lookup: Lookup) -> ND
     return table.block(
         range(first.row + rows.start, first.row + rows.stop), range(first.col + cols.start, first.col + cols.stop)
     )
-
-
-def _translated(
-    windows: Iterator[tuple[tuple[Window, NDArray[np.float32]], Pixels]], engine: Engine, lookup: Lookup, batch: int
-) -> Iterator[tuple[Window, Pixels]]:
-    for group in batched(windows, batch):
-        for run in same_shape(group):
-            cells = np.stack([cells for (_, cells), _ in run])
-            outputs = engine.apply([pixels for _, pixels in run], cells, lookup)
-            yield from zip((window for (window, _), _ in run), outputs, strict=True)
 
 
 def _tiles_of(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from threading import Lock
 
 import numpy as np
 import torch
@@ -16,34 +18,10 @@ from kin_cli.models.checkpoint import Generator
 from kin_cli.models.patch import patch
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
-
-Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a name such as ``auto``, ``cpu``, ``cuda``, ``cuda:1``; DeviceError where it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    hint = "known here: " + ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"device '{name}' is not known", hint) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device '{name}' is not there", hint)
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device '{name}' is not supported", hint)
-    return device
-
-
-def resolve_precision(name: str, device: torch.device) -> Precision:
-    """``auto`` is bf16 on a GPU that has it, fp16 on another GPU, fp32 on a CPU."""
-    if name in ("fp32", "bf16", "fp16"):
-        return name  # type: ignore[return-value]  # mypy does not narrow a str by membership
-    if device.type == "cpu":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+from kin_cli.norm.sweep import Compiled
+from kin_cli.passes.devices import DTYPES, Precision
+from kin_cli.passes.transfer import Transfer
+from kin_cli.pipeline.allocation import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -55,28 +33,48 @@ class Convention:
 
 
 class Engine:
-    """A patched generator on a device. Used by one thread at a time.
+    """A patched generator on a device. Threads may share it: one launches while another waits for its results.
 
-    Memory bound: the network's activations for one batch of windows; nothing is kept between calls.
+    ``compiled`` makes fused kernels with torch's compiler. ``tell`` is called with what the user should know.
+
+    Memory bound: the network's activations for one batch of windows, and the pixels of one more for each thread.
     """
 
     def __init__(
-        self, generator: Generator, *, device: torch.device, precision: Precision, convention: Convention
+        self,
+        generator: Generator,
+        *,
+        device: torch.device,
+        precision: Precision,
+        convention: Convention,
+        compiled: bool = False,
     ) -> None:
-        self.device, self._dtype = device, _DTYPES[precision]
+        if device.type == "cpu":
+            keep_freed_memory()
+        self.device, self._dtype = device, DTYPES[precision]
+        self.tell: Callable[[str], None] = lambda _message: None
         # 16 patches of the deepest feature map: enough for reflection padding in every known layout.
         side = max(64, 2 * generator.stride)
-        network = patch(generator.module, side=side, eps=convention.eps, correction=convention.correction)
+        module = copy.deepcopy(generator.module)
+        network = patch(module, side=side, eps=convention.eps, correction=convention.correction)
         network.module.to(device=device, dtype=self._dtype)
         network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
-        self._network = network
+        if compiled:
+            network.use(Compiled(lambda why: self.tell(f"torch cannot compile here and goes on without it: {why}")))
+        self._network, self._transfer, self._turn = network, Transfer(device), Lock()
         self.channels, self.layers, self.stride = network.channels, network.layers, generator.stride
+        # On a CPU a batch gains nothing, and a convolution may add in another order for another batch size, which
+        # would make the bytes of the output depend on it.
+        self._most = 1 if device.type == "cpu" else 1 << 30
 
     def measure(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Statistics of each image (H, W, 3), all of one size: (B, 2, ΣC), means and standard deviations."""
-        parts = [self._network.measure(batch) for batch in self._batches(images)]
-        stats: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return stats
+        sent = self._transfer.send(images)
+        with self._turn, self._here():
+            pixels = sent()
+            made = self._in_parts(len(images), lambda part: self._network.measure(self._to_input(pixels[part])))
+            fetch = self._transfer.fetch(made)
+        return fetch()
 
     def apply(
         self, images: Sequence[NDArray[np.uint8]], cells: NDArray[np.float32], lookup: Lookup
@@ -88,26 +86,45 @@ class Engine:
         """
         halo, (height, width) = lookup.halo_px, images[0].shape[:2]
         patches = ((height - 2 * halo) // lookup.patch_px, (width - 2 * halo) // lookup.patch_px)
-        table = torch.from_numpy(np.ascontiguousarray(cells)).to(self.device)
-        out: list[NDArray[np.uint8]] = []
-        for batch in self._batches(images):
-            field = Field(table[len(out) : len(out) + len(batch)], lookup, patches)
-            y = self._network.apply(batch, field)[:, :, halo : height - halo, halo : width - halo]
-            out.extend(_to_bytes(y).cpu().numpy())
-        return out
+        sent, table = self._transfer.send(images), self._transfer.send([cells])
 
-    def _batches(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
-        """Network inputs in [-1, 1]: the whole batch on a GPU.
+        def translate(part: slice) -> Tensor:
+            y = self._network.apply(self._to_input(pixels[part]), Field(statistics[part], lookup, patches))
+            return _to_bytes(y[:, :, halo : height - halo, halo : width - halo])
 
-        On a CPU one image at a time: a batch gains nothing there, and a convolution may add in another order for
-        another batch size, which would make the bytes of the output depend on it.
-        """
-        step = 1 if self.device.type == "cpu" else len(images)
-        return [self._to_input(images[first : first + step]) for first in range(0, len(images), step)]
+        with self._turn, self._here():
+            pixels, statistics = sent(), table()[0]
+            fetch = self._transfer.fetch(self._in_parts(len(images), translate))
+        return list(fetch())
 
-    def _to_input(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        x = torch.from_numpy(np.stack(images)).to(self.device)  # (B, H, W, 3)
-        x = x.permute(0, 3, 1, 2).to(torch.float32).mul_(2 / 255).sub_(1)
+    def _here(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.device.type == "cpu" else torch.cuda.device(self.device)
+
+    def _in_parts(self, count: int, work: Callable[[slice], Tensor]) -> Tensor:
+        """``work`` on as many of ``count`` images at once as memory allows: half of them, where it does not."""
+        made: list[Tensor] = []
+        first = 0
+        while first < count:
+            part = slice(first, min(first + self._most, count))
+            try:
+                made.append(work(part))
+                first = part.stop
+            except torch.OutOfMemoryError:
+                self._halve(part.stop - first)
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+    def _halve(self, count: int) -> None:
+        if count == 1:
+            raise DeviceError(
+                f"{self.device}: out of memory for a single window", "a smaller --window, or --device cpu"
+            ) from None
+        self._most = count // 2
+        torch.cuda.empty_cache()
+        self.tell(f"{self.device}: out of memory for {count} windows at once, going on with {self._most}")
+
+    def _to_input(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) to [-1, 1] (B, 3, H, W)."""
+        x = images.permute(0, 3, 1, 2).to(torch.float32).mul_(2 / 255).sub_(1)
         return x.to(dtype=self._dtype, memory_format=torch.channels_last)
 
 

@@ -13,6 +13,7 @@ from kin_cli.errors import InputError
 from kin_cli.geometry import Cell, Grid
 from kin_cli.norm.table import StatTable
 from kin_cli.passes.engine import Engine
+from kin_cli.passes.fleet import Fleet
 from kin_cli.pipeline.reporting import Reporter
 from kin_cli.pipeline.stages import prefetch
 from kin_cli.slide.view import SlideView
@@ -25,7 +26,7 @@ def measure_slide(
     grid: Grid,
     cells: Sequence[Cell],
     *,
-    engine: Engine,
+    fleet: Fleet,
     table: StatTable,
     batch: int,
     workers: int,
@@ -37,7 +38,7 @@ def measure_slide(
     A patch that cannot be read is an error, or, where ``unreadable`` is given, is told to it and gets NaN, which weighs
     nothing in the kernel.
 
-    Memory bound: 2·``workers`` + 2·``batch`` patches of pixels, and the network's activations for one batch.
+    Memory bound: 2·``workers`` + ``batch`` patches of pixels, and what the fleet's devices work on.
     """
     todo = [cell for cell in cells if cell not in table]
 
@@ -54,20 +55,20 @@ def measure_slide(
         reporter.note(f"continuing: {len(cells) - len(todo)} of {len(cells)} patches are measured")
     with reporter.stage("measure", len(todo)) as advance:
         patches = prefetch(read, todo, workers=workers, ahead=2 * workers + batch)
-        for group in batched(patches, batch):
-            _measure(group, engine, table)
-            advance(len(group))
+        for found in fleet.run(_measured, batched(patches, batch), reporter=reporter):
+            for cell, stats in found:
+                table.write(cell, np.full((2, table.channels), np.nan, np.float32) if stats is None else stats)
+            advance(len(found))
     return len(todo)
 
 
-def _measure(group: list[tuple[Cell, NDArray[np.uint8] | None]], engine: Engine, table: StatTable) -> None:
-    readable = [(cell, pixels) for cell, pixels in group if pixels is not None]
-    if readable:
-        found = engine.measure([pixels for _, pixels in readable])
-        for (cell, _), stats in zip(readable, found, strict=True):
-            table.write(cell, stats)
-    for cell in (cell for cell, pixels in group if pixels is None):
-        table.write(cell, np.full((2, table.channels), np.nan, np.float32))
+def _measured(
+    engine: Engine, group: list[tuple[Cell, NDArray[np.uint8] | None]]
+) -> list[tuple[Cell, NDArray[np.float32] | None]]:
+    """The statistics of a batch of patches, None for those that could not be read."""
+    readable = [pixels for _, pixels in group if pixels is not None]
+    found = iter(engine.measure(readable) if readable else ())
+    return [(cell, None if pixels is None else next(found)) for cell, pixels in group]
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from kin_cli.passes.engine import resolve_device
+from kin_cli.passes.devices import resolve_device
 from kin_cli.training.framework import Batch, Framework, Phase
 from kin_cli.training.settings import TrainSettings
 

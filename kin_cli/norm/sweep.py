@@ -1,0 +1,249 @@
+"""What happens to a feature map between two convolutions, in one sweep: normalise, add the residual, ReLU, reflect.
+
+``Plain`` works on any device: on a CPU in strips of rows that stay in the cache, so that the map itself is read and
+written once. ``Compiled`` has the same formulas made into one kernel each by torch's compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_STRIP_BYTES = 4 << 20
+_KINDS = 64
+
+
+class Affine(NamedTuple):
+    """One scale and one shift per channel, both (B, C) float32: y = x · scale + shift."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Between which two cells each feature pixel along an axis lies, and where: ``lookup.Taps`` on a device."""
+
+    lower: Tensor
+    upper: Tensor
+    fraction: Tensor
+
+    @cached_property
+    def runs(self) -> tuple[tuple[slice, int, int], ...]:
+        """Consecutive pixels between the same two cells: where, the lower cell, the upper one."""
+        lower, upper = self.lower.tolist(), self.upper.tolist()
+        starts = [i for i in range(len(lower)) if i == 0 or lower[i] != lower[i - 1]]
+        stops = [*starts[1:], len(lower)]
+        return tuple((slice(a, b), lower[a], max(upper[a:b])) for a, b in zip(starts, stops, strict=True))
+
+
+class Varying(NamedTuple):
+    """A mean and a scale for every pixel, between cells (B, r, c, 2, C) float32: y = (x - mean) · scale + bias."""
+
+    cells: Tensor
+    rows: Axis
+    cols: Axis
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What follows: a ReLU, and ``pad`` pixels of reflected border around the result.
+
+    ``in_place`` allows the result to overwrite the input where it has no border.
+    """
+
+    relu: bool = False
+    pad: int = 0
+    in_place: bool = False
+
+
+class Sweep(Protocol):
+    """How feature maps (B, C, H, W) of any floating dtype are finished; arithmetic is in float32."""
+
+    def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every channel of every sample, both (B, C) float32."""
+
+    def __call__(
+        self, x: Tensor, values: Affine | Varying | None, finish: Finish, *, residual: Tensor | None = None
+    ) -> Tensor:
+        """The map normalised (None: it is already), plus the residual, finished; (B, C, H + 2 pad, W + 2 pad)."""
+
+
+class Plain:
+    """The formulas with torch's own operations. Memory bound on a CPU: the result and a few strips of 4 MiB."""
+
+    def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+        """See ``Sweep``. On a CPU several times faster than var_mean over channels-last maps, and as exact."""
+        if x.is_cuda:
+            var, mean = torch.var_mean(x.float(), dim=(2, 3), correction=correction)
+            return mean, var
+        pixels, count = x.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
+        mean = pixels.mean(2, dtype=torch.float32).mean(1)
+        centre = mean[:, None, None]
+        lines = [(pixels[:, part] - centre).square_().mean(2) for part in _strips(x)]  # torch adds in a cascade
+        var = torch.cat(lines, dim=1).mean(1)
+        return mean, var * (count / (count - correction) if count > correction else float("nan"))
+
+    def __call__(
+        self, x: Tensor, values: Affine | Varying | None, finish: Finish, *, residual: Tensor | None = None
+    ) -> Tensor:
+        """See ``Sweep``."""
+        pad, height, width = finish.pad, *x.shape[2:]
+        if pad:
+            size = (x.shape[0], x.shape[1], height + 2 * pad, width + 2 * pad)
+            out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        else:
+            out = x if finish.in_place else torch.empty_like(x)
+        inside = out[:, :, pad : pad + height, pad : pad + width].permute(0, 2, 3, 1)
+        pixels = x.permute(0, 2, 3, 1)
+        more = None if residual is None else residual.permute(0, 2, 3, 1)
+        for part in _strips(x):
+            for cols, y in _normalised(pixels, values, part):
+                if more is not None:
+                    y = y + more[:, part, cols]  # y may be the input itself
+                if finish.relu:
+                    y = y.clamp(min=0)
+                inside[:, part, cols] = y
+        return _reflected(out, pad)
+
+
+def _strips(x: Tensor) -> Iterator[slice]:
+    """Rows of (B, C, H, W) that are worked on together: all on a GPU, which wants few and large kernels."""
+    batch, channels, height, width = x.shape
+    step = height if x.is_cuda else max(1, _STRIP_BYTES // (4 * batch * channels * width))
+    return (slice(first, min(first + step, height)) for first in range(0, height, step))
+
+
+def _normalised(pixels: Tensor, values: Affine | Varying | None, part: slice) -> Iterator[tuple[slice, Tensor]]:
+    """Normalised columns of some rows of (B, H, W, C), a piece (B, rows, columns, C) at a time."""
+    if values is None:
+        yield slice(None), pixels[:, part]
+    elif isinstance(values, Affine):
+        scale, shift = values.scale[:, None, None], values.shift[:, None, None]
+        yield slice(None), torch.addcmul(shift, pixels[:, part].float(), scale)
+    else:
+        rows, cols = values.rows, values.cols
+        upper = values.cells[:, rows.upper[part]]  # (B, rows, c, 2, C)
+        lines = torch.lerp(values.cells[:, rows.lower[part]], upper, rows.fraction[part, None, None, None])
+        for run, left, right in cols.runs:
+            field = lines[:, :, left, :, None]  # (B, rows, 2, 1, C)
+            if right != left:
+                field = torch.addcmul(field, lines[:, :, right, :, None] - field, cols.fraction[run, None])
+            mean, scale = field.unbind(2)
+            y = torch.sub(pixels[:, part, run], mean).mul_(scale)
+            yield run, y if values.bias is None else y.add_(values.bias)
+
+
+def _reflected(out: Tensor, pad: int) -> Tensor:
+    """Fill the border of a map with the reflection of its inside, as ReflectionPad2d does, which also has to say no."""
+    if pad and min(out.shape[2:]) <= 3 * pad:
+        return F.pad(out[:, :, pad:-pad, pad:-pad], (pad, pad, pad, pad), mode="reflect")
+    for axis in (2, 3):
+        last = out.shape[axis] - 1
+        for i in range(pad):
+            out.select(axis, i).copy_(out.select(axis, 2 * pad - i))
+            out.select(axis, last - i).copy_(out.select(axis, last - 2 * pad + i))
+    return out
+
+
+def affine_formula(x: Tensor, values: Affine | None, residual: Tensor | None, *, relu: bool, pad: int) -> Tensor:
+    """The sweep with one scale and shift, as it is written down."""
+    y = x.float()
+    if values is not None:
+        y = y * values.scale[:, :, None, None] + values.shift[:, :, None, None]
+    return _finished(y, residual, relu=relu, pad=pad, dtype=x.dtype)
+
+
+def varying_formula(
+    x: Tensor,
+    cells: Tensor,
+    axes: tuple[Tensor, ...],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *,
+    relu: bool,
+    pad: int,
+) -> Tensor:
+    """The sweep with a field, as it is written down; ``axes``: lower, upper and fraction of rows, then of columns."""
+    top, bottom, down, left, right, across = axes
+    down, across = down[:, None, None, None], across[:, None, None]
+
+    def line(row: Tensor) -> Tensor:  # (B, H, W, 2, C)
+        first, second = cells[:, row[:, None], left[None]], cells[:, row[:, None], right[None]]
+        return first + (second - first) * across
+
+    field = line(top) + (line(bottom) - line(top)) * down
+    mean, scale = field.permute(3, 0, 4, 1, 2).unbind(0)
+    y = (x.float() - mean) * scale
+    if bias is not None:
+        y = y + bias[:, None, None]
+    return _finished(y, residual, relu=relu, pad=pad, dtype=x.dtype)
+
+
+def _finished(y: Tensor, residual: Tensor | None, *, relu: bool, pad: int, dtype: torch.dtype) -> Tensor:
+    if residual is not None:
+        y = y + residual
+    if relu:
+        y = y.relu()
+    y = y.to(dtype)
+    return F.pad(y, (pad, pad, pad, pad), mode="reflect") if pad else y
+
+
+def _moments_formula(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+    var, mean = torch.var_mean(x.float(), dim=(2, 3), correction=correction)
+    return mean, var
+
+
+class Compiled:
+    """The formulas, each made into one kernel by ``torch.compile``, which takes seconds a kernel at the first call.
+
+    Where the compiler cannot be used, ``failed`` is called with its message and everything goes on as ``Plain``.
+    """
+
+    def __init__(self, failed: Callable[[str], None]) -> None:
+        self._failed = failed
+        self._plain: Plain | None = None
+        # one entry for every kind of layer and for the shapes at the slide's edges; torch stops at 8
+        torch._dynamo.config.recompile_limit = _KINDS
+        self._moments = torch.compile(_moments_formula)
+        self._affine, self._varying = torch.compile(affine_formula), torch.compile(varying_formula)
+
+    def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+        """See ``Sweep``."""
+        if self._plain is None:
+            try:
+                return self._moments(x, correction)
+            except Exception as error:  # whatever the compiler stumbles over
+                self._give_up(error)
+        return Plain().moments(x, correction)
+
+    def __call__(
+        self, x: Tensor, values: Affine | Varying | None, finish: Finish, *, residual: Tensor | None = None
+    ) -> Tensor:
+        """See ``Sweep``."""
+        if self._plain is None:
+            try:
+                return self._kernel(x, values, finish, residual)
+            except Exception as error:
+                self._give_up(error)
+        return Plain()(x, values, finish, residual=residual)
+
+    def _kernel(self, x: Tensor, values: Affine | Varying | None, finish: Finish, residual: Tensor | None) -> Tensor:
+        relu, pad = finish.relu, finish.pad
+        if isinstance(values, Varying):
+            axes = tuple(t for a in (values.rows, values.cols) for t in (a.lower, a.upper, a.fraction))
+            return self._varying(x, values.cells, axes, values.bias, residual, relu=relu, pad=pad)
+        return self._affine(x, values, residual, relu=relu, pad=pad)
+
+    def _give_up(self, error: Exception) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise error
+        self._plain = Plain()
+        self._failed(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)

@@ -1,0 +1,23 @@
+"""How this process's memory is given back to the system: not at once."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_LARGEST = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next feature map of that size, instead of returning every one to the kernel.
+
+    A network on a CPU asks for the same few sizes over and over; having each zeroed anew by the kernel took a third of
+    the time for maps above 32 MiB. The peak stays what it was. Does nothing where the C library is another.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST)
