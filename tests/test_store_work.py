@@ -132,6 +132,20 @@ def test_a_claim_that_cannot_be_judged_expires(tmp_path: Path, content: bytes | 
     WorkFolder.open(tmp_path / "a.tif", FINGERPRINT).close()
 
 
+def test_a_requeued_job_takes_over_from_itself_on_another_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = claim_of_another(tmp_path / "a.tif", host="node17", pid=4711)
+    claim.write_text(json.dumps({**json.loads(claim.read_text()), "job": "812", "restarts": 1}))
+    for job, restarts in (("813", "2"), ("812", "1"), ("812", ""), ("", "2")):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        with pytest.raises(OutputError, match="is being written by pid 4711 on node17"):
+            WorkFolder.open(tmp_path / "a.tif", FINGERPRINT)
+    monkeypatch.setenv("SLURM_JOB_ID", "812")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    with WorkFolder.open(tmp_path / "a.tif", FINGERPRINT):
+        assert json.loads(claim.read_text())["restarts"] == 2
+
+
 def test_touch_renews_and_notices_a_lost_claim(tmp_path: Path) -> None:
     with WorkFolder.open(tmp_path / "a.tif", FINGERPRINT) as work:
         claim = work.path("claim-0")

@@ -29,18 +29,23 @@ class _Holder:
     host: str
     pid: int
     started: str
+    job: str = ""
+    restarts: int = 0
 
     @classmethod
     def this_process(cls) -> _Holder:
-        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()))
+        job, restarts = (os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+        times = int(restarts) if restarts.isdecimal() else 0
+        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()), job, times)
 
     @classmethod
     def parsed(cls, content: bytes) -> _Holder | None:
         """None for what is not a claim, such as the empty file of a process that died while making it."""
         try:
             fields = json.loads(content)
-            return cls(str(fields["host"]), int(fields["pid"]), str(fields["started"]))
-        except (ValueError, KeyError, TypeError):
+            job, restarts = str(fields.get("job", "")), int(fields.get("restarts", 0))
+            return cls(str(fields["host"]), int(fields["pid"]), str(fields["started"]), job, restarts)
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     @property
@@ -58,12 +63,19 @@ class _Holder:
             pass  # it runs, as another user
         return _start_of(self.pid) == self.started
 
+    @property
+    def was_requeued(self) -> bool:
+        """Whether Slurm has started the holder's job anew, as ours: it had ended the holder before."""
+        this = _Holder.this_process()
+        return self.job != "" and self.job == this.job and self.restarts < this.restarts
+
 
 class Claim:
     """The file ``claim-<shard>`` in a folder, held by this process until ``release``.
 
-    A claim whose process is dead is taken over at once if it ran on this host; one of another host, where that cannot
-    be seen, when it was not touched for 10 minutes. A thread of its own touches it every minute.
+    A claim whose process is dead is taken over at once if it ran on this host, or in this Slurm job before the job was
+    requeued; otherwise, as its end cannot be seen from here, when it was not touched for 10 minutes. A thread of its
+    own touches it every minute.
     """
 
     def __init__(self, path: Path) -> None:
@@ -133,7 +145,10 @@ def _refuse_if_live(path: Path, output: Path) -> None:
         holder, age = _Holder.parsed(path.read_bytes()), time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return
-    live = holder.lives if holder is not None and holder.on_this_host else age < _STALE_SECONDS
+    if holder is not None and holder.on_this_host:
+        live = holder.lives
+    else:
+        live = age < _STALE_SECONDS and not (holder is not None and holder.was_requeued)
     if live:
         who = f"pid {holder.pid} on {holder.host}" if holder is not None else "an unknown process"
         raise OutputError(
