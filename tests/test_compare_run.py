@@ -29,6 +29,7 @@ from kin_cli.translate import translate
 
 PATCH = 64
 WIDTH, HEIGHT = 330, 290
+COMMON = ("--patch-size", PATCH, "--device", "cpu", "-j", 1)
 NORMS = {
     "in": NormSettings(method="in", patch_px=PATCH),
     "tin": NormSettings(method="tin", patch_px=PATCH),
@@ -194,7 +195,17 @@ def test_kinds_of_kernels_share_their_ends() -> None:
             kinds_from(kinds, sizes)
 
 
-COMMON = ("--patch-size", PATCH, "--device", "cpu", "-j", 1)
+def test_a_resampled_slide_is_compared_at_its_new_size(shared_data: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    slide, region = shared_data / "CMU-1-Small-Region.svs", "40,10,300,260"
+    options = (slide, "-m", tiny_generator, "-o", tmp_path / "figure.svg", *COMMON, "--mpp", 2, "--region", region)
+    done = kin("sweep", *options, "--sizes", "1", "--kinds", "constant", "--json", "--tissue", "none")
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    assert (record["region"], record["mpp"]) == ([40, 10, 300, 260], 2.0)
+    (place,) = record["close_ups"]
+    scale = 2 / 0.499
+    assert place["l0"] == pytest.approx([(40 + place["box"][0]) * scale, (10 + place["box"][1]) * scale], abs=8)
+    assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
 
 
 def test_kin_compare_writes_picture_csv_and_json(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
@@ -215,6 +226,19 @@ def test_kin_compare_writes_picture_csv_and_json(photo: Path, tiny_generator: Pa
     assert float(written["in", "excess both"]) == seams["both"]["step"]["excess"]
     assert {"ssim", "sobel_y", "piqe", "histogram"} <= {metric for name, metric in written if name == "in"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "figures.csv"]
+
+
+def test_other_metrics_are_taken_from_kin_evaluate(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    table, common = tmp_path / "figures.csv", (photo, "-m", tiny_generator, "-o", tmp_path / "figure.png", *COMMON)
+    assert "there is no metric 'psnr'" in kin("compare", *common, "--metrics", "psnr").err
+    assert "cannot be computed without" in kin("compare", *common, "--metrics", "fid").err
+    assert not list(tmp_path.iterdir())
+    done = kin("compare", *common, "--metrics", "FSIM, seams", "--csv", table)
+    assert done.code == 0, done.err
+    with table.open(newline="") as file:
+        measured = {row["metric"] for row in csv.DictReader(file)}
+    assert {name for name in measured if not name.startswith(("R", "excess"))} == {"fsim", "fsim_whole"}
+    assert "FSIM" in done.out
 
 
 def test_kin_sweep_draws_a_section_for_each_kind(

@@ -46,7 +46,10 @@ def describe_plan(plan: Plan) -> str:
                 f" ({plan.layout.tile} px, {len(plan.layout.sizes)} levels)",
             ),
             ("device", f"{plan.device}, {plan.precision}, batch {plan.batch}, {plan.workers} threads"),
-            ("table", bytes_text(plan.table_bytes)),
+            (
+                "table",
+                bytes_text(plan.table_bytes) + ("" if plan.settings.table is None else f" in {plan.settings.table}"),
+            ),
             ("memory", f"at most {bytes_text(plan.host_bytes)}, whatever the slide's size"),
             ("disk", f"at most {bytes_text(plan.disk_bytes)} while working"),
             ("output", str(plan.settings.output.path)),

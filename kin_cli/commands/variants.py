@@ -51,7 +51,10 @@ def comparison_options(function: Any) -> Any:
     return _decorated(
         function,
         click.option("--close-up", type=click.IntRange(16), help="Side of a close-up, px.  [default: a patch]"),
-        click.option("--reference", type=_FILE, help="A real slide of the target stain: histogram, FID."),
+        click.option(
+            "--metrics", help="Beside seams, as in kin evaluate.  [default: ssim,sobel,piqe and by reference]"
+        ),
+        click.option("--reference", type=_FILE, help="A real slide of the target stain: histogram, FID, NIQE."),
         click.option("--inception", type=_FILE, envvar="KIN_INCEPTION", help="Weights for FID."),
         click.option(
             "--patches", type=click.IntRange(1), default=200, show_default=True, help="Tiles measured beside the seams."
@@ -113,7 +116,9 @@ def yardstick_from(options: dict[str, Any]) -> Yardstick:
     """What is measured beside the seams."""
     from kin_cli.compare.settings import Yardstick
 
-    return Yardstick(options["reference"], options["inception"], options["patches"], options["seed"])
+    names = options["metrics"]
+    metrics = None if names is None else tuple(name.strip() for name in names.lower().split(","))
+    return Yardstick(metrics, options["reference"], options["inception"], options["patches"], options["seed"])
 
 
 def write_csv(file: Path, rows: Sequence[Sequence[object]]) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 from kin_cli.compare.run import Column, Comparison
 from kin_cli.compare.sheet import Mark, Row, Section, draw_sheet
 
-_SHOWN = {"ssim": "SSIM ↑", "sobel_y": "Sobel, Y ↓", "piqe": "PIQE ↓", "histogram": "histogram ↑", "fid": "FID ↓"}
+_SHOWN = {
+    "ssim": "SSIM ↑",
+    "fsim": "FSIM ↑",
+    "sobel_y": "Sobel, Y ↓",
+    "piqe": "PIQE ↓",
+    "niqe": "NIQE ↓",
+    "histogram": "histogram ↑",
+    "fid": "FID ↓",
+}
 _NOTE = (
     "R*: step in colour across the patch borders over that beside them, relative to the source; 1 is seamless.  "
     "excess: the step alone; under 0.5 ΔE it is not visible.  Red ticks: patch borders."

@@ -138,6 +138,8 @@ class _Run:
         self._mask: TissueMask = tissue_of(view, settings.base.source.tissue)
         self.notes: list[str] = []
         self._sampling = self._chosen_sampling()
+        # refuses, before any work, what cannot be measured
+        self._evaluation(SlideChoice(choice.path), source=choice).chosen()
         self.corners: list[Corner | None] = []
         self.boxes: list[Box] = []
 
@@ -173,10 +175,13 @@ class _Run:
             _remove(output)
 
     def _evaluated(self, slide: SlideChoice, *, source: SlideChoice | None) -> Evaluation:
+        return evaluate(self._evaluation(slide, source=source), self._reporter)
+
+    def _evaluation(self, slide: SlideChoice, *, source: SlideChoice | None) -> EvaluationSettings:
         base, yardstick = self._settings.base, self._settings.yardstick
-        names = yardstick.metrics if self._sampling is not None else ()
+        names = yardstick.names if self._sampling is not None else ()
         metrics = (*names, "seams") if source is not None else tuple(name for name in names if name in _ALONE)
-        wanted = EvaluationSettings(
+        return EvaluationSettings(
             slide=slide,
             reference=None if yardstick.reference is None else SlideChoice(yardstick.reference),
             source=source,
@@ -187,7 +192,6 @@ class _Run:
             device=base.compute.device,
             workers=base.compute.workers,
         )
-        return evaluate(wanted, self._reporter)
 
     def _chosen_sampling(self) -> Sampling | None:
         """Tiles of the largest side of which some are half tissue; None, with a note, where even small ones are not."""

@@ -31,9 +31,11 @@ class Look:
 class Yardstick:
     """What is measured beside the seams, over ``patches`` tiles with tissue drawn with ``seed``.
 
-    ``reference`` is a real slide of the target stain, for the histogram, and with ``inception`` weights for FID.
+    ``metrics`` are names for ``EvaluationSettings``; None takes SSIM, Sobel and PIQE, with a ``reference`` (a real
+    slide of the target stain) the histogram too, and with ``inception`` weights FID.
     """
 
+    metrics: tuple[str, ...] | None = None
     reference: Path | None = None
     inception: Path | None = None
     patches: int = 200
@@ -44,8 +46,10 @@ class Yardstick:
             raise UsageError("--inception alone measures nothing", "FID compares with a --reference slide")
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names for ``EvaluationSettings``, without the seams."""
+    def names(self) -> tuple[str, ...]:
+        """The metrics, without the seams, which are always measured."""
+        if self.metrics is not None:
+            return tuple(name for name in self.metrics if name != "seams")
         further = () if self.reference is None else ("histogram",)
         return ("ssim", "sobel", "piqe", *further, *(() if self.inception is None else ("fid",)))
 
