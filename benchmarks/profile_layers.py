@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--rows", type=int, default=30)
     options = parser.parse_args()
@@ -56,14 +57,16 @@ def main() -> None:
         save_generator(build(spec), file, spec=spec)
         generator = load_generator(file)
     precision = resolve_precision(options.precision, device)
-    engine = Engine(generator, device=device, precision=precision, convention=Convention())
+    engine = Engine(generator, device=device, precision=precision, convention=Convention(), compiled=options.compile)
     side = options.patch_size
     images = list(np.random.default_rng(0).integers(0, 255, (options.batch_size, side, side, 3), np.uint8))
     stats = engine.measure(images)
     stats[:, 1] = 1 / np.maximum(stats[:, 1], 1e-6)
     cells, lookup = np.ascontiguousarray(stats[:, None, None]), Lookup(side, 0, "nearest")
     kind = {"device": device, "calls": options.calls, "rows": options.rows}
-    print(f"{options.layout}, width {options.width}, {options.blocks} blocks, {precision}, batch {options.batch_size}")
+    kernels = "compiled" if options.compile else "eager"
+    print(f"{options.layout}, width {options.width}, {options.blocks} blocks, {precision}, {kernels}", end=", ")
+    print(f"batch {options.batch_size}")
     table("measure (pass 1)", lambda: engine.measure(images), **kind)
     table("apply (pass 2)", lambda: engine.apply(images, cells, lookup), **kind)
 

@@ -15,7 +15,8 @@ from kin_cli.geometry import Box, Size
 from kin_cli.models.box import default_model
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.engine import Convention, Engine, Precision
+from kin_cli.passes.devices import Precision
+from kin_cli.passes.engine import Convention, Engine
 from kin_cli.slide.sample import SampleSlide
 
 pytestmark = [

@@ -10,9 +10,6 @@ from torch import nn
 from kin_cli.bench.flops import Layer
 from kin_cli.bench.timing import Timing, repeated
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""The dtype of each precision."""
-
 _SIDE = {"cuda": 8192, "cpu": 2048}
 _CALLS = {"cuda": 10, "cpu": 1}  # before waiting: launching a kernel must not count
 
@@ -28,10 +25,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Limits:
-    """The two limits that a pass is compared with, in the dtype of the run."""
+    """The two limits that a pass is compared with, in the dtype of the run, of one device; there are ``devices``."""
 
     product: Limit
     convolution: Limit
+    devices: int = 1
 
 
 @dataclass(frozen=True)

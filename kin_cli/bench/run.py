@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from kin_cli import __version__
-from kin_cli.bench.limits import DTYPES, Clock, Limit, Limits, measure_limits
+from kin_cli.bench.limits import Clock, Limit, Limits, measure_limits
 from kin_cli.bench.loops import end_to_end, plain_loop
 from kin_cli.bench.settings import BenchSettings, RandomGenerator
 from kin_cli.bench.stages import Bench, Stage
@@ -22,6 +22,7 @@ from kin_cli.bench.timing import Timing
 from kin_cli.geometry import Box, Size
 from kin_cli.models.checkpoint import save_generator
 from kin_cli.models.layouts import build
+from kin_cli.passes.devices import DTYPES
 from kin_cli.pipeline.reporting import Reporter, SilentReporter
 from kin_cli.pipeline.stages import available_cores
 from kin_cli.plan import Plan, make_plan
@@ -38,6 +39,7 @@ class BenchResult:
 
     settings: BenchSettings
     plan: dict[str, Any]
+    device: torch.device
     generator: dict[str, Any]
     stages: tuple[Stage, ...]
     limits: Limits
@@ -66,7 +68,7 @@ class BenchResult:
             "kin": __version__,
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "machine": {**machine(str(self.plan["device"])), "load_before": self.load},
+            "machine": {**machine(self.device), "load_before": self.load},
             "settings": _settings(self.settings),
             "generator": self.generator,
             "plan": self.plan,
@@ -81,13 +83,14 @@ class BenchResult:
 
     def _stage(self, stage: Stage, pixels: int) -> dict[str, Any]:
         rate = None if stage.flop is None else stage.flop / stage.timing.seconds
+        share = None if rate is None else rate / self.limits.devices
         return {
             "name": stage.name,
             **_timing(stage.timing, pixels),
             "gflop_per_patch": None if stage.flop is None else stage.flop / 1e9,
             "tflop_per_s": None if rate is None else rate / 1e12,
-            "share_of_product": None if rate is None else rate / self.limits.product.flop_per_s,
-            "share_of_convolution": None if rate is None else rate / self.limits.convolution.flop_per_s,
+            "share_of_product": None if share is None else share / self.limits.product.flop_per_s,
+            "share_of_convolution": None if share is None else share / self.limits.convolution.flop_per_s,
         }
 
 
@@ -107,6 +110,8 @@ def bench(settings: BenchSettings, reporter: Reporter) -> BenchResult:
         plan = make_plan(wanted)
         stack.enter_context(plan.view.slide)
         # first of all, so that the peak of memory is the translation's
+        if plan.compiled:  # kernels are compiled once a process; that half a minute is no rate
+            end_to_end(wanted, patches=len(plan.grid), repeats=1)
         whole, record = end_to_end(wanted, patches=len(plan.grid), repeats=settings.runs)
         advance(1)
         stages = Bench(plan, None if settings.quick else _seamless(wanted, stack), folder, clock)
@@ -117,12 +122,14 @@ def bench(settings: BenchSettings, reporter: Reporter) -> BenchResult:
         limits = measure_limits(
             stages.work.largest, device=plan.device, dtype=DTYPES[plan.precision], batch=plan.batch, clock=clock
         )
+        limits = replace(limits, devices=len(plan.devices) if plan.device.type == "cuda" else 1)
         advance(1)
         plain = plain_loop(plan, folder, clock)
         advance(1)
         return BenchResult(
             settings,
-            plan.summary(),
+            {**plan.summary(), "compiled": plan.compiled},
+            plan.device,
             _generator(plan),
             tuple(stage for stage in found if stage is not None),
             limits,
@@ -134,10 +141,10 @@ def bench(settings: BenchSettings, reporter: Reporter) -> BenchResult:
         )
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers were measured on."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "processor": _processor(),
         "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),

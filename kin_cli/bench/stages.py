@@ -17,6 +17,8 @@ from kin_cli.bench.timing import Timing, repeated
 from kin_cli.geometry import Size
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.engine import Engine
+from kin_cli.passes.fleet import Fleet
+from kin_cli.pipeline.reporting import SilentReporter
 from kin_cli.pipeline.stages import prefetch
 from kin_cli.plan import Plan
 from kin_cli.pyramid.build import build_levels, pad_tile
@@ -25,6 +27,7 @@ from kin_cli.store.blobs import BlobStore
 
 Pixels = NDArray[np.uint8]
 _HELD = 64  # patches kept in memory to measure with
+_BATCHES = {"cpu": 1, "cuda": 16}  # for each device; on a GPU their copies and their work overlap
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class Bench:
     clock: Clock
 
     @cached_property
-    def engine(self) -> Engine:
-        """The generator on its device."""
-        return self.plan.fleet().first
+    def fleet(self) -> Fleet:
+        """The generator on its devices."""
+        return self.plan.fleet()
 
     @cached_property
     def work(self) -> Work:
@@ -86,13 +89,13 @@ class Bench:
     def measure(self) -> Stage:
         """Pass 1 on batches of patches in memory."""
         batch = self.patches[: self.plan.batch]
-        return Stage("measure", self._repeated(lambda: self.engine.measure(batch)).per(len(batch)), self.work.measure)
+        return Stage("measure", self._passes(lambda engine: engine.measure(batch)).per(len(batch)), self.work.measure)
 
     def apply(self) -> Stage:
         """Pass 2 likewise, its windows the patches themselves."""
         plan, batch = self.plan, self.patches[: self.plan.batch]
         cells = self._cells(plan.lookup, (1, 1), len(batch))
-        timing = self._repeated(lambda: self.engine.apply(batch, cells, plan.lookup)).per(len(batch))
+        timing = self._passes(lambda engine: engine.apply(batch, cells, plan.lookup)).per(len(batch))
         return Stage("apply", timing, self.work.apply)
 
     def apply_seamless(self) -> Stage | None:
@@ -103,7 +106,7 @@ class Bench:
         window = next(plan.windows.blocks(lambda _: False)).windows[0]
         batch, patches = [plan.view.read(window.read)] * plan.batch, window.rows * window.cols
         cells = self._cells(plan.lookup, (window.rows, window.cols), len(batch))
-        timing = self._repeated(lambda: self.engine.apply(batch, cells, plan.lookup)).per(len(batch) * patches)
+        timing = self._passes(lambda engine: engine.apply(batch, cells, plan.lookup)).per(len(batch) * patches)
         flop = count_work(plan.generator.spec, Size(window.read.width, window.read.height)).apply // patches
         return Stage("apply, seamless", timing, flop)
 
@@ -137,7 +140,7 @@ class Bench:
     def _tiles(self) -> list[Pixels]:
         plan, batch = self.plan, self.patches[: self.plan.batch]
         tile = plan.layout.tile
-        outputs = self.engine.apply(batch, self._cells(plan.lookup, (1, 1), len(batch)), plan.lookup)
+        outputs = self.fleet.first.apply(batch, self._cells(plan.lookup, (1, 1), len(batch)), plan.lookup)
         return [pad_tile(pixels[:tile, :tile], tile) for pixels in outputs] * max(1, 16 // len(outputs))
 
     def _tile_patches(self, tiles: int) -> float:
@@ -151,9 +154,19 @@ class Bench:
 
     @cached_property
     def _stats(self) -> NDArray[np.float32]:
-        stats: NDArray[np.float32] = self.engine.measure(self.patches[:1])[0].copy()
+        stats: NDArray[np.float32] = self.fleet.first.measure(self.patches[:1])[0].copy()
         np.divide(1.0, stats[1], out=stats[1], where=stats[1] > 0)
         return stats
+
+    def _passes(self, work: Callable[[Engine], object]) -> Timing:
+        """Time of ``work`` on a batch where the devices take one batch after the other, as they do in a translation."""
+        batches = len(self.fleet.engines) * _BATCHES[self.plan.device.type]
+
+        def run() -> None:
+            for _done in self.fleet.run(lambda engine, _: work(engine), range(batches), reporter=SilentReporter()):
+                pass
+
+        return self._repeated(run).per(batches)
 
     def _repeated(self, work: Callable[[], object]) -> Timing:
         return repeated(work, repeats=self.clock.repeats, at_least_s=self.clock.at_least_s)

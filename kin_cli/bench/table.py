@@ -13,7 +13,7 @@ def table(result: Mapping[str, Any]) -> str:
     machine, plan, generator = result["machine"], result["plan"], result["generator"]
     limits, whole, plain = result["limits"], result["end_to_end"], result["plain_loop"]
     layers = f"{generator['layout']}, width {generator['width']}, {generator['blocks']} blocks"
-    run = f"{plan['precision']}, batch {plan['batch_size']}, {plan['workers']} threads"
+    run = f"{plan['precision']}{', compiled' * plan['compiled']}, batch {plan['batch_size']}, {plan['workers']} threads"
     lines = [
         f"{machine['device']}, {machine['cores']} cores, torch {result['torch']}; {run}",
         f"{layers}; {plan['size'][0]}×{plan['size'][1]} px in {plan['patches']} patches of"

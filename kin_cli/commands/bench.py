@@ -30,8 +30,9 @@ _FILE = click.Path(path_type=Path)
 @click.option("--slide", type=_FILE, help="Use the middle of this slide.  [default: made up, as kin sample does]")
 @click.option("--size", type=SizeType(), default="1536", show_default=True, help="Pixels of the slide that are used.")
 @click.option("--patch-size", type=int, default=512, show_default=True, help="Pixels that share statistics.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or several with commas.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@click.option("--compile", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("-b", "--batch-size", type=AutoInt(), help="Windows at a time.  [default: auto]")
 @click.option("-j", "--workers", type=click.IntRange(1), help="Threads.  [default: the cores we have]")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Of everything; medians count.")
@@ -67,6 +68,7 @@ def _settings(options: dict[str, Any]) -> BenchSettings:
         compute=ComputeSettings(
             device=options["device"],
             precision=options["precision"],
+            compile=options["compile"],
             batch_size=auto_as_none(options["batch_size"]),
             workers=options["workers"],
         ),
