@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,13 +121,22 @@ def test_the_sheet_holds_every_picture_and_every_figure(found: Comparison) -> No
         assert column.title in texts
         assert f"{seam.excess:.2f}" in texts
         assert f"{seam.excess:.2f}" in figures_text(found)
-    width, height = figure.get_size_inches()
+    assert_nothing_is_cut_off(figure)
+    narrow = sweep_sheet(dataclasses.replace(found, notes=("a rather long note " * 20,)), [("constant", ["in"])])
+    assert_nothing_is_cut_off(narrow)
+
+
+def assert_nothing_is_cut_off(figure: Any) -> None:
+    width, height = figure.get_size_inches() * figure.dpi
     canvas = figure.canvas.get_renderer()
-    for text in figure.texts:  # nothing is cut off by the edge of the sheet
-        box = text.get_window_extent(canvas)
-        assert box.x0 >= 0
-        assert box.x1 <= width * figure.dpi
-        assert 0 <= box.y0 < box.y1 <= height * figure.dpi
+    boxes = [text.get_window_extent(canvas) for text in figure.texts]
+    boxes += [axes.get_window_extent(canvas) for axes in figure.axes]
+    for box in boxes:
+        assert 0 <= box.x0 < box.x1 <= width
+        assert 0 <= box.y0 < box.y1 <= height
+    texts = boxes[: len(figure.texts)]
+    for number, one in enumerate(texts):  # nor does any text lie on another or on a picture
+        assert not any(one.overlaps(other) for other in boxes[number + 1 :])
 
 
 def test_statistics_are_measured_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,8 @@ Pixels = npt.NDArray[np.uint8]
 _COLUMN_IN = 2.5
 _TALLEST = 1.5  # of a column's width
 _LEFT_IN, _GAP_IN, _EDGE_IN = 1.35, 0.09, 0.15
-_TITLE_IN, _LINE_IN, _SECTION_IN, _HEAD_IN = 0.27, 0.2, 0.3, 0.42
+_TITLE_IN, _LINE_IN, _SECTION_IN = 0.27, 0.2, 0.3
+_BOLD_CHARACTER_IN, _SMALL_CHARACTER_IN = 0.1, 0.06  # a little more than the mean of each font's characters
 _GREY = "#555555"
 
 
@@ -87,16 +89,24 @@ def draw_sheet(sections: Sequence[Section], *, heading: str, footnotes: Sequence
     """The sheet as a ``matplotlib.figure.Figure``."""
     columns = max(len(section.titles) for section in sections)
     width = _LEFT_IN + columns * (_COLUMN_IN + _GAP_IN) + _EDGE_IN
-    height = _HEAD_IN + sum(section.height_in for section in sections) + _LINE_IN * len(footnotes) + _EDGE_IN
+    head = _wrapped(heading, width, _BOLD_CHARACTER_IN)
+    notes = [line for note in footnotes for line in _wrapped(note, width, _SMALL_CHARACTER_IN)]
+    height = sum(section.height_in for section in sections) + _LINE_IN * (len(head) + len(notes) + 1) + 2 * _EDGE_IN
     page = _Page(width, height, _EDGE_IN)
-    page.text(_EDGE_IN, heading, ha="left", fontsize=10, weight="bold")
-    page.y = _HEAD_IN
+    for line in head:
+        page.text(_EDGE_IN, line, ha="left", fontsize=10, weight="bold")
+        page.y += _LINE_IN
+    page.y += _EDGE_IN / 2
     for section in sections:
         _draw_section(page, section)
-    for note in footnotes:
-        page.text(_EDGE_IN, note, ha="left", fontsize=7.5, color=_GREY)
+    for line in notes:
+        page.text(_EDGE_IN, line, ha="left", fontsize=7.5, color=_GREY)
         page.y += _LINE_IN
     return page.figure
+
+
+def _wrapped(text: str, width_in: float, character_in: float) -> list[str]:
+    return textwrap.wrap(text, int((width_in - 2 * _EDGE_IN) / character_in))
 
 
 def _draw_section(page: _Page, section: Section) -> None:
