@@ -51,6 +51,7 @@ def table_fingerprint(plan: Plan) -> dict[str, object]:
         "eps": norm.eps,
         "device": plan.device.type,
         "precision": plan.precision,
+        "compiled": plan.compiled,
         "kin": __version__,
     }
 

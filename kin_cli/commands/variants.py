@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path)
 _SHARED = (
     *("model", "patch_size", "authors", "correction", "eps", "tissue", "background", "level", "mpp", "source_mpp"),
-    *("region", "device", "precision", "batch_size", "workers"),
+    *("region", "device", "precision", "compile", "batch_size", "workers"),
 )
 # Lossless: JPEG whose chroma is subsampled fakes seams where its tiles end.
 _OUTPUT = {"compression": "deflate", "icc": "drop", "skip_existing": True}

@@ -189,7 +189,7 @@ class _Run:
             sampling=self._sampling or Sampling(tissue=base.source.tissue),
             seams=SeamChoice(base.norm.patch_px),
             inception=yardstick.inception,
-            device=base.compute.device,
+            device=base.compute.device.split(",")[0],  # one is enough for metrics
             workers=base.compute.workers,
         )
 
