@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# optical densities of red, green, blue: Ruifrok & Johnston, Anal. Quant. Cytol. Histol. 23 (2001); the third completes
-_STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+from kin_cli.metrics.dab import DAB, HAEMATOXYLIN
+
+_STAINS = (HAEMATOXYLIN, (0.072, 0.990, 0.105), DAB)  # eosin of the same source; DAB only completes the three
 _BLUE = (0.743, 0.610, 0.275)  # haematoxylin of a weak counterstain, unit length
 _GLASS = 243.0  # typical grey level of glass in a scanned H&E slide
 _WHITE = 251.0  # and in a scanned IHC slide

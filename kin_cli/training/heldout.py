@@ -18,7 +18,7 @@ from kin_cli.evaluation.views import opened, tissue_boxes, tissue_of
 from kin_cli.geometry import Size
 from kin_cli.metrics.fid import FeatureExtractor, FeatureSums, FidTiles, frechet_distance
 from kin_cli.metrics.seam_lines import SeamGrid
-from kin_cli.passes.engine import resolve_device
+from kin_cli.passes.devices import resolve_device
 from kin_cli.pipeline.reporting import SilentReporter
 from kin_cli.pipeline.stages import prefetch
 from kin_cli.settings import ComputeSettings, Method, NormSettings, OutputSettings, Settings, SourceSettings

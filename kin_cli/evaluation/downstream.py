@@ -1,0 +1,181 @@
+"""The downstream check: does a classifier of real target patches read translated ones, across the borders of tiles?
+
+The paper's supplement 0.2 trains a classifier on patches of real IHC slides and tests it on patches cut across the
+borders of translated ones. What a slide of another section can give as labels decides what the figure means:
+
+* *Slides of several classes* (the paper's own: breast, lung, colon). The class belongs to the slide, and a translation
+  keeps that of its source. Accuracy: does the translation keep what tells these tissues apart?
+* *Masks* of a class on source and target, drawn by someone. Accuracy: does the translation put it where it is?
+* *The rule*, where there is one slide of each stain and no mask: the classifier learns the brownest third of the real
+  patches against the least brown, by optical density of DAB, and is asked on which side of their median a crop lies.
+  Nobody knows where the brown should be on a section that was not stained; the label is that of the crop's own amount
+  of brown. Accuracy: does a classifier that knows real patches see in a crop what its amount of brown says? Artefacts
+  of tiling lower it, brown in the wrong place does not.
+
+Crops across borders are centred on the corners where four patches meet; the control are the patches themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kin_cli.errors import InputError
+from kin_cli.evaluation.classifier import PatchClassifier, accuracy, auc, shrunk
+from kin_cli.geometry import Box, Grid, Size
+from kin_cli.metrics.colour import Floats, Pixels
+from kin_cli.metrics.dab import brown_share
+from kin_cli.pipeline.stages import prefetch
+from kin_cli.slide.mask import TissueMask
+
+Reader = Callable[[Box], Pixels]
+Labels = NDArray[np.intp]
+
+UNDECIDED = -1
+_LEAST_TISSUE = 0.5
+_HELD_BLOCK = 3  # side, in patches, of the blocks that are held out together
+_HELD_SHARE = 4  # one block of so many
+_FEWEST = 4  # training patches of a class
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Shares of brown pixels that make a patch brown or not."""
+
+    low: float
+    middle: float
+    high: float
+
+    @classmethod
+    def of(cls, shares: Sequence[float]) -> Limits:
+        """Those of which a third of the patches, half, and two thirds have less."""
+        return cls(*(float(limit) for limit in np.quantile(shares, (1 / 3, 1 / 2, 2 / 3))))
+
+    def to_learn(self, shares: Sequence[float]) -> Labels:
+        """1 of the brownest patches, 0 of the least brown, ``UNDECIDED`` of those in between."""
+        return np.array([1 if s > self.high else 0 if s < self.low else UNDECIDED for s in shares], np.intp)
+
+    def to_test(self, shares: Sequence[float]) -> Labels:
+        """1 of patches that are browner than the median, 0 of the others."""
+        return np.array([int(share > self.middle) for share in shares], np.intp)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How the classifier did on one set of crops: ``positive`` is the share of class 1 among its ``n`` labels."""
+
+    n: int
+    positive: float
+    accuracy: float
+    auc: float
+
+
+def across_borders(size: Size, patch_px: int) -> list[Box]:
+    """Crops of a patch's size around every corner where four whole patches meet."""
+    half = patch_px // 2
+    return _lattice(size, patch_px, (half, half))
+
+
+def inside_patches(size: Size, patch_px: int) -> list[Box]:
+    """The whole patches."""
+    return _lattice(size, patch_px, (0, 0))
+
+
+def _lattice(size: Size, side: int, corner: tuple[int, int]) -> list[Box]:
+    return [
+        Box(x, y, side, side)
+        for y in range(corner[1], size.height - side - corner[1] + 1, side)
+        for x in range(corner[0], size.width - side - corner[0] + 1, side)
+    ]
+
+
+def covered(boxes: Sequence[Box], mask: TissueMask) -> list[float]:
+    """Share of each box of ``across_borders`` or ``inside_patches`` that the mask covers."""
+    if not boxes:
+        return []
+    # both lie on the lattice of half patches
+    step = boxes[0].width // 2
+    share = mask.share(Grid(mask.size, step))
+    places = [(box.y // step, box.x // step) for box in boxes]
+    return [float(share[row : row + 2, col : col + 2].mean()) for row, col in places]
+
+
+def with_tissue(boxes: Sequence[Box], mask: TissueMask) -> list[Box]:
+    """Those of the boxes that are at least half tissue."""
+    shares = covered(boxes, mask)
+    return [box for box, share in zip(boxes, shares, strict=True) if share >= _LEAST_TISSUE]
+
+
+def labels_of_mask(boxes: Sequence[Box], mask: TissueMask) -> Labels:
+    """1 of boxes that the mask covers by half at least, 0 of those that it does not touch, otherwise ``UNDECIDED``."""
+    shares = covered(boxes, mask)
+    return np.array([1 if s >= _LEAST_TISSUE else 0 if s == 0 else UNDECIDED for s in shares], np.intp)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What is kept of the crops of an image: shrunk for the classifier, and the shares of brown pixels before that."""
+
+    boxes: list[Box]
+    patches: list[Pixels]
+    brown: list[float]
+
+    @classmethod
+    def read(cls, read: Reader, boxes: Sequence[Box], *, workers: int) -> Crops:
+        """Read the boxes. Memory bound: 49 kB a crop, and 2 · ``workers`` crops as they are."""
+
+        def one(box: Box) -> tuple[Pixels, float]:
+            pixels = read(box)
+            return shrunk(pixels), brown_share(pixels)
+
+        found = list(prefetch(one, boxes, workers=workers, ahead=2 * workers))
+        return cls(list(boxes), [patch for patch, _ in found], [share for _, share in found])
+
+
+def held_out(boxes: Sequence[Box]) -> NDArray[np.bool_]:
+    """Which boxes check the classifier on real patches: whole blocks of neighbours, about a quarter."""
+    block = [(box.y // (_HELD_BLOCK * box.height), box.x // (_HELD_BLOCK * box.width)) for box in boxes]
+    return np.array([(row + 2 * col) % _HELD_SHARE == 0 for row, col in block], bool)
+
+
+def trained(patches: Sequence[Pixels], labels: Labels, *, classes: int, epochs: int, seed: int) -> PatchClassifier:
+    """A classifier of the patches whose label is decided.
+
+    Raises:
+        InputError: a class has fewer than four patches.
+    """
+    counts = np.bincount(labels[labels != UNDECIDED], minlength=classes)
+    if counts.min() < _FEWEST:
+        raise InputError(
+            f"class {int(counts.argmin())} has {counts.min()} real patches to learn from, {_FEWEST} are the least",
+            "more target slides, or smaller patches",
+        )
+    classifier = PatchClassifier(classes, seed=seed)
+    chosen = np.flatnonzero(labels != UNDECIDED)
+    classifier.fit([patches[int(number)] for number in chosen], labels[chosen].tolist(), epochs=epochs)
+    return classifier
+
+
+def score(probabilities: Floats, labels: Labels) -> Score:
+    """Figures over the crops whose label is decided."""
+    chosen = labels != UNDECIDED
+    found, wanted = probabilities[chosen], labels[chosen]
+    share = float((wanted == 1).mean()) if len(wanted) else float("nan")
+    return Score(len(wanted), share, accuracy(found, wanted), auc(found, wanted))
+
+
+def agreement(predictions: Mapping[str, Labels]) -> dict[str, dict[str, float]]:
+    """Share of the crops that each pair of methods puts into the same class."""
+    return {
+        one: {other: float((predictions[one] == predictions[other]).mean()) for other in predictions}
+        for one in predictions
+    }
+
+
+def as_dict(value: Score) -> dict[str, Any]:
+    """Ready for JSON: what is not a number is None."""
+    return {name: None if entry != entry else entry for name, entry in asdict(value).items()}
