@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 
 from kin_cli.errors import DeviceError, KinError, Stopped
 from kin_cli.pipeline.reporting import Advance
-from kin_cli.pipeline.stopping import raise_if_requested, requested, stop_on_signals
+from kin_cli.pipeline.stopping import leave, raise_if_requested, requested, stop_on_signals
 from kin_cli.report.write import report_if_asked
 from kin_cli.settings import Settings
 from kin_cli.translate import translate
@@ -120,4 +120,4 @@ class _PipeReporter:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

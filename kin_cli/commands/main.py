@@ -29,7 +29,7 @@ from kin_cli.commands.sweep import sweep
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import translate
 from kin_cli.errors import KinError, Stopped
-from kin_cli.pipeline.stopping import heed_no_more, requested, stop_on_signals
+from kin_cli.pipeline.stopping import heed_no_more, leave, requested, stop_on_signals
 
 _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -74,7 +74,7 @@ def main() -> NoReturn:
         heed_no_more()
     except Stopped as stop:  # while run() was already returning
         code = stop.exit_code
-    sys.exit(code)
+    leave(code)
 
 
 def run(arguments: Sequence[str]) -> int:

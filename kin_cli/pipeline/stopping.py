@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from weakref import WeakSet
 
 from kin_cli.errors import Stopped
@@ -52,6 +53,17 @@ def heed_no_more() -> None:
     """From here on SIGTERM changes nothing, as the exit code is decided; Ctrl-C ends the process without a word."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now. Taking down an interpreter that has loaded torch lasts seconds on a busy machine.
+
+    A scheduler's patience may end in them. Nothing may be left to do but to flush the standard streams.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody listens any more
+            stream.flush()
+    os._exit(code)
 
 
 def requested() -> Stopped | None:
