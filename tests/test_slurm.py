@@ -144,7 +144,7 @@ def test_the_time_limit_only_pauses_the_work(slurm: dict[str, str], tmp_path: Pa
         out,
     )
     job = command(margin, tmp_path, *submit, "-m", tiny_generator, *SMALL)
-    wait_until(lambda: is_over(slurm, tmp_path, job), "the end of the task")
+    wait_until(lambda: is_over(slurm, tmp_path, job), "the end of the task", seconds=1500)
     state, code, restarts = exit_codes(slurm, tmp_path, job)["1"]
     assert (state, code) == ("COMPLETED", "0:0")
     assert restarts != "0"
