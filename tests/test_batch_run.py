@@ -168,6 +168,22 @@ def test_bad_requests_are_refused_before_any_work(tmp_path: Path, tiny_generator
     assert not (tmp_path / "out").exists()
 
 
+def test_the_script_for_a_folder_becomes_kin(tmp_path: Path) -> None:
+    stub = tmp_path / "kin"
+    stub.write_text("#!/bin/sh\nprintf '%s\\n' $$ \"$@\"\nexit 75\n")
+    stub.chmod(0o755)
+    script = Path(__file__).resolve().parents[1] / "scripts" / "translate_folder.sh"
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        [script, "my slides", "out", "--seamless"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    shown, _ = process.communicate()
+    wanted = [str(process.pid), "batch", "my slides", "--recursive", "-o", "out", "--skip-existing", "--seamless"]
+    assert shown.splitlines() == wanted, "signals to the script must reach kin"
+    assert process.returncode == 75
+    assert subprocess.run([script, "my slides"], capture_output=True, check=False).returncode == 2
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_signals_stop_the_child_too(tmp_path: Path, tiny_generator: Path, number: signal.Signals, code: int) -> None:
     slide = write_slide(tmp_path / "a.tif", width=2000, height=2000)
