@@ -28,8 +28,8 @@ def kept_table(plan: Plan, folder: Path, *, shard: str = ALONE) -> Iterator[Blob
     selected = plan.weights.ravel() > 0
     with kept_store(
         folder,
-        "table",
         table_fingerprint(plan),
+        name="table",
         shard=shard,
         capacity=len(plan.grid),
         wanted=(int(key) for key in selected.nonzero()[0]),

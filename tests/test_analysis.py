@@ -44,7 +44,7 @@ def places() -> np.ndarray:
 
 
 def test_cosine_is_scipys(stats: np.ndarray) -> None:
-    found = cosine(stats[0], stats[1:], BLOCKS)
+    found = cosine(stats[0], stats[1:], blocks=BLOCKS)
     for n, other in enumerate(stats[1:]):
         for row in range(2):
             for b, block in enumerate(BLOCKS):
@@ -54,13 +54,13 @@ def test_cosine_is_scipys(stats: np.ndarray) -> None:
 
 def test_a_zero_vector_is_like_nothing_and_counts_nowhere(stats: np.ndarray) -> None:
     stats[1, 0, :4] = 0
-    assert np.isnan(cosine(stats[0], stats[1:2], BLOCKS)[0, 0, 0])
+    assert np.isnan(cosine(stats[0], stats[1:2], blocks=BLOCKS)[0, 0, 0])
     gathered = SimilarityByDistance(BLOCKS, reach=2)
-    gathered.add(stats[0], stats[1:3], np.array([1.0, 1.0]))
+    gathered.add(stats[0], stats[1:3], distances=np.array([1.0, 1.0]))
     curve = gathered.curve()
     assert curve.pairs[:, :, 0].tolist() == [[1, 2], [2, 2]]
-    assert curve.mean[0, 0, 0] == pytest.approx(cosine(stats[0], stats[2:3], BLOCKS)[0, 0, 0])
-    only = cosine(stats[0], stats[1:3], BLOCKS)[:, :1, :1]
+    assert curve.mean[0, 0, 0] == pytest.approx(cosine(stats[0], stats[2:3], blocks=BLOCKS)[0, 0, 0])
+    only = cosine(stats[0], stats[1:3], blocks=BLOCKS)[:, :1, :1]
     np.testing.assert_allclose(quantiles(only)[:, 0, 0], only[1, 0, 0])
 
 
@@ -68,10 +68,10 @@ def test_thumbnail_figures_are_what_they_say() -> None:
     patches = np.zeros((101, 2, 11), np.float32)
     patches[:] = np.arange(101)[:, None, None]
     one = np.full((2, 11), 50, np.float32)
-    assert not outside(one, patches, BLOCKS).any()
+    assert not outside(one, patches, blocks=BLOCKS).any()
     one[0, :2], one[1, 4:] = 97, 2
-    np.testing.assert_allclose(outside(one, patches, BLOCKS), [[0.5, 0], [0, 1]])
-    np.testing.assert_allclose(deviation_ratio(one, patches, BLOCKS), [1, 2 / 50])
+    np.testing.assert_allclose(outside(one, patches, blocks=BLOCKS), [[0.5, 0], [0, 1]])
+    np.testing.assert_allclose(deviation_ratio(one, patches, blocks=BLOCKS), [1, 2 / 50])
 
 
 SPECS: list[tuple[Spec, list[str], int]] = [

@@ -25,42 +25,44 @@ def analysis_figure(found: Analysis) -> Any:
     if found.drawn < found.patches:
         heading += f", {found.drawn} of them drawn"
     figure.text(0.03, 0.975, heading, fontsize=10.5, weight="bold", va="top")
-    axes = figure.subplots(2, 2, gridspec_kw={"left": 0.065, "right": 0.875, "top": 0.91, "bottom": 0.085})
+    axes = figure.subplots(2, 2, gridspec_kw={"left": 0.065, "right": 0.875, "top": 0.915, "bottom": 0.11})
     figure.subplots_adjust(hspace=0.34, wspace=0.16)
     for s, statistic in enumerate(STATISTICS):
-        _draw_curves(axes[0][s], found, s, statistic)
-        _draw_standins(axes[1][s], found, s, statistic)
+        _draw_curves(axes[0][s], found, row=s)
+        axes[0][s].set_title(f"{statistic} of two patches, by their distance (S1)", fontsize=10, loc="left")
+        _draw_standins(axes[1][s], found, row=s)
+        axes[1][s].set_title(f"{statistic} of a patch, and what would stand for it (S2)", fontsize=10, loc="left")
     axes[0][1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5, frameon=False, title="layer block")
     handles = [_patch(shade) for shade, _ in zip(_SHADES, found.standins, strict=False)]
     labels = [_wrapped(standin.name) for standin in found.standins]
     axes[1][1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5, frameon=False)
-    figure.text(0.03, 0.012, _NOTE, fontsize=8, color=_GREY)
+    figure.text(0.03, 0.01, _NOTE, fontsize=8, color=_GREY)
     return figure
 
 
-def _draw_curves(axes: Any, found: Analysis, s: int, statistic: str) -> None:
+def _draw_curves(axes: Any, found: Analysis, *, row: int) -> None:
     from matplotlib import colormaps
 
     count = len(found.blocks)
     shades = colormaps["viridis"]
     for b, block in enumerate(found.blocks):
         shade = shades(0.92 * b / max(1, count - 1))
-        axes.plot(found.curve.distance, found.curve.mean[s, b], "o-", color=shade, label=block.name, ms=3.5, lw=1.6)
-    axes.set_title(f"{statistic} of two patches, by their distance (S1)", fontsize=10, loc="left")
+        axes.plot(found.curve.distance, found.curve.mean[row, b], "o-", color=shade, label=block.name, ms=3.5, lw=1.6)
     axes.set_ylabel("cosine similarity", fontsize=9)
     where = f"distance, patches of {found.patch_px} px"
     if found.mpp is not None:
         where += f" = {found.patch_px * found.mpp:.0f} µm"
     axes.set_xlabel(where, fontsize=9)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     _plain(axes)
 
 
-def _draw_standins(axes: Any, found: Analysis, s: int, statistic: str) -> None:
+def _draw_standins(axes: Any, found: Analysis, *, row: int) -> None:
     count = len(found.standins)
     width = 0.8 / count
     for n, (standin, shade) in enumerate(zip(found.standins, _SHADES, strict=False)):
         places = [b + (n - (count - 1) / 2) * width for b in range(len(found.blocks))]
-        low, lower, middle, upper, high = (standin.quantiles[q, s].tolist() for q in range(len(QUANTILES)))
+        low, lower, middle, upper, high = (standin.quantiles[q, row].tolist() for q in range(len(QUANTILES)))
         boxes = [
             {"whislo": a, "q1": b, "med": c, "q3": d, "whishi": e, "fliers": []}
             for a, b, c, d, e in zip(low, lower, middle, upper, high, strict=True)
@@ -77,8 +79,7 @@ def _draw_standins(axes: Any, found: Analysis, s: int, statistic: str) -> None:
         )
     axes.set_xticks(range(len(found.blocks)), [block.name for block in found.blocks], fontsize=8.5)
     if len(found.blocks) > 8:
-        axes.tick_params(axis="x", rotation=60)
-    axes.set_title(f"{statistic} of a patch, and what would stand for it (S2)", fontsize=10, loc="left")
+        axes.tick_params(axis="x", rotation=50)
     axes.set_ylabel("cosine similarity", fontsize=9)
     _plain(axes)
 

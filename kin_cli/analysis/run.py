@@ -192,7 +192,7 @@ class _Patches:
                 for group in batched(others, _PAIRS_AT_ONCE):
                     stats = np.stack([self._table.read(other) for other in group])
                     away = np.array(group, np.float64) - np.array(cell)
-                    found.add(own, stats, np.hypot(away[:, 0], away[:, 1]))
+                    found.add(own, stats, distances=np.hypot(away[:, 0], away[:, 1]))
                 advance(1)
         return found.curve()
 
@@ -206,18 +206,20 @@ class _Patches:
         smooth = SmoothedTable(self._table, plan.weights, kernel, prior=plan.prior)
         near = [
             cosine(
-                _with_deviations(smooth.block(range(row, row + 1), range(col, col + 1))[0, 0]), own[n : n + 1], blocks
+                _with_deviations(smooth.block(range(row, row + 1), range(col, col + 1))[0, 0]),
+                own[n : n + 1],
+                blocks=blocks,
             )
             for n, (row, col) in enumerate(self.drawn)
         ]
         return [
             Standin(
                 "thumbnail",
-                quantiles(cosine(thumbnail, own, blocks)),
-                outside(thumbnail, own, blocks),
-                deviation_ratio(thumbnail, own, blocks),
+                quantiles(cosine(thumbnail, own, blocks=blocks)),
+                outside(thumbnail, own, blocks=blocks),
+                deviation_ratio(thumbnail, own, blocks=blocks),
             ),
-            Standin("all patches", quantiles(cosine(average, own, blocks))),
+            Standin("all patches", quantiles(cosine(average, own, blocks=blocks))),
             Standin(f"neighbourhood {kernel}", quantiles(np.concatenate(near))),
         ]
 

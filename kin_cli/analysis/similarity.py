@@ -19,7 +19,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Those that describe a distribution of similarities."""
 
 
-def cosine(one: Stats, others: Stats, blocks: Sequence[LayerBlock]) -> Floats:
+def cosine(one: Stats, others: Stats, *, blocks: Sequence[LayerBlock]) -> Floats:
     """Cosine similarity of the statistics of one patch (2, C) with those of others (n, 2, C): (n, 2, blocks).
 
     For each layer block on its own, all its channels as one vector, as in the paper's Figures S1 and S2; NaN where a
@@ -62,11 +62,11 @@ class SimilarityByDistance:
         self._sums = np.zeros((3, reach + 1, 2, len(blocks)))  # number, sum and sum of squares of the similarities
         self._distances = np.zeros((2, reach + 1))
 
-    def add(self, one: Stats, others: Stats, distances: Floats) -> None:
+    def add(self, one: Stats, others: Stats, *, distances: Floats) -> None:
         """Take in the pairs of a patch (2, C) with others (n, 2, C) that lie ``distances`` (n,) patches away."""
         near = np.rint(distances).astype(np.intp)
         wanted = (near >= 1) & (near <= self.reach)
-        near, similarity = near[wanted], cosine(one, others[wanted], self._blocks)
+        near, similarity = near[wanted], cosine(one, others[wanted], blocks=self._blocks)
         finite = np.isfinite(similarity)
         values = np.where(finite, similarity, 0.0)
         for total, part in zip(self._sums, (finite, values, values**2), strict=True):
@@ -96,7 +96,7 @@ def quantiles(similarity: Floats) -> Floats:
     return found
 
 
-def outside(one: Stats, patches: Stats, blocks: Sequence[LayerBlock]) -> Floats:
+def outside(one: Stats, patches: Stats, *, blocks: Sequence[LayerBlock]) -> Floats:
     """Share of the channels in which ``one`` (2, C) lies beyond what 90 % of the patches (n, 2, C) have: (2, blocks).
 
     One of the patches would be there in a tenth of its channels.
@@ -106,7 +106,7 @@ def outside(one: Stats, patches: Stats, blocks: Sequence[LayerBlock]) -> Floats:
     return np.stack([beyond[:, block.channels].mean(axis=1) for block in blocks], axis=1)
 
 
-def deviation_ratio(one: Stats, patches: Stats, blocks: Sequence[LayerBlock]) -> Floats:
+def deviation_ratio(one: Stats, patches: Stats, *, blocks: Sequence[LayerBlock]) -> Floats:
     """Median over the channels of ``one``'s standard deviation over the patches' median: (blocks,)."""
     usual = np.median(patches[:, 1], axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):

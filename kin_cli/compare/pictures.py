@@ -94,8 +94,8 @@ def _rows(found: Comparison, columns: Sequence[Column]) -> list[Row]:
 def _table(found: Comparison, columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
     unit = next((column.seams.unit for column in found.variants if column.seams is not None), "ΔE")
     table = [
-        ("R* vertical ↓", [_ratio(found, column, "vertical") for column in columns]),
-        ("R* horizontal ↓", [_ratio(found, column, "horizontal") for column in columns]),
+        ("R* vertical ↓", [_ratio(found, column, direction="vertical") for column in columns]),
+        ("R* horizontal ↓", [_ratio(found, column, direction="horizontal") for column in columns]),
         (f"excess, {unit} ↓", [_excess(column) for column in columns]),
     ]
     for metric, name in _SHOWN.items():
@@ -105,7 +105,7 @@ def _table(found: Comparison, columns: Sequence[Column]) -> list[tuple[str, list
     return table
 
 
-def _ratio(found: Comparison, column: Column, direction: str) -> str:
+def _ratio(found: Comparison, column: Column, *, direction: str) -> str:
     seam = column.seam(direction)
     if seam is not None:
         return "–" if seam.headline is None else f"{seam.headline:.3g}"

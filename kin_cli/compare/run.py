@@ -24,6 +24,7 @@ from kin_cli.evaluation.slide_seams import SlideSeams
 from kin_cli.evaluation.views import opened, sampled_boxes, tissue_of
 from kin_cli.geometry import Box, Grid
 from kin_cli.metrics.seam_figures import SeamFigure
+from kin_cli.passes.devices import resolve_devices
 from kin_cli.pipeline.reporting import Reporter
 from kin_cli.settings import OutputSettings, Settings
 from kin_cli.slide.mask import TissueMask
@@ -154,14 +155,14 @@ class _Run:
             if number == 0:
                 self._choose_places(found.seams)
             with opened(SlideChoice(file)) as view:
-                return self._shown(variant.name, variant.title, view, found)
+                return self._shown(view, found, name=variant.name, title=variant.title)
 
     def source_column(self) -> Column:
         """The source with what can be measured of it alone."""
         found = None
         if self._sampling is not None:
             found = self._evaluated(self._choice, source=None)
-        return self._shown("source", "source", self._view, found)
+        return self._shown(self._view, found, name="source", title="source")
 
     @contextmanager
     def _translated(self, variant: Variant) -> Iterator[Path]:
@@ -189,7 +190,7 @@ class _Run:
             sampling=self._sampling or Sampling(tissue=base.source.tissue),
             seams=SeamChoice(base.norm.patch_px),
             inception=yardstick.inception,
-            device=base.compute.device.split(",")[0],  # one is enough for metrics
+            device=str(resolve_devices(base.compute.device)[0]),
             workers=base.compute.workers,
         )
 
@@ -220,7 +221,7 @@ class _Run:
         side = look.close_up_px or patch_px
         self.boxes = [close_up(c.x, c.y, side=side, size=size) for c in (corner or centre for corner in self.corners)]
 
-    def _shown(self, name: str, title: str, view: SlideView, found: Evaluation | None) -> Column:
+    def _shown(self, view: SlideView, found: Evaluation | None, *, name: str, title: str) -> Column:
         return Column(
             name,
             title,

@@ -80,7 +80,7 @@ class _Page:
         style = {"ha": "center", "va": "top", "fontsize": 8.5} | style
         self.figure.text(x / self.width, 1 - self.y / self.height, text, **style)
 
-    def axes(self, x: float, width: float, height: float) -> Any:
+    def axes(self, x: float, *, width: float, height: float) -> Any:
         place = (x / self.width, 1 - (self.y + height) / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(place)
 
@@ -89,8 +89,8 @@ def draw_sheet(sections: Sequence[Section], *, heading: str, footnotes: Sequence
     """The sheet as a ``matplotlib.figure.Figure``."""
     columns = max(len(section.titles) for section in sections)
     width = _LEFT_IN + columns * (_COLUMN_IN + _GAP_IN) + _EDGE_IN
-    head = _wrapped(heading, width, _BOLD_CHARACTER_IN)
-    notes = [line for note in footnotes for line in _wrapped(note, width, _SMALL_CHARACTER_IN)]
+    head = _wrapped(heading, width, character_in=_BOLD_CHARACTER_IN)
+    notes = [line for note in footnotes for line in _wrapped(note, width, character_in=_SMALL_CHARACTER_IN)]
     height = sum(section.height_in for section in sections) + _LINE_IN * (len(head) + len(notes) + 1) + 2 * _EDGE_IN
     page = _Page(width, height, _EDGE_IN)
     for line in head:
@@ -105,7 +105,7 @@ def draw_sheet(sections: Sequence[Section], *, heading: str, footnotes: Sequence
     return page.figure
 
 
-def _wrapped(text: str, width_in: float, character_in: float) -> list[str]:
+def _wrapped(text: str, width_in: float, *, character_in: float) -> list[str]:
     return textwrap.wrap(text, int((width_in - 2 * _EDGE_IN) / character_in))
 
 
@@ -118,7 +118,8 @@ def _draw_section(page: _Page, section: Section) -> None:
     page.y += _TITLE_IN
     for row in section.rows:
         for number, (x, picture) in enumerate(zip(left, row.pictures, strict=True)):
-            _draw_picture(page.axes(x, _COLUMN_IN, row.height_in), picture, row, named=number == 0)
+            axes = page.axes(x, width=_COLUMN_IN, height=row.height_in)
+            _draw_picture(axes, picture, row=row, named=number == 0)
         page.y += row.height_in / 2
         page.text(_LEFT_IN - 0.1, row.name, ha="right", va="center", fontsize=9)
         page.y += row.height_in / 2 + _GAP_IN
@@ -131,7 +132,7 @@ def _draw_section(page: _Page, section: Section) -> None:
     page.y += _SECTION_IN
 
 
-def _draw_picture(axes: Any, picture: Pixels, row: Row, *, named: bool) -> None:
+def _draw_picture(axes: Any, picture: Pixels, *, row: Row, named: bool) -> None:
     height, width = picture.shape[:2]
     axes.imshow(picture, extent=(0, width, height, 0))
     axes.set(xticks=[], yticks=[])
@@ -143,10 +144,10 @@ def _draw_picture(axes: Any, picture: Pixels, row: Row, *, named: bool) -> None:
         axes.set(xticks=[x], yticks=[y], xticklabels=[], yticklabels=[])
         axes.tick_params(length=4, width=1.2, color="#c00000", top=True, right=True)
     for mark in row.marks:
-        _draw_mark(axes, mark, (width / mark.size.width, height / mark.size.height), named=named)
+        _draw_mark(axes, mark, scale=(width / mark.size.width, height / mark.size.height), named=named)
 
 
-def _draw_mark(axes: Any, mark: Mark, scale: tuple[float, float], *, named: bool) -> None:
+def _draw_mark(axes: Any, mark: Mark, *, scale: tuple[float, float], named: bool) -> None:
     from matplotlib.patches import Rectangle
 
     x, y = mark.box.x * scale[0], mark.box.y * scale[1]

@@ -18,9 +18,9 @@ _FINGERPRINT = "fingerprint.json"
 @contextmanager
 def kept_store(
     folder: Path,
-    name: str,
     fingerprint: Mapping[str, object],
     *,
+    name: str,
     shard: str,
     capacity: int,
     wanted: Iterable[int],
@@ -34,7 +34,7 @@ def kept_store(
     differs), and where a live process is writing this shard.
     """
     hint = f"choose another folder, or remove {folder}"
-    _agree(folder, name, as_json(fingerprint), hint=hint)
+    _agree(folder, as_json(fingerprint), name=name, hint=hint)
     complete = BlobStore(folder, name, capacity=capacity, read_only=True, remedy=hint)
     with complete:
         if all(key in complete for key in wanted):
@@ -48,7 +48,7 @@ def kept_store(
         claim.release()
 
 
-def _agree(folder: Path, name: str, wanted: dict[str, object], *, hint: str) -> None:
+def _agree(folder: Path, wanted: dict[str, object], *, name: str, hint: str) -> None:
     path = folder / _FINGERPRINT
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is not a folder with a {name}", "name a folder, a new one or one made before")
