@@ -8,7 +8,7 @@ from kin_cli.models.checkpoint import Generator
 from kin_cli.passes.devices import Precision
 
 # A window is part of what decides the pixels, so it depends on the kind of device, never on what is free just now.
-_WINDOW_BYTES = {"cpu": 5 << 29, "cuda": 4 << 30}
+_WINDOW_BYTES = {"cpu": 3 << 30, "cuda": 6 << 30}
 _WINDOW_PX = 2048
 _BATCH_BYTES = 3 << 29
 _BATCH = 8  # more gained nothing: each patch is work enough to fill a GPU
@@ -18,10 +18,11 @@ _FREE_SHARE = 0.7  # of a device that others may use, too
 def activation_bytes(generator: Generator, side_px: int, precision: Precision) -> int:
     """Upper estimate of a forward's peak memory on a window of ``side_px``.
 
-    At the widest place of full resolution a convolution's input, its output and a padded copy of that are alive.
+    At the widest place of full resolution a convolution's input, its output and a padded copy of that are alive: three
+    maps. The fourth is what the allocator loses between them.
     """
     widest = 2 * generator.width if "cyclegan" not in generator.layout else generator.width
-    return 3 * widest * side_px**2 * (4 if precision == "fp32" else 2)
+    return 4 * widest * side_px**2 * (4 if precision == "fp32" else 2)
 
 
 def auto_window(generator: Generator, *, patch_px: int, halo_px: int, device: str, precision: Precision) -> int:

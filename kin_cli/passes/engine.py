@@ -51,6 +51,8 @@ class Engine:
     ) -> None:
         if device.type == "cpu":
             keep_freed_memory()
+        elif precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions rounds to 10 bits
         self.device, self._dtype = device, DTYPES[precision]
         self.tell: Callable[[str], None] = lambda _message: None
         # 16 patches of the deepest feature map: enough for reflection padding in every known layout.
