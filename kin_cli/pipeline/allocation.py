@@ -10,9 +10,9 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next feature map of that size, instead of returning every one to the kernel.
+    """Let glibc keep what is freed for the next feature map of that size, instead of returning each to the kernel.
 
-    A network on a CPU asks for the same few sizes over and over; having each zeroed anew by the kernel took a quarter of
+    A network on a CPU asks for the same few sizes over and over; having each zeroed anew took a quarter of
     the time for maps above 32 MiB. The peak rises by up to a quarter, once. Does nothing with another C library.
     """
     if sys.platform != "linux":
