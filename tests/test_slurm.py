@@ -131,7 +131,7 @@ def test_the_chain_over_one_slide_equals_one_process(
 def test_the_time_limit_only_pauses_the_work(slurm: dict[str, str], tmp_path: Path, tiny_generator: Path) -> None:
     slides, out = tmp_path / "slides", tmp_path / "out"
     slides.mkdir()
-    write_slide(slides / "a.tif", width=9000, height=9000)
+    write_slide(slides / "a.tif", width=6000, height=6000)
     margin = {**slurm, "KIN_PARTS": "1", "KIN_REQUEUE_SECONDS": "40"}  # of a limit of 60
     submit = (
         "sbatch",
