@@ -53,7 +53,7 @@ def measure_slide(
 
     if len(todo) < len(cells):
         reporter.note(f"continuing: {len(cells) - len(todo)} of {len(cells)} patches are measured")
-    with reporter.stage("measure", len(todo)) as advance:
+    with reporter.stage("measure", len(todo), "patches") as advance:
         patches = prefetch(read, todo, workers=workers, ahead=2 * workers + batch)
         for found in fleet.run(_measured, batched(patches, batch), reporter=reporter):
             for cell, stats in found:
