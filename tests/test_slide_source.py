@@ -249,3 +249,14 @@ def test_nonsense_in_a_tiffs_fields_is_an_input_error(tmp_path: Path, tag: str, 
         tiff.pages[0].tags[tag].overwrite(value)  # type: ignore[union-attr]
     with pytest.raises(InputError, match=r"nonsense\.tif"):
         open_slide(file)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"<Pixels", b"<Pixel>"), (b"encoding=", b"encodings"), (b"<OME", b"\0OME")])
+def test_damaged_ome_xml_is_an_input_error(tmp_path: Path, old: bytes, new: bytes) -> None:
+    file = tmp_path / "damaged.ome.tif"
+    tifffile.imwrite(file, np.zeros((64, 64, 3), np.uint8), tile=(32, 32), photometric="rgb", metadata={"axes": "YXS"})
+    content = file.read_bytes()
+    assert old in content
+    file.write_bytes(content.replace(old, new, 1))
+    with pytest.raises(InputError, match=r"damaged\.ome\.tif"):
+        open_slide(file)

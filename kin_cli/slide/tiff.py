@@ -32,9 +32,17 @@ _UM = {
     "in": 25400.0,
 }
 _DAMAGED_HINT = "the file is damaged or incomplete; copy it again from its source"
-# what tifffile and the codecs raise on files that are not what they say
-# what tifffile and NumPy raise over fields that a damaged file fills with nonsense
-_DECODING_ERRORS = (ValueError, RuntimeError, TypeError, LookupError, OSError, ArithmeticError, AttributeError)
+# what tifffile, NumPy and the codecs raise over files that are not what they say, and fields full of nonsense
+_DECODING_ERRORS = (
+    ValueError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    OSError,
+    ArithmeticError,
+    AttributeError,
+    ElementTree.ParseError,
+)
 
 
 def reads_better(path: Path) -> bool:
