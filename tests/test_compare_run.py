@@ -242,6 +242,10 @@ def test_other_metrics_are_taken_from_kin_evaluate(photo: Path, tiny_generator: 
     table, common = tmp_path / "figures.csv", (photo, "-m", tiny_generator, "-o", tmp_path / "figure.png", *COMMON)
     assert "there is no metric 'psnr'" in kin("compare", *common, "--metrics", "psnr").err
     assert "cannot be computed without" in kin("compare", *common, "--metrics", "fid").err
+    assert "nowhere.svs: no such file" in kin("compare", *common, "--reference", tmp_path / "nowhere.svs").err
+    weights = ("--reference", photo, "--inception", tmp_path / "nowhere.pth")
+    assert "nowhere.pth" in kin("compare", *common, *weights).err
+    assert "seams cannot be measured on tiles of 32 px" in kin("sweep", *common, "--patch-size", 32).err
     assert not list(tmp_path.iterdir())
     done = kin("compare", *common, "--metrics", "FSIM, seams", "--csv", table)
     assert done.code == 0, done.err

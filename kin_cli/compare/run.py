@@ -17,14 +17,15 @@ from kin_cli import __version__
 from kin_cli.compare.places import Corner, close_up, worst_corners
 from kin_cli.compare.settings import CompareSettings, Variant
 from kin_cli.errors import InputError
-from kin_cli.evaluation.entries import Figure
+from kin_cli.evaluation.entries import Figure, entries_for
 from kin_cli.evaluation.run import Evaluation, evaluate
 from kin_cli.evaluation.settings import EvaluationSettings, Sampling, SeamChoice, SlideChoice
 from kin_cli.evaluation.slide_seams import SlideSeams
+from kin_cli.evaluation.storage import seam_grid
 from kin_cli.evaluation.views import opened, sampled_boxes, tissue_of
 from kin_cli.geometry import Box, Grid
 from kin_cli.metrics.seam_figures import SeamFigure
-from kin_cli.passes.devices import resolve_devices
+from kin_cli.passes.devices import resolve_device, resolve_devices
 from kin_cli.pipeline.reporting import Reporter
 from kin_cli.settings import OutputSettings, Settings
 from kin_cli.slide.mask import TissueMask
@@ -139,10 +140,19 @@ class _Run:
         self._mask: TissueMask = tissue_of(view, settings.base.source.tissue)
         self.notes: list[str] = []
         self._sampling = self._chosen_sampling()
-        # refuses, before any work, what cannot be measured
-        self._evaluation(SlideChoice(choice.path), source=choice).chosen()
+        self._refuse_what_cannot_be_measured()
         self.corners: list[Corner | None] = []
         self.boxes: list[Box] = []
+
+    def _refuse_what_cannot_be_measured(self) -> None:
+        """Raise now what the evaluation would raise after the first translation."""
+        wanted = self._evaluation(SlideChoice(self._choice.path), source=self._choice)
+        names, _ = wanted.chosen()
+        entries_for(names, wanted, resolve_device(wanted.device))
+        seam_grid([self._view], wanted.seams.tile_px, wanted.seams.origin)
+        if wanted.reference is not None:
+            with opened(wanted.reference):
+                pass
 
     def column(self, number: int) -> Column:
         """Make, measure and show one variant."""
