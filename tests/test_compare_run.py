@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pyvips
 import tifffile
 from batch_slides import Watcher, kin
 from PIL import Image
@@ -274,6 +275,18 @@ def test_kin_sweep_draws_a_section_for_each_kind(
     ]
     assert len(figure.axes) == 2 * 2 * 4  # kinds; whole and close-up; source and sizes
     assert output.exists()
+
+
+def test_a_source_that_fakes_seams_in_colour_is_measured_in_luma(
+    photo: Path, tiny_generator: Path, tmp_path: Path
+) -> None:
+    slide = tmp_path / "slide.tif"
+    how = {"compression": "jpeg", "Q": 80, "tile": True, "tile_width": PATCH, "tile_height": PATCH}
+    pyvips.Image.new_from_file(str(photo)).tiffsave(str(slide), **how)
+    found = compare(settings(slide, tiny_generator, tmp_path / "work"), SilentReporter())
+    assert ["luma" in note for note in found.notes] == [True]
+    assert {column.seams.statistic for column in found.variants if column.seams is not None} == {"step_luma"}
+    assert "excess, 8-bit ↓" in figures_text(found)
 
 
 @pytest.mark.parametrize("command", ["compare", "sweep", "analyse"])

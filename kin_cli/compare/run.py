@@ -36,6 +36,11 @@ from kin_cli.translate import translate
 Pixels = npt.NDArray[np.uint8]
 
 _TILE_PX = (512, 256, 128)  # of the metrics that sample tiles: the largest of which a few fit
+# the translations are lossless, so it is the source that made the metric leave colour out
+_LUMA_NOTE = (
+    "The source is JPEG whose chroma is subsampled in tiles on this very grid, which looks like seams in colour: "
+    "R* and excess are of luma."
+)
 _ALONE = ("sobel", "piqe")  # metrics that the source itself has
 
 
@@ -161,7 +166,7 @@ class _Run:
         with self._translated(variant) as file:
             found = self._evaluated(SlideChoice(file), source=self._choice)
             if found.seams is not None and found.seams.note is not None:
-                self.notes.append(found.seams.note)
+                self.notes.append(_LUMA_NOTE)
             if number == 0:
                 self._choose_places(found.seams)
             with opened(SlideChoice(file)) as view:
