@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import tifffile
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from training_runs import Interrupting
 
 from kin_cli.commands.train import train as command
 from kin_cli.errors import InputError, ModelError, UsageError
@@ -21,7 +21,7 @@ from kin_cli.geometry import Box, Size
 from kin_cli.metrics.fid import FeatureExtractor, FeatureSums, frechet_distance
 from kin_cli.metrics.inception import InceptionV3
 from kin_cli.metrics.seams import measure_seams
-from kin_cli.pipeline.reporting import Advance, SilentReporter
+from kin_cli.pipeline.reporting import SilentReporter
 from kin_cli.training.patches import PatchSource
 from kin_cli.training.pieces import find_pieces, largest_left_out
 from kin_cli.training.run import train
@@ -29,20 +29,6 @@ from kin_cli.training.settings import CutLosses, HeldOut, NetworkSettings, Patch
 from kin_cli.translate import translate
 
 SIDE = 64
-
-
-class Interrupting(SilentReporter):
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    @contextmanager
-    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
-        def advance(count: int, detail: str = "", /) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-
-        yield advance
 
 
 @pytest.fixture(scope="module")

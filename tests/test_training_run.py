@@ -2,125 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tifffile
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from training_runs import LOSSES, Interrupting, Noting, assert_same_state, draw_images, rows, settings
 
 from kin_cli.commands.main import cli
-from kin_cli.commands.train import train as command
 from kin_cli.errors import KinError, OutputError
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.pipeline.reporting import Advance, SilentReporter
+from kin_cli.pipeline.reporting import SilentReporter
 from kin_cli.training.run import train
 from kin_cli.training.settings import (
-    Card,
-    CutLosses,
-    CycleGanLosses,
-    Losses,
-    LsesimLosses,
     NetworkSettings,
     PatchSettings,
     Schedule,
     TrainSettings,
 )
 
-LOSSES: dict[str, Losses] = {
-    "cyclegan": CycleGanLosses(pool=3),
-    "cut": CutLosses(locations=16, projection=16),
-    "lsesim": LsesimLosses(random_features=True, layers=(1, 2), locations=16, window=4, pool=3),
-}
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "train"
-
-
-class Interrupting(SilentReporter):
-    """Raises after a number of steps, as a signal would."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    @contextmanager
-    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
-        assert unit == "steps"
-
-        def advance(count: int, detail: str = "", /) -> None:
-            assert "gan" in detail
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-
-        yield advance
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders of small pictures: purple dots on pink, and the same kind in blue and brown on white."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for stain, paper, inks in (
-        ("he", (235, 190, 215), [(90, 60, 140)]),
-        ("ihc", (250, 250, 250), [(140, 150, 200), (120, 80, 40)]),
-    ):
-        (folder / stain).mkdir()
-        for number in range(2):
-            picture = np.full((96, 96, 3), paper, np.uint8)
-            for _ in range(60):
-                y, x = rng.integers(0, 90, 2)
-                picture[y : y + 6, x : x + 6] = inks[rng.integers(len(inks))]
-            Image.fromarray(picture).save(folder / stain / f"{number}.png")
-    return folder
-
-
-def settings(images: Path, output: Path, framework: str = "cut", **changes: object) -> TrainSettings:
-    made = TrainSettings(
-        output=output,
-        patches=PatchSettings(images / "he", images / "ihc", patch_px=32),
-        losses=LOSSES[framework],
-        network=NetworkSettings(width=4, blocks=1, disc_width=4, disc_layers=1, init="xavier", init_gain=1.0),
-        schedule=Schedule(steps=6, lr=1e-3, disc_steps=2),
-        card=Card(source_stain="H&E", target_stain="IHC", credit="drawn by the test"),
-        checkpoint_every=2,
-        sample_every=3,
-        log_every=1,
-        device="cpu",
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same_state(first: Path, second: Path) -> None:
-    a, b = (torch.load(run / "state.pt", weights_only=True) for run in (first, second))
-    leaves = [list(_leaves(content)) for content in (a, b)]
-    assert [name for name, _ in leaves[0]] == [name for name, _ in leaves[1]]
-    for (name, one), (_, other) in zip(*leaves, strict=True):
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, name
-
-
-def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            yield from _leaves(entry, f"{name}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for number, entry in enumerate(value):
-            yield from _leaves(entry, f"{name}.{number}")
-    else:
-        yield name, value
+    return draw_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.mark.parametrize("framework", list(LOSSES))
@@ -178,16 +89,6 @@ def test_other_settings_are_refused_by_name_and_overwrite_starts_afresh(images: 
     train(replace(other, workers=1, log_every=3), SilentReporter())
 
 
-class Noting(SilentReporter):
-    """Remembers the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-
 def test_more_steps_before_the_rate_falls_equal_a_run_of_that_length(images: Path, tmp_path: Path) -> None:
     def scheduled(name: str, steps: int) -> TrainSettings:
         return settings(images, tmp_path / name, schedule=Schedule(steps=steps, lr=1e-3, decay_share=0.0))
@@ -212,6 +113,8 @@ def test_more_steps_take_the_rates_of_the_new_schedule_and_fewer_are_refused(ima
     assert told.notes == ["goes on with step 5 of now 8, at a learning rate of 1.0e-03, which falls from step 6 on"]
     rates = [float(row["lr"]) for row in rows(run.output)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    train(longer, told)
+    assert told.notes[1:] == ["all 8 steps are done already"]
     with pytest.raises(OutputError, match=r"run: has done 8 steps already, more than the 4 asked for"):
         train(run, SilentReporter())
 
@@ -246,6 +149,24 @@ def test_training_begins_with_a_given_generator(images: Path, tmp_path: Path) ->
         torch.testing.assert_close(after.module.state_dict()[name], tensor, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["cyclegan", "cut"])
+def test_official_weights_go_in_and_come_out_under_their_keys(
+    images: Path, tmp_path: Path, shared_reference: Path, name: str
+) -> None:
+    official = torch.load(shared_reference / f"{name}.pth", weights_only=True)
+    run = settings(
+        images,
+        tmp_path / "run",
+        patches=PatchSettings(images / "he", images / "ihc", patch_px=64),
+        network=NetworkSettings(start=shared_reference / f"{name}.pth", disc_width=4, antialias=name == "cut"),
+        schedule=Schedule(steps=1, lr=1e-9, ema=0.0),
+    )
+    exported = torch.load(train(run, SilentReporter()).with_suffix(".pth"), weights_only=True)
+    assert list(exported) == list(official)
+    for key, tensor in official.items():
+        torch.testing.assert_close(exported[key], tensor, atol=1e-6, rtol=0)
+
+
 def test_a_warm_start_is_followed_by_the_losses(images: Path, tmp_path: Path) -> None:
     run = settings(images, tmp_path / "run", schedule=Schedule(steps=4, warm_steps=2, epoch_patches=5))
     train(run, SilentReporter())
@@ -269,61 +190,6 @@ def test_bf16_trains_and_half_stores_half(images: Path, tmp_path: Path) -> None:
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     grey_levels = (stored.module(x) - full.module(x)).abs() * 127.5
     assert 0 < grey_levels.max() < 1
-
-
-@pytest.mark.parametrize(
-    ("framework", "config"),
-    [("cyclegan", "cyclegan"), ("cut", "cut"), ("lsesim", "l-lsesim"), ("lsesim", "f-lsesim"), ("cut", "he2syn")],
-)
-def test_the_command_takes_every_settings_file(images: Path, tmp_path: Path, framework: str, config: str) -> None:
-    arguments = [framework, "--config", str(CONFIGS / f"{config}.toml"), "--source", str(images / "he")]
-    arguments += ["--target", str(images / "ihc"), "-o", str(tmp_path / "run"), "--patch-size", "32", "--steps", "1"]
-    arguments += ["--width", "4", "--blocks", "1", "--disc-width", "4", "--device", "cpu", "--warm-steps", "0"]
-    arguments += ["--border-share", "0", "--glass-share", "0", "--disc-layers", "1"]
-    if framework == "lsesim":
-        arguments += ["--random-features", "--layers", "1", "--window", "4"]
-    if config == "he2syn":
-        arguments += ["--layers", "", "--source-region", "0,0,96,80"]
-    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "run" / "generator.safetensors").is_file()
-
-
-_VGG = {"vgg": Path("vgg16.pth")}
-PAPERS: dict[str, tuple[Losses, int, bool, str]] = {
-    # the official defaults: losses, the KIN paper's epochs, anti-aliasing, initialisation
-    "cyclegan": (CycleGanLosses(cycle=10.0, identity=0.5, pool=50), 50, False, "normal"),
-    "cut": (CutLosses(gan=1.0, nce=1.0, identity=True, locations=256, projection=256, tau=0.07), 100, True, "xavier"),
-    "l-lsesim": (LsesimLosses(True, 10.0, (4, 7), 256, 32, 0.07, 2.0, 50, **_VGG), 100, True, "xavier"),
-    "f-lsesim": (LsesimLosses(False, 10.0, (4, 7), 256, 32, 0.07, 2.0, 50, **_VGG), 100, True, "xavier"),
-}
-
-
-@pytest.mark.parametrize("config", list(PAPERS))
-@pytest.mark.parametrize("with_file", [True, False])
-def test_settings_files_and_defaults_are_the_papers(
-    config: str, with_file: bool, monkeypatch: pytest.MonkeyPatch, images: Path, tmp_path: Path
-) -> None:
-    taken: list[TrainSettings] = []
-    monkeypatch.setattr("kin_cli.training.run.train", lambda given, _: taken.append(given))
-    framework = config.rpartition("-")[2]
-    arguments = [framework, "--source", str(images / "he"), "--target", str(images / "ihc"), "-o", str(tmp_path)]
-    arguments += ["--vgg", "vgg16.pth"] if framework == "lsesim" else []
-    if with_file:
-        arguments += ["--config", str(CONFIGS / f"{config}.toml")]
-    elif config == "f-lsesim":
-        arguments += ["--fixed"]
-    assert CliRunner().invoke(command, arguments, catch_exceptions=False).exit_code == 0
-    losses, epochs, antialias, init = PAPERS[config]
-    assert taken == [
-        TrainSettings(
-            output=tmp_path,
-            patches=PatchSettings(images / "he", images / "ihc", patch_px=512, flip=True),
-            losses=losses,
-            network=NetworkSettings(64, 9, antialias, disc_width=64, disc_layers=3, init=init, init_gain=0.02),
-            schedule=Schedule(epochs=epochs, batch=1, accumulate=1, lr=2e-4, decay_share=0.5),
-        )
-    ]
 
 
 @pytest.mark.slow

@@ -117,7 +117,9 @@ class _Run:
                 f"{settings.output}: has done {self._done} steps already, more than the {self._total} asked for",
                 "ask for more steps or epochs, or for another --output",
             )
-        if progress.rescheduled:
+        if self._done == self._total:
+            self._reporter.note(f"all {self._total} steps are done already")
+        elif progress.rescheduled:
             self._reporter.note(schedule.outlook(self._done, self._total))
 
     def go(self, claim: Claim | None) -> None:
@@ -166,6 +168,8 @@ class _Run:
         settings = self._settings
         if not settings.evaluation.asked:
             return lambda _done: None
+        if settings.evaluation.slides is None and settings.patches.source_region is None:
+            self._reporter.note("evaluations are on a slide that trains, too: --source-region, or --evaluation SLIDE")
         trial = Trial(settings, self._stains.target)
         log = CsvLog(settings.output / "evaluation.csv", step=self._done)
 

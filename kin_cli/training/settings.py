@@ -126,8 +126,6 @@ class Schedule:
 
     def outlook(self, done: int, total: int) -> str:
         """A line about a run that goes on after ``done`` steps with a schedule of another length."""
-        if done == total:
-            return f"all {total} steps are done"
         now = f"goes on with step {done + 1} of now {total}, at a learning rate of {self.rate(done, total):.1e}"
         first = total - math.ceil(self.decay_share * total) + 2  # the first to have less than the full rate
         return f"{now}, which falls from step {max(first, done + 1)} on" if self.decay_share else now
