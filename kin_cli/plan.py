@@ -29,7 +29,7 @@ from kin_cli.settings import Settings
 from kin_cli.slide.faults import FillingSlide
 from kin_cli.slide.mask import TissueMask, all_tissue
 from kin_cli.slide.mask_file import load_mask
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 from kin_cli.slide.tissue import detect_tissue
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.store.begin import work_folder

@@ -24,7 +24,7 @@ from kin_cli.geometry import Box, Size
 from kin_cli.metrics.colour import Pixels
 from kin_cli.pipeline.reporting import SilentReporter
 from kin_cli.slide.mask import all_tissue
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 
 
 def write_tiff(path: Path, pixels: Pixels, *, tile: int, quality: int | None = None) -> Path:

@@ -18,7 +18,7 @@ from kin_cli.metrics.histogram import HueHistogram, LabHistogram, correlations, 
 from kin_cli.metrics.phase_congruency import phase_congruency
 from kin_cli.metrics.sobel import ClippedSobel, SobelGradient
 from kin_cli.metrics.ssim import Ssim
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 
 
 @pytest.fixture(scope="module")

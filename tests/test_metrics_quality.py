@@ -18,7 +18,7 @@ from kin_cli.metrics.mscn import grey, normalised
 from kin_cli.metrics.niqe import Niqe, NiqeOfAuthors, asymmetric_gaussian
 from kin_cli.metrics.niqe_model import NiqeModel, load_niqe_model
 from kin_cli.metrics.piqe import Piqe, PiqeOfAuthors
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 
 
 @pytest.fixture(scope="module")

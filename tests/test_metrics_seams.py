@@ -19,7 +19,7 @@ from kin_cli.metrics.seam_figures import SeamTable, seam_figure
 from kin_cli.metrics.seam_lines import STATISTICS, SeamGrid, line_values
 from kin_cli.metrics.seams import SeamMeter, SeamReport, measure_seams
 from kin_cli.slide.mask import TissueMask
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import open_view
 
 TILE = 128

@@ -14,7 +14,8 @@ from PIL import Image
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Size
-from kin_cli.slide.source import Slide, open_slide
+from kin_cli.slide.opening import open_slide
+from kin_cli.slide.source import Slide
 
 SHAPE = (333, 401)
 

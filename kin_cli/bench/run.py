@@ -28,7 +28,7 @@ from kin_cli.pipeline.stages import available_cores
 from kin_cli.plan import Plan, make_plan
 from kin_cli.sample import write_sample
 from kin_cli.settings import NormSettings, OutputSettings, Settings, SourceSettings
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 
 _STEPS = 9  # the whole, six stages, the limits and the plain loop
 

@@ -22,7 +22,7 @@ from kin_cli.pipeline.reporting import SilentReporter
 from kin_cli.pipeline.stages import prefetch
 from kin_cli.plan import Plan
 from kin_cli.pyramid.build import build_levels, pad_tile
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 from kin_cli.store.blobs import BlobStore
 
 Pixels = NDArray[np.uint8]

@@ -37,7 +37,7 @@ def _model(file: Path) -> dict[str, object]:
 def _slide(file: Path, patch_size: int) -> dict[str, object]:
     from kin_cli.geometry import Grid
     from kin_cli.slide.mask import all_tissue
-    from kin_cli.slide.source import open_slide
+    from kin_cli.slide.opening import open_slide
     from kin_cli.slide.tissue import detect_tissue
     from kin_cli.slide.view import open_view
 

@@ -13,7 +13,7 @@ from kin_cli.evaluation.settings import Sampling, SlideChoice
 from kin_cli.geometry import Box, Grid
 from kin_cli.slide.mask import TissueMask, all_tissue
 from kin_cli.slide.mask_file import load_mask
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 from kin_cli.slide.tissue import detect_tissue
 from kin_cli.slide.view import SlideView, open_view
 

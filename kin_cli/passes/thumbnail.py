@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kin_cli.passes.engine import Engine
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import SlideView, open_view, overview
 
 _LARGEST_PX = 2048

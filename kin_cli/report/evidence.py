@@ -24,7 +24,7 @@ from kin_cli.pipeline.stages import available_cores
 from kin_cli.settings import Settings, SourceSettings
 from kin_cli.slide.faults import FillingSlide
 from kin_cli.slide.mask import TissueMask
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import SlideView, open_view, overview
 
 _OVERVIEW_PX = 1400

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Box, Grid, Size
-from kin_cli.slide.source import Pixels, Slide, open_slide
+from kin_cli.slide.opening import open_slide
+from kin_cli.slide.source import Pixels, Slide
 from kin_cli.slide.tissue import all_tissue, detect_tissue
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.training.augment import jittered, oriented, resized

@@ -11,7 +11,7 @@ import numpy as np
 from kin_cli.errors import InputError, UsageError
 from kin_cli.evaluation.views import tissue_boxes, tissue_of
 from kin_cli.geometry import Box, Grid, Size
-from kin_cli.slide.source import open_slide
+from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.training.patches import find_images
 from kin_cli.training.settings import TrainSettings
