@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -115,9 +116,7 @@ def _running(command: Command) -> Command:
 def _evaluation(command: Command) -> Command:
     options = (
         click.option("--evaluate-every", type=click.IntRange(1), help="Steps.  [default: at the end, if at all]"),
-        click.option(
-            "--evaluation", type=_PATH, help="Slides to evaluate on.  [default: a source, held out]"
-        ),
+        click.option("--evaluation", type=_PATH, help="Slides to evaluate on.  [default: a source, held out]"),
         click.option("--evaluation-region", type=RegionType(), help="Part of them.  [default: 8 × 8 patches]"),
         click.option("--inception", type=_PATH, envvar="KIN_INCEPTION", help="Weights for FID in evaluations."),
     )
@@ -218,4 +217,6 @@ def _run(losses: Losses, options: dict[str, Any]) -> None:
     )
     from kin_cli.training.run import train as carry_out
 
-    click.echo(str(carry_out(settings, ConsoleReporter())))
+    generator = carry_out(settings, ConsoleReporter())
+    if os.environ.get("RANK", "0") == "0":  # of several processes only one says it
+        click.echo(str(generator))
