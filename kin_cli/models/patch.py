@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kin_cli.errors import ModelError
 from kin_cli.models import resnet, urust
+from kin_cli.models.phases import PhasedConv2d
 from kin_cli.models.trace import Link, links
 from kin_cli.norm.layer import Field, MeasuredError, Session, TableNorm
 from kin_cli.norm.sweep import Finish, Sweep
@@ -62,7 +63,7 @@ def patch(
     """Replace every InstanceNorm2d of a network by a table norm, in place, and put the network in eval mode.
 
     What stands around a norm layer and concerns nothing else goes into it: the convolution in front of it, the ReLU and
-    the reflection behind it, the addition of a residual block.
+    the reflection behind it, the addition of a residual block. The last convolution becomes a ``PhasedConv2d``.
 
     ``side`` is the extent of a square input that the network accepts: one forward with it finds the order in which the
     layers run. ``eps`` None keeps each layer's own; ``correction`` 0 is the biased variance of InstanceNorm2d, 1 the
@@ -89,9 +90,12 @@ def patch(
         _replace(module, names[norm], table_norm)
         layers.append((names[norm], norm.num_features))
         first += norm.num_features
+    taken = {link.convolution for link in order}
     for layer, name in names.items():
         if isinstance(layer, RESIDUAL_BLOCKS):
             _replace(module, name, TableResidual(layer.body))
+        elif PhasedConv2d.suits(layer) and layer not in taken:
+            _replace(module, name, PhasedConv2d(layer))
     return PatchedNetwork(module, session, layers)
 
 
