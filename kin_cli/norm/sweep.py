@@ -209,7 +209,7 @@ class Compiled:
 
     def __init__(self, failed: Callable[[str], None]) -> None:
         self._failed = failed
-        self._plain: Plain | None = None
+        self._broken, self._plain = False, Plain()
         # one entry for every kind of layer and for the shapes at the slide's edges; torch stops at 8
         torch._dynamo.config.recompile_limit = _KINDS
         self._moments = torch.compile(_moments_formula)
@@ -217,23 +217,23 @@ class Compiled:
 
     def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
         """See ``Sweep``."""
-        if self._plain is None:
+        if not self._broken:
             try:
                 return self._moments(x, correction)
             except Exception as error:  # whatever the compiler stumbles over
                 self._give_up(error)
-        return Plain().moments(x, correction)
+        return self._plain.moments(x, correction)
 
     def __call__(
         self, x: Tensor, values: Affine | Varying | None, finish: Finish, *, residual: Tensor | None = None
     ) -> Tensor:
         """See ``Sweep``."""
-        if self._plain is None:
+        if not self._broken:
             try:
                 return self._kernel(x, values, finish, residual)
             except Exception as error:
                 self._give_up(error)
-        return Plain()(x, values, finish, residual=residual)
+        return self._plain(x, values, finish, residual=residual)
 
     def _kernel(self, x: Tensor, values: Affine | Varying | None, finish: Finish, residual: Tensor | None) -> Tensor:
         relu, pad = finish.relu, finish.pad
@@ -245,5 +245,5 @@ class Compiled:
     def _give_up(self, error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             raise error
-        self._plain = Plain()
+        self._broken = True
         self._failed(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
