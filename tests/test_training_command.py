@@ -33,14 +33,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("cyclegan", "cyclegan"), ("cut", "cut"), ("lsesim", "l-lsesim"), ("lsesim", "f-lsesim"), ("cut", "he2syn")],
 )
 def test_the_command_takes_every_settings_file(images: Path, tmp_path: Path, framework: str, config: str) -> None:
+    patch = "32"
+    if config == "he2syn":  # it evaluates, on whole patches of 64 px and more beside its region
+        images, patch = draw_images(tmp_path, side=256), "64"
     arguments = [framework, "--config", str(CONFIGS / f"{config}.toml"), "--source", str(images / "he")]
-    arguments += ["--target", str(images / "ihc"), "-o", str(tmp_path / "run"), "--patch-size", "32", "--steps", "1"]
+    arguments += ["--target", str(images / "ihc"), "-o", str(tmp_path / "run"), "--patch-size", patch, "--steps", "1"]
     arguments += ["--width", "4", "--blocks", "1", "--disc-width", "4", "--device", "cpu", "--warm-steps", "0"]
     arguments += ["--border-share", "0", "--glass-share", "0", "--disc-layers", "1"]
     if framework == "lsesim":
         arguments += ["--random-features", "--layers", "1", "--window", "4"]
     if config == "he2syn":
-        arguments += ["--layers", "", "--source-region", "0,0,96,80"]
+        arguments += ["--layers", "", "--source-region", "0,0,256,128"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "generator.safetensors").is_file()

@@ -61,8 +61,8 @@ class Noting(SilentReporter):
         self.notes.append(message)
 
 
-def draw_images(folder: Path) -> Path:
-    """Two folders of small pictures: purple dots on pink, and the same kind in blue and brown on white."""
+def draw_images(folder: Path, side: int = 96) -> Path:
+    """Two folders of square pictures: purple dots on pink, and the same kind in blue and brown on white."""
     rng = np.random.default_rng(0)
     for stain, paper, inks in (
         ("he", (235, 190, 215), [(90, 60, 140)]),
@@ -70,9 +70,9 @@ def draw_images(folder: Path) -> Path:
     ):
         (folder / stain).mkdir()
         for number in range(2):
-            picture = np.full((96, 96, 3), paper, np.uint8)
-            for _ in range(60):
-                y, x = rng.integers(0, 90, 2)
+            picture = np.full((side, side, 3), paper, np.uint8)
+            for _ in range(side * side // 153):
+                y, x = rng.integers(0, side - 6, 2)
                 picture[y : y + 6, x : x + 6] = inks[rng.integers(len(inks))]
             Image.fromarray(picture).save(folder / stain / f"{number}.png")
     return folder
