@@ -110,7 +110,7 @@ def test_a_field_normalises_each_pixel_with_its_own_mean_and_scale(interpolation
         expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
     patched = patch(nn.Sequential(nn.Conv2d(3, 5, 1), nn.Sigmoid(), norm))
     layer = patched.module.get_submodule("2")
-    patched._session.current = Field(cells, lookup, (2, 2))
+    patched._session.begin(Field(cells, lookup, (2, 2)))
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from contextlib import suppress
 
 import torch
@@ -24,10 +26,12 @@ class PatchedNetwork:
     the network runs them, as in ``layers`` (name, channels).
     """
 
-    def __init__(self, module: nn.Module, session: Session, layers: list[tuple[str, int]]) -> None:
+    def __init__(
+        self, module: nn.Module, session: Session, layers: list[tuple[str, int]], *, reach_px: int | None
+    ) -> None:
         self.module, self.layers = module, layers
         self.channels = sum(channels for _, channels in layers)
-        self._session = session
+        self._session, self._reach_px = session, reach_px
 
     def use(self, sweep: Sweep) -> None:
         """Finish feature maps that way from now on."""
@@ -39,7 +43,7 @@ class PatchedNetwork:
 
         Runs to the last norm layer and no further (Eq. 3-4).
         """
-        self._session.current = None
+        self._session.begin(None)
         self._session.collected.clear()
         with suppress(MeasuredError):
             self.module(x)
@@ -48,17 +52,26 @@ class PatchedNetwork:
 
     @torch.inference_mode()
     def apply(self, x: Tensor, field: Field) -> Tensor:
-        """The network's output (B, 3, H, W) for a batch, normalised with the field's statistics (Eq. 7)."""
-        self._session.current = field
+        """The network's output (B, 3, h, w) for a batch, normalised with the field's statistics (Eq. 7).
+
+        Smaller than the input by what was used up of a halo, the same on all sides, and never less than the core.
+        """
+        self._session.begin(field, reach_px=self._reach_px)
         try:
             out: Tensor = self.module(x)
         finally:
-            self._session.current = None
+            self._session.begin(None)
         return out
 
 
 def patch(
-    module: nn.Module, *, side: int = 64, in_channels: int = 3, eps: float | None = None, correction: int = 0
+    module: nn.Module,
+    *,
+    side: int = 64,
+    in_channels: int = 3,
+    eps: float | None = None,
+    correction: int = 0,
+    reach_px: int | None = None,
 ) -> PatchedNetwork:
     """Replace every InstanceNorm2d of a network by a table norm, in place, and put the network in eval mode.
 
@@ -67,7 +80,8 @@ def patch(
 
     ``side`` is the extent of a square input that the network accepts: one forward with it finds the order in which the
     layers run. ``eps`` None keeps each layer's own; ``correction`` 0 is the biased variance of InstanceNorm2d, 1 the
-    unbiased one of the paper's released code.
+    unbiased one of the paper's released code. ``reach_px`` is the radius of the receptive field: residual blocks use up
+    a halo of at least that, instead of reflecting its border; None keeps every map's size.
 
     Raises ModelError where there is no InstanceNorm2d, where one keeps running statistics, or where one runs more than
     once in a forward (a table has one entry per layer).
@@ -91,25 +105,54 @@ def patch(
         layers.append((names[norm], norm.num_features))
         first += norm.num_features
     taken = {link.convolution for link in order}
+    after = _following(names)
     for layer, name in names.items():
         if isinstance(layer, RESIDUAL_BLOCKS):
-            _replace(module, name, TableResidual(layer.body))
+            block = TableResidual(layer.body, session, given=layer in after.values(), gives=layer in after)
+            _replace(module, name, block)
         elif PhasedConv2d.suits(layer) and layer not in taken:
             _replace(module, name, PhasedConv2d(layer))
-    return PatchedNetwork(module, session, layers)
+    return PatchedNetwork(module, session, layers, reach_px=reach_px)
+
+
+def _following(names: dict[nn.Module, str]) -> dict[nn.Module, nn.Module]:
+    """The residual block behind each residual block that has one."""
+    chains = [list(layer) for layer in names if isinstance(layer, nn.Sequential)]
+    pairs = [pair for chain in chains for pair in itertools.pairwise(chain)]
+    return {a: b for a, b in pairs if isinstance(a, RESIDUAL_BLOCKS) and isinstance(b, RESIDUAL_BLOCKS)}
 
 
 class TableResidual(nn.Module):
-    """x + body(x), added in the sweep of the body's last layer, a table norm."""
+    """x + body(x), added in the sweep of the body's last layer, a table norm.
 
-    def __init__(self, body: nn.Sequential) -> None:
+    The body reflects a border of one pixel before each of its two 3×3 convolutions. The first border is there already
+    where x is ``given`` with it, and this block ``gives`` the next one's with its result. Where a halo shrinks there
+    are no borders: the result is smaller by two pixels on every side.
+    """
+
+    def __init__(self, body: nn.Sequential, session: Session, *, given: bool, gives: bool) -> None:
         super().__init__()
-        *front, self.last = body
-        self.front = nn.Sequential(*front)
+        border, *front, last = body
+        assert isinstance(last, TableNorm)
+        if gives:
+            last.finish = dataclasses.replace(last.finish, pad=1)
+        self.border, self.front, self.last = nn.Identity() if given else border, nn.ModuleList(front), last
+        self._session, self._given = session, given
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (B, C, h, w) throughout."""
-        out: Tensor = self.last(self.front(x), residual=x)
+        """(B, C, h, w)."""
+        session, bare = self._session, self._session.shrinks
+        residual = x[:, :, 2:-2, 2:-2] if bare else x[:, :, 1:-1, 1:-1] if self._given else x
+        step = session.stride(x.shape[2]) if bare else 0
+        x = x if bare else self.border(x)
+        for layer in self.front:
+            if isinstance(layer, TableNorm):
+                session.margin_px -= step
+                x = layer(x, bare=bare)
+            elif not (bare and isinstance(layer, nn.ReflectionPad2d)):
+                x = layer(x)
+        session.margin_px -= step
+        out: Tensor = self.last(x, residual=residual, bare=bare)
         return out
 
 

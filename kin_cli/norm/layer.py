@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -36,20 +37,37 @@ class Field:
 
 @dataclass
 class Session:
-    """What the norm layers of one network share during a forward: where to leave statistics or where to read them."""
+    """What the norm layers of one network share during a forward: where to leave statistics or where to read them.
+
+    ``margin_px`` is how far the present feature maps reach beyond the windows' cores: the halo, or less where it
+    ``shrinks``: layers that need not then let their maps lose a border instead of making one up.
+    """
 
     collected: dict[int, Tensor] = field(default_factory=dict)
     current: Field | None = None
     last: int = -1
     sweep: Sweep = field(default_factory=Plain)
-    _axes: dict[tuple[Lookup, int, int, torch.device], Axis] = field(default_factory=dict)
+    margin_px: int = 0
+    shrinks: bool = False
+    _axes: dict[tuple[Lookup, int, int, int, torch.device], Axis] = field(default_factory=dict)
+
+    def begin(self, current: Field | None, *, reach_px: int | None = None) -> None:
+        """Set what the next forward normalises with, None to measure. A halo of at least ``reach_px`` may shrink."""
+        halo = 0 if current is None else current.lookup.halo_px
+        self.current, self.margin_px = current, halo
+        self.shrinks = reach_px is not None and halo >= max(1, reach_px)
+
+    def stride(self, features: int) -> int:
+        """Pixels per feature of a map with so many rows."""
+        assert self.current is not None
+        return (self.current.patches[0] * self.current.lookup.patch_px + 2 * self.margin_px) // features
 
     def axis(self, features: int, patches: int, device: torch.device) -> Axis:
         """Where ``features`` pixels along one axis read the present field; kept for the next batch."""
         assert self.current is not None
-        key = (self.current.lookup, features, patches, device)
+        key = (self.current.lookup, self.margin_px, features, patches, device)
         if key not in self._axes:
-            taps = self.current.lookup.taps(features, patches)
+            taps = self.current.lookup.taps(features, patches, margin_px=self.margin_px)
             self._axes[key] = Axis(*(torch.from_numpy(values).to(device) for values in taps))
         return self._axes[key]
 
@@ -74,19 +92,20 @@ class TableNorm(nn.Module):
         self.finish = Finish()
         self._session = session
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # (B, C, H, W)
-        """Measure or apply, as the session says; the result has the dtype of ``x``."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, bare: bool = False) -> Tensor:  # (B, C, H, W)
+        """Measure or apply, as the session says; the result has the dtype of ``x``, and no border if ``bare``."""
         sweep, current = self._session.sweep, self._session.current
         if current is None:
             return self._measure(self._convolved(x), residual)
+        finish = dataclasses.replace(self.finish, pad=0) if bare else self.finish
         cells = current.cells[..., self.slice]  # (B, r, c, 2, C)
         if not current.uniform:
             x = self._convolved(x)
-            return sweep(x, self._varying(x, cells, current.patches), self.finish, residual=residual)
+            return sweep(x, self._varying(x, cells, current.patches), finish, residual=residual)
         values = self._affine(*cells[:, 0, 0].unbind(1))
         if self.convolution is None or len(cells) > 1:
-            return sweep(self._convolved(x), values, self.finish, residual=residual)
-        return sweep(_folded(self.convolution, x, values), None, self.finish, residual=residual)
+            return sweep(self._convolved(x), values, finish, residual=residual)
+        return sweep(_folded(self.convolution, x, values), None, finish, residual=residual)
 
     def _convolved(self, x: Tensor) -> Tensor:
         return x if self.convolution is None else self.convolution(x)

@@ -35,17 +35,19 @@ class Lookup:
 
     def span(self, patches: int) -> range:
         """Cells that a window of ``patches`` × ``patches`` patches reads along an axis, relative to its first one."""
-        first, last = self._position(0, 1), self._position(patches * self.patch_px + 2 * self.halo_px - 1, 1)
+        halo = self.halo_px
+        first, last = self._position(0, 1, halo), self._position(patches * self.patch_px + 2 * halo - 1, 1, halo)
         return range(math.floor(first), math.floor(last) + (2 if self.interpolation == "bilinear" else 1))
 
-    def taps(self, features: int, patches: int) -> Taps:
+    def taps(self, features: int, patches: int, *, margin_px: int | None = None) -> Taps:
         """Which two cells each feature pixel lies between, and where.
 
-        ``features`` is the feature map's extent along the axis; the stride is the window's extent over it.
+        ``features`` is the feature map's extent along the axis. ``margin_px`` is how far it reaches beyond the window's
+        core, None for all of the halo; its stride is its extent in pixels over that in features.
         """
-        span = self.span(patches)
-        stride = (patches * self.patch_px + 2 * self.halo_px) / features
-        position = np.array([self._position(i, stride) for i in range(features)])
+        span, margin = self.span(patches), self.halo_px if margin_px is None else margin_px
+        stride = (patches * self.patch_px + 2 * margin) / features
+        position = np.array([self._position(i, stride, margin) for i in range(features)])
         lower = np.floor(position).astype(np.int64)
         fraction = np.zeros(features) if self.interpolation == "nearest" else position - lower
         # The upper neighbour of an exact hit has weight 0 and may lie beyond the span.
@@ -61,7 +63,7 @@ class Lookup:
         matrix[every, upper] += fraction
         return matrix
 
-    def _position(self, feature: int, stride: float) -> float:
+    def _position(self, feature: int, stride: float, margin_px: int) -> float:
         """Centre of a feature pixel in units of cells; for bilinear, relative to the first cell's centre."""
-        position = ((feature + 0.5) * stride - self.halo_px) / self.patch_px
+        position = ((feature + 0.5) * stride - margin_px) / self.patch_px
         return position - 0.5 if self.interpolation == "bilinear" else position

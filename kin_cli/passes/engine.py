@@ -58,7 +58,9 @@ class Engine:
         # 16 patches of the deepest feature map: enough for reflection padding in every known layout.
         side = max(64, 2 * generator.stride)
         module = copy.deepcopy(generator.module)
-        network = patch(module, side=side, eps=convention.eps, correction=convention.correction)
+        network = patch(
+            module, side=side, eps=convention.eps, correction=convention.correction, reach_px=generator.halo
+        )
         network.module.to(device=device, dtype=self._dtype)
         network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
         if compiled:
@@ -92,7 +94,8 @@ class Engine:
 
         def translate(part: slice) -> Tensor:
             y = self._network.apply(self._to_input(pixels[part]), Field(statistics[part], lookup, patches))
-            return _to_bytes(y[:, :, halo : height - halo, halo : width - halo])
+            left = (y.shape[2] - patches[0] * lookup.patch_px) // 2  # of the halo
+            return _to_bytes(y[:, :, left : y.shape[2] - left, left : y.shape[3] - left])
 
         with self._turn, self._here():
             pixels, statistics = sent(), table()[0]
