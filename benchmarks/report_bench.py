@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kin_cli.bench.table import table
+from kin_cli.bench.table import seamless_ratio, table
 
 _COLOURS = {"read": "#7a8896", "encode": "#a9b4bf", "levels": "#cfd6dc", "measure": "#3b6fb6", "apply": "#8a3ffc"}
 
@@ -38,10 +38,9 @@ def overview(found: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, result in found.items():
-        measure, apply, seamless = (stage(result, kind) for kind in ("measure", "apply", "apply, seamless"))
+        measure, apply, ratio = stage(result, "measure"), stage(result, "apply"), seamless_ratio(result)
         assert measure is not None
         assert apply is not None
-        ratio = "" if seamless is None else f"{seamless['seconds_per_patch'] / apply['seconds_per_patch']:.2f}"
         whole, device = result["end_to_end"], result["memory"]["peak_device_bytes"]
         cells = [
             name,
@@ -51,7 +50,7 @@ def overview(found: dict[str, dict[str, Any]]) -> str:
                 for found in (measure, apply)
                 for text in (f"{1000 * found['seconds_per_patch']:.2f}", f"{100 * found['share_of_product']:.0f} %")
             ),
-            ratio,
+            "" if ratio is None else f"{ratio:.2f}",
             f"{whole['mpixel_per_s']:.1f}",
             f"{100 * whole['share_of_slowest_stages']:.0f} %",
             f"{result['speedup']:.1f}",

@@ -19,7 +19,7 @@ from torch import nn
 from kin_cli.bench.flops import count_work
 from kin_cli.bench.limits import Clock, measure_limits
 from kin_cli.bench.settings import BenchSettings, RandomGenerator
-from kin_cli.bench.table import table
+from kin_cli.bench.table import seamless_ratio, table
 from kin_cli.bench.timing import Timing, repeated
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Size
@@ -206,6 +206,13 @@ def test_the_seamless_windows_are_compared_with_plain_ones() -> None:
     run = kin("bench", *options, "--device", "cpu")
     assert run.code == 0, run.err
     assert "seamless windows:" in run.out
+
+
+def test_the_seamless_ratio_is_that_of_both_passes() -> None:
+    seconds = {"measure": 3.0, "apply": 1.0, "apply, seamless": 2.0}
+    stages = [{"name": name, "seconds_per_patch": value} for name, value in seconds.items()]
+    assert seamless_ratio({"stages": stages}) == 1.25
+    assert seamless_ratio({"stages": stages[:2]}) is None
 
 
 def test_a_window_that_is_not_square_is_counted_by_its_area() -> None:
