@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kin_cli.bench.table import seamless_ratio, table
+from kin_cli.bench.table import number, seamless_ratio, table
 
 _COLOURS = {"read": "#7a8896", "encode": "#a9b4bf", "levels": "#cfd6dc", "measure": "#3b6fb6", "apply": "#8a3ffc"}
 
@@ -89,10 +89,10 @@ def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("ms per patch (median; whiskers: fastest and slowest repeat)")
     first = next(iter(found.values()))
-    axes.set_title(f"{first['machine']['device']}, {first['plan']['precision']}, {first['machine']['cores']} cores")
+    axes.set_title(f"{first['machine']['device']}, {first['machine']['cores']} cores")
     axes.spines[["top", "right"]].set_visible(False)
     for place, time in enumerate(times):
-        axes.annotate(f" {time:.3g}", (spread[1][place] + time, place), va="center", fontsize=8)
+        axes.annotate(f" {number(time)}", (spread[1][place] + time, place), va="center", fontsize=8)
     axes.margins(x=0.12)
     figure.savefig(file, dpi=120)
 

@@ -54,11 +54,16 @@ def seamless_ratio(result: Mapping[str, Any]) -> float | None:
 
 
 def _line(name: str, found: Mapping[str, Any]) -> str:
-    line = f"{name:<18}{1000 * found['seconds_per_patch']:>10.3g}{found['mpixel_per_s']:>10.3g}"
+    line = f"{name:<18}{number(1000 * found['seconds_per_patch']):>10}{number(found['mpixel_per_s']):>10}"
     if found.get("tflop_per_s") is not None:
         line += f"{found['tflop_per_s']:>10.3g}{_percent(found['share_of_product']):>12}"
         line += f"{_percent(found['share_of_convolution']):>16}"
     return line
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point where there are more."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _percent(share: float) -> str:
