@@ -60,7 +60,7 @@ class Session:
     def stride(self, features: int) -> int:
         """Pixels per feature of a map with so many rows."""
         assert self.current is not None
-        return (self.current.patches[0] * self.current.lookup.patch_px + 2 * self.margin_px) // features
+        return int(self.current.lookup.stride(features, self.current.patches[0], margin_px=self.margin_px))
 
     def axis(self, features: int, patches: int, device: torch.device) -> Axis:
         """Where ``features`` pixels along one axis read the present field; kept for the next batch."""

@@ -39,14 +39,18 @@ class Lookup:
         first, last = self._position(0, 1, halo), self._position(patches * self.patch_px + 2 * halo - 1, 1, halo)
         return range(math.floor(first), math.floor(last) + (2 if self.interpolation == "bilinear" else 1))
 
+    def stride(self, features: int, patches: int, *, margin_px: int) -> float:
+        """Pixels per feature of a map that reaches ``margin_px`` beyond the core of a window of so many patches."""
+        return (patches * self.patch_px + 2 * margin_px) / features
+
     def taps(self, features: int, patches: int, *, margin_px: int | None = None) -> Taps:
         """Which two cells each feature pixel lies between, and where.
 
         ``features`` is the feature map's extent along the axis. ``margin_px`` is how far it reaches beyond the window's
-        core, None for all of the halo; its stride is its extent in pixels over that in features.
+        core, None for all of the halo.
         """
         span, margin = self.span(patches), self.halo_px if margin_px is None else margin_px
-        stride = (patches * self.patch_px + 2 * margin) / features
+        stride = self.stride(features, patches, margin_px=margin)
         position = np.array([self._position(i, stride, margin) for i in range(features)])
         lower = np.floor(position).astype(np.int64)
         fraction = np.zeros(features) if self.interpolation == "nearest" else position - lower
