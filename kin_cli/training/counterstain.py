@@ -2,7 +2,7 @@
 
 Without it a GAN tends to paint the darkest structures of one stain with the darkest colour of the other: nuclei brown.
 A few hundred first steps of regression on colour deconvolution settle most of that (the warm start), and a penalty on
-brown nuclei the rest; both are options, off by default, and neither says where else there is DAB.
+brown nuclei the rest; both are options, off by default, and neither says where else there is DAB: ``guide`` does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from kin_cli.metrics.dab import DAB, HAEMATOXYLIN
 _STAINS = (HAEMATOXYLIN, (0.072, 0.990, 0.105), DAB)  # eosin of the same source; DAB only completes the three
 _BLUE = (0.743, 0.610, 0.275)  # haematoxylin of a weak counterstain, unit length
 _GLASS = 243.0  # typical grey level of glass in a scanned H&E slide
-_WHITE = 251.0  # and in a scanned IHC slide
+WHITE = 251.0
+"""And in a scanned IHC slide."""
+
 _NUCLEUS = 0.9  # natural optical density of haematoxylin above which a pixel is taken for a nucleus
 _MARGIN = 0.1
 
@@ -37,7 +39,7 @@ def haematoxylin_target(source: Tensor) -> Tensor:
     haematoxylin, eosin = stain_densities(source).unbind(1)
     paint = 0.55 * haematoxylin.clamp(max=1.6) ** 1.3 + 0.06 * eosin
     blue = torch.tensor(_BLUE, device=source.device)[:, None, None]
-    painted: Tensor = _WHITE * torch.exp(-paint[:, None] * blue) / 127.5 - 1.0
+    painted: Tensor = WHITE * torch.exp(-paint[:, None] * blue) / 127.5 - 1.0
     return painted
 
 

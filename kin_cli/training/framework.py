@@ -13,6 +13,7 @@ from kin_cli.errors import ModelError
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
 from kin_cli.training.counterstain import haematoxylin_target
+from kin_cli.training.guide import known, stained_target
 from kin_cli.training.networks import initialise
 from kin_cli.training.pool import ImagePool
 from kin_cli.training.settings import NetworkSettings
@@ -25,7 +26,8 @@ class Batch:
     """Patches of both stains, (B, 3, H, W) float32 in [-1, 1], and what the generators made of them, detached.
 
     ``warm`` asks the generator's objective for the warm start instead of its losses. ``spare`` are patches like
-    (``source``, ``target``) for further steps of the discriminator.
+    (``source``, ``target``) for further steps of the discriminator. ``guide`` shows the target stain roughly where
+    ``source`` has it, black where unknown.
     """
 
     source: Tensor
@@ -33,6 +35,7 @@ class Batch:
     warm: bool = False
     spare: tuple[tuple[Tensor, Tensor], ...] = ()
     made: dict[str, Tensor] = field(default_factory=dict)
+    guide: Tensor | None = None
 
     def repeated(self, number: int) -> Batch:
         """What a phase sees at its step ``number`` (0 first) within one step of the generator."""
@@ -80,8 +83,13 @@ class Framework:
 
 
 def warm_terms(generator: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """L1 of the generator's output to its input's haematoxylin, painted as in a counterstain."""
-    return {"warm": F.l1_loss(generator(batch.source).float(), haematoxylin_target(batch.source))}
+    """L1 of the generator's output to its input's haematoxylin, painted as in a counterstain; with a guide, the squared
+    difference to that with the guide's DAB."""
+    made = generator(batch.source).float()
+    if batch.guide is None:
+        return {"warm": F.l1_loss(made, haematoxylin_target(batch.source))}
+    error = (made - stained_target(batch.source, batch.guide)).square()  # brown as likely as it is, see misplaced_brown
+    return {"warm": (error * known(batch.guide)).mean()}
 
 
 def build_generator(settings: NetworkSettings) -> ResnetGenerator:

@@ -85,6 +85,7 @@ class PatchSource:
         self._region = settings.source_region if stain == "source" else settings.target_region
         self._cell = max(1, settings.patch_px // _CELLS_PER_PATCH)
         self._views: list[SlideView | None] = []
+        self._guide: SlideView | None = None
         self._mpps: list[float] = []
         self._area_px = 0.0
         kinds: list[list[NDArray[np.int32]]] = [[], [], []]
@@ -97,6 +98,8 @@ class PatchSource:
             raise InputError(f"{where}: no patch with enough tissue", f"lower --min-tissue ({settings.min_tissue})")
         # a kind that does not occur is replaced by tissue
         self._kinds = (tissue, border if len(border.corners) else tissue, glass if len(glass.corners) else tissue)
+        if stain == "source" and settings.guide is not None:
+            self._guide = self._lying_on(settings.guide)
 
     @property
     def mpp(self) -> float | None:
@@ -110,19 +113,27 @@ class PatchSource:
 
     def draw(self, number: int) -> Pixels:
         """Patch ``number``, (patch_px, patch_px, 3) uint8, contiguous; thread-safe."""
+        return self.draw_guided(number)[0]
+
+    def draw_guided(self, number: int) -> tuple[Pixels, Pixels | None]:
+        """Patch ``number`` and what the guide shows of the same place, None without a guide; thread-safe."""
         settings = self._settings
         rng = np.random.default_rng([*self._key, number])
         u = rng.random()
         kind = 2 if u < settings.glass_share else 1 if u < settings.glass_share + settings.border_share else 0
         image, x, y = self._kinds[kind].pick(rng)
         side = round(settings.patch_px * (1.0 + settings.scale * rng.uniform(-1.0, 1.0)))
-        patch = resized(self._read(image, Box(x, y, side, side)), settings.patch_px)
-        patch = oriented(patch, rng, flip=settings.flip, rotate=settings.rotate)
-        return np.ascontiguousarray(jittered(patch, rng, amount=settings.jitter))
+        box = Box(x, y, side, side)
+        layers = [resized(self._read(image, box), settings.patch_px)]
+        if self._guide is not None:
+            layers.append(resized(self._guide.read(_moved_inside(box, self._guide.size)), settings.patch_px))
+        turned = oriented(np.concatenate(layers, axis=-1), rng, flip=settings.flip, rotate=settings.rotate)
+        patch = np.ascontiguousarray(jittered(turned[..., :3], rng, amount=settings.jitter))
+        return patch, np.ascontiguousarray(turned[..., 3:]) if self._guide is not None else None
 
     def close(self) -> None:
         """Close the slides."""
-        for view in self._views:
+        for view in (*self._views, self._guide):
             if view is not None:
                 view.slide.close()
 
@@ -133,6 +144,22 @@ class PatchSource:
         with open_slide(self._files[image]) as slide:
             view = self._view(slide)
             return view.read(_moved_inside(box, view.size))
+
+    def _lying_on(self, guide: Path) -> SlideView:
+        """The guide, which must have the pixels of the one source slide, seen as that is."""
+        with open_slide(self._files[0]) as source:
+            size, mpp = source.levels[0], source.mpp
+        if len(self._files) > 1:
+            raise UsageError(
+                f"{guide}: a guide lies on one source slide, not on {len(self._files)}", "leave out --guide"
+            )
+        slide = open_slide(guide, mpp=mpp)
+        if slide.levels[0] != size:
+            slide.close()
+            raise InputError(
+                f"{guide}: {slide.levels[0]} px instead of the {size} px of the source", "a guide lies on the source"
+            )
+        return self._view(slide)
 
     def _view(self, slide: Slide) -> SlideView:
         return open_view(slide, mpp=self._settings.mpp if slide.mpp else None, region=self._region)

@@ -42,16 +42,27 @@ _MPP_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """As many patches of both stains, and of the guide, if there is one."""
+
+    source: list[Pixels]
+    target: list[Pixels]
+    guide: list[Pixels]
+
+
+@dataclass(frozen=True)
 class Stains:
     """Patches of both stains."""
 
     source: PatchSource
     target: PatchSource
 
-    def draw(self, first: int, count: int) -> tuple[list[Pixels], list[Pixels]]:
+    def draw(self, first: int, count: int) -> Drawn:
         """``count`` patches of each, from number ``first``; thread-safe."""
         numbers = range(first, first + count)
-        return [self.source.draw(n) for n in numbers], [self.target.draw(n) for n in numbers]
+        pairs = [self.source.draw_guided(n) for n in numbers]
+        guides = [guide for _, guide in pairs if guide is not None]
+        return Drawn([patch for patch, _ in pairs], [self.target.draw(n) for n in numbers], guides)
 
     def resolution_note(self) -> str | None:
         """A line about resolutions that differ by more than 10 %, None where they agree or are unknown."""
@@ -185,31 +196,35 @@ class _Run:
         schedule, me = self._settings.schedule, self._me
         own = schedule.batch * schedule.accumulate * schedule.disc_steps
 
-        def draw(number: int) -> tuple[int, tuple[list[Pixels], list[Pixels]]]:
+        def draw(number: int) -> tuple[int, Drawn]:
             return number, self._stains.draw((number * me.world + me.rank) * own, own)
 
         steps = range(self._done, self._total)
         workers = self._settings.workers
-        for number, (source, target) in prefetch(draw, steps, workers=workers, ahead=2 * workers):
-            parts = [slice(i, i + schedule.batch) for i in range(0, own, schedule.batch)]
-            pairs = [(self._tensor(source[part]), self._tensor(target[part])) for part in parts]
-            yield number, self._batches_of(pairs, warm=number < schedule.warm_steps)
+        for number, drawn in prefetch(draw, steps, workers=workers, ahead=2 * workers):
+            yield number, self._batches_of(drawn, warm=number < schedule.warm_steps)
 
-    def _batches_of(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], *, warm: bool) -> list[Batch]:
-        """The first pairs are the accumulated batches; the others are dealt to them for the discriminator."""
-        count = self._settings.schedule.accumulate
+    def _batches_of(self, drawn: Drawn, *, warm: bool) -> list[Batch]:
+        """The first patches are the accumulated batches; the others are dealt to them for the discriminator."""
+        size, count = self._settings.schedule.batch, self._settings.schedule.accumulate
+        parts = [slice(i, i + size) for i in range(0, len(drawn.source), size)]
+        pairs = [(self._tensor(drawn.source[part]), self._tensor(drawn.target[part])) for part in parts]
+        guides = [self._tensor(drawn.guide[part]) if drawn.guide else None for part in parts[:count]]
         spare = pairs[count:]
-        return [Batch(*pair, warm, tuple(spare[i::count])) for i, pair in enumerate(pairs[:count])]
+        return [
+            Batch(*pair, warm, tuple(spare[i::count]), guide=guide)
+            for i, (pair, guide) in enumerate(zip(pairs[:count], guides, strict=True))
+        ]
 
     def _tensor(self, patches: list[Pixels]) -> torch.Tensor:
         return to_tensor(patches, self._me.device).contiguous(memory_format=self._me.memory_format)
 
     def _picture(self, done: int) -> None:
-        source, target = self._stains.draw(_SAMPLE_NUMBERS, _SAMPLES)
+        drawn = self._stains.draw(_SAMPLE_NUMBERS, _SAMPLES)
         folder = self._settings.output / "samples"
         with os_errors_as_output_errors(folder):
             folder.mkdir(exist_ok=True)
-        write_samples(folder / f"{done:07d}.png", self._state.average.module, source=source, target=target)
+        write_samples(folder / f"{done:07d}.png", self._state.average.module, source=drawn.source, target=drawn.target)
 
     def _export(self, done: int) -> None:
         module, output = self._state.average.module, self._settings.output

@@ -34,7 +34,7 @@ class PatchSettings:
     of the level read; ``mpp`` resamples slides to that many µm per pixel, None reads level 0. A tissue patch holds at
     least ``min_tissue`` of it; ``border_share`` and ``glass_share`` of the patches hold less, or none. ``*_region``
     keeps the rest of each slide out of training. ``scale`` and ``jitter`` are the largest relative changes of size and
-    colour; 0 is none.
+    colour; 0 is none. ``guide`` is an image of the target stain that lies on the source slide, black where unknown.
     """
 
     source: Path
@@ -50,6 +50,7 @@ class PatchSettings:
     rotate: bool = False
     scale: float = 0.0
     jitter: float = 0.0
+    guide: Path | None = None
 
     def __post_init__(self) -> None:
         if self.patch_px < 32 or self.patch_px % 4:
@@ -145,7 +146,8 @@ class CutLosses:
     """Park et al., ECCV 2020: weights of GAN and PatchNCE, with NCE of the identity or without.
 
     ``layers`` are indices into the generator's ``model``; empty takes the official five. The authors have neither a
-    ``pool`` nor ``nuclei``, the weight of the penalty on brown nuclei (see ``counterstain``).
+    ``pool`` nor ``nuclei``, the weight of the penalty on brown nuclei, nor ``guided``, the weight of DAB beside its
+    place where patches come with a guide (see ``guide``).
     """
 
     gan: float = 1.0
@@ -157,6 +159,7 @@ class CutLosses:
     tau: float = 0.07
     pool: int = 0
     nuclei: float = 0.0
+    guided: float = 10.0
 
 
 @dataclass(frozen=True)

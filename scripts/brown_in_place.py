@@ -1,0 +1,123 @@
+"""Is the brown where it belongs? A translation's DAB against a serial section registered to its source.
+
+    python scripts/brown_in_place.py translated.ome.tif guide.tif --region 0,13312,4096,6300 [--translated-region …]
+
+``guide.tif`` comes from ``register_sections.py``. Both are divided into areas of 64, 128 and 256 px of the guide's
+level 0; for each size the table gives the correlation of their mean densities of DAB (Pearson's and Spearman's), the
+share of the areas' total DAB in both, and how well the translation's DAB tells the areas with tumour from the others
+(area under the ROC curve, 0.5 is chance; an area has tumour where the guide's mean is above 0.2). Areas of glass or
+beyond the guide do not count. Registration is good to some tens of µm: only the larger areas are a fair test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from kin_cli.errors import KinError, UsageError
+from kin_cli.geometry import Box, Grid
+from kin_cli.metrics.dab import dab_density
+from kin_cli.slide.opening import open_slide
+from kin_cli.slide.view import SlideView, open_view
+
+Floats = npt.NDArray[np.float64]
+
+_SMALLEST_PX = 64
+_SIZES_PX = (64, 128, 256)
+_BLOCK_PX = 1024
+_TUMOUR = 0.2
+_GLASS = 235  # mean grey level of an area above which there is nothing in it
+_BLACK = 25  # brightest channel below which a guide is unknown
+
+
+def areas(translated: SlideView, guide: SlideView) -> npt.NDArray[np.float64]:
+    """(rows, cols, 3) of the smallest areas: decadic DAB of translation and guide, and 1 where both count."""
+    grid = Grid(guide.size, _BLOCK_PX)
+    per_block = _BLOCK_PX // _SMALLEST_PX
+    found = np.zeros((grid.rows * per_block, grid.cols * per_block, 3))
+    for cell in grid:
+        box = grid.box(cell)
+        ours, theirs = translated.read(box), guide.read(box)
+        inside = np.ones(ours.shape[:2], bool)
+        inside[guide.size.height - box.y :] = False
+        inside[:, guide.size.width - box.x :] = False
+        counted = inside & (theirs.max(axis=-1) > _BLACK)
+        tissue = np.minimum(_mean(ours.mean(axis=-1)), _mean(theirs.mean(axis=-1))) < _GLASS
+        layers = [_mean(np.maximum(dab_density(pixels, white=250.0), 0.0)) for pixels in (ours, theirs)]
+        rows, cols = cell.row * per_block, cell.col * per_block
+        layers.append((tissue & (_mean(counted.astype(float)) == 1.0)).astype(float))
+        found[rows : rows + per_block, cols : cols + per_block] = np.stack(layers, axis=-1)
+    return found
+
+
+def _mean(values: Floats) -> Floats:
+    side = _SMALLEST_PX
+    shape = (values.shape[0] // side, side, values.shape[1] // side, side)
+    means: Floats = values.reshape(shape).mean(axis=(1, 3))
+    return means
+
+
+def merged(found: Floats, factor: int) -> Floats:
+    """(n, 2): DAB of translation and guide in areas that many times as wide, of which at least half counts."""
+    rows, cols = (n // factor * factor for n in found.shape[:2])
+    cells = found[:rows, :cols].reshape(rows // factor, factor, cols // factor, factor, 3).swapaxes(1, 2)
+    cells = cells.reshape(-1, factor**2, 3)
+    weight = cells[..., 2:]
+    kept = weight.mean(axis=(1, 2)) >= 0.5
+    sums = (cells[kept, :, :2] * weight[kept]).sum(axis=1)
+    pairs: Floats = sums / weight[kept].sum(axis=1)
+    return pairs
+
+
+def figures(pairs: Floats) -> tuple[float, float, float, float, float]:
+    """Pearson's and Spearman's correlation, mean DAB of translation and of guide, area under the ROC curve."""
+    ours, theirs = pairs.T
+    tumour = theirs > _TUMOUR
+    wins = np.nan
+    if 0 < tumour.sum() < len(tumour):
+        wins = stats.mannwhitneyu(ours[tumour], ours[~tumour]).statistic / (tumour.sum() * (~tumour).sum())
+    pearson, spearman = stats.pearsonr(ours, theirs).statistic, stats.spearmanr(ours, theirs).statistic
+    return pearson, spearman, ours.mean(), theirs.mean(), wins
+
+
+def region(text: str) -> Box:
+    """``x,y,w,h``."""
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not x,y,w,h") from error
+    return Box(x, y, width, height)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="A translation's DAB against a registered serial section.")
+    parser.add_argument("translated", type=Path)
+    parser.add_argument("guide", type=Path)
+    parser.add_argument("--region", type=region, help="x,y,w,h of the guide; all of it if left out")
+    parser.add_argument("--translated-region", type=region, help="the same of the translation; all of it if left out")
+    given = parser.parse_args()
+    try:
+        with open_slide(given.translated) as one, open_slide(given.guide) as other:
+            ours, guide = open_view(one, region=given.translated_region), open_view(other, region=given.region)
+            if ours.size != guide.size:
+                raise UsageError(f"{given.translated}: {ours.size} px against {guide.size} px", "name --region")
+            found = areas(ours, guide)
+    except KinError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("area px  areas  Pearson  Spearman  DAB translated  DAB real  ROC")
+    for side in _SIZES_PX:
+        pairs = merged(found, side // _SMALLEST_PX)
+        if len(pairs) > 2:
+            row = figures(pairs)
+            print(f"{side:7} {len(pairs):6} {row[0]:8.3f} {row[1]:9.3f} {row[2]:15.3f} {row[3]:9.3f} {row[4]:4.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
