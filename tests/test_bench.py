@@ -109,7 +109,7 @@ def test_every_stage_is_measured_and_its_rates_agree(measured: dict[str, Any]) -
     names = [stage["name"] for stage in measured["stages"]]
     assert names == ["read", "measure", "apply", "encode", "levels"]
     assert measured["plan"]["patches"] == 18 * 5
-    for stage in [*measured["stages"], measured["end_to_end"], measured["plain_loop"]]:
+    for stage in [*measured["stages"], *(measured[name] for name in ("end_to_end", "plain_loop", "plain_loop_twice"))]:
         assert stage["fastest"] <= stage["seconds_per_patch"] <= stage["slowest"]
         assert stage["patches_per_s"] * stage["seconds_per_patch"] == pytest.approx(1)
         assert stage["mpixel_per_s"] == pytest.approx(stage["patches_per_s"] * 64**2 / 1e6)
@@ -126,6 +126,7 @@ def test_the_shares_are_those_of_the_limits(measured: dict[str, Any]) -> None:
             assert stage[share] == pytest.approx(rate / measured["limits"][limit]["tflop_per_s"])
     plain, whole = measured["plain_loop"]["patches_per_s"], measured["end_to_end"]["patches_per_s"]
     assert measured["speedup"] == pytest.approx(whole / plain)
+    assert measured["speedup_twice"] == pytest.approx(whole / measured["plain_loop_twice"]["patches_per_s"])
 
 
 def test_the_machine_and_the_generator_are_told(measured: dict[str, Any]) -> None:
@@ -143,7 +144,7 @@ def test_the_machine_and_the_generator_are_told(measured: dict[str, Any]) -> Non
 
 def test_the_table_shows_every_stage(measured: dict[str, Any]) -> None:
     lines = table(measured).splitlines()
-    for name in ("read", "measure", "apply", "encode", "levels", "end to end", "plain loop"):
+    for name in ("read", "measure", "apply", "encode", "levels", "end to end", "plain loop", "plain loop, twice"):
         line = next(line for line in lines if line.startswith(name))
         assert len(line.split()) >= 3
     apply = next(stage for stage in measured["stages"] if stage["name"] == "apply")

@@ -11,7 +11,7 @@ _BUSY = 0.5  # runnable threads per core, from when on others take time that is 
 def table(result: Mapping[str, Any]) -> str:
     """Lines of text from ``BenchResult.as_dict``."""
     machine, plan, generator = result["machine"], result["plan"], result["generator"]
-    limits, whole, plain = result["limits"], result["end_to_end"], result["plain_loop"]
+    limits, whole = result["limits"], result["end_to_end"]
     layers = f"{generator['layout']}, width {generator['width']}, {generator['blocks']} blocks"
     run = f"{plan['precision']}{', compiled' * plan['compiled']}, batch {plan['batch_size']}, {plan['workers']} threads"
     lines = [
@@ -22,10 +22,12 @@ def table(result: Mapping[str, Any]) -> str:
         f"{'':<18}{'ms/patch':>10}{'Mpixel/s':>10}{'TFLOP/s':>10}{'of product':>12}{'of convolution':>16}",
         *(_line(stage["name"], stage) for stage in result["stages"]),
         _line("end to end", whole),
-        _line("plain loop", plain),
+        _line("plain loop", result["plain_loop"]),
+        _line("plain loop, twice", result["plain_loop_twice"]),
         "",
         *(f"{name + ' limit':<18}{limit['tflop_per_s']:>30.3g}  {limit['what']}" for name, limit in limits.items()),
-        f"end to end: {result['speedup']:.2f} times the plain loop (batch 1, float32, PNG per patch);"
+        f"end to end: {result['speedup']:.2f} times the plain loop (batch 1, float32, PNG per patch),"
+        f" {result['speedup_twice']:.2f} times one that runs each patch twice, as kernelized normalization must;"
         f" {_percent(whole['share_of_slowest_stages'])} of the speed of its slowest stages",
     ]
     ratio = seamless_ratio(result)
