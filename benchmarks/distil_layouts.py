@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from kin_cli.models.box import default_model
 from kin_cli.models.checkpoint import load_generator, save_generator
+from kin_cli.models.images import to_tensor
 from kin_cli.models.layouts import Spec, build
 from kin_cli.models.resnet import ResnetSpec
 from kin_cli.models.urust import UrustSpec
 from kin_cli.training.patches import PatchSource
-from kin_cli.training.samples import to_tensor
 from kin_cli.training.settings import PatchSettings
 
 SPECS: dict[str, Spec] = {"cyclegan": ResnetSpec(width=16, blocks=6), "urust": UrustSpec(width=16, blocks=6)}
@@ -33,7 +33,7 @@ def distil(teacher: nn.Module, student: nn.Module, source: PatchSource, *, steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     losses = []
     for step in range(steps):
-        x = to_tensor([source.draw(step)], torch.device("cpu"))
+        x = to_tensor([source.draw(step)])
         with torch.no_grad():
             wanted = teacher(x)
         loss = F.l1_loss(student(x), wanted)

@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_no_file_and_can_be_resumed(
             write_pyramid(store, layout, progress=full, **options)
         little = type("Usage", (), {"free": 1000})
         monkeypatch.setattr(shutil, "disk_usage", lambda _: little)
-        with pytest.raises(OutputError, match=r"needs 0\.00 GB, but only 0\.00 GB are free"):
+        with pytest.raises(OutputError, match=r"needs \d+\.\d MB, but only 0\.0 MB are free"):
             write_pyramid(store, layout, **options)
         monkeypatch.undo()
         assert destination.read_bytes() == b"an older output"

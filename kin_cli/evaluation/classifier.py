@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kin_cli.metrics.colour import Floats, Pixels
+from kin_cli.models.images import to_tensor
 
 _INPUT_PX = 128
 _WIDTHS = (16, 32, 64, 64)
@@ -29,7 +30,7 @@ class PatchClassifier:
 
     def fit(self, patches: Sequence[Pixels], labels: Sequence[int], *, epochs: int = 20) -> None:
         """Learn from patches and their classes, each turned and mirrored at random; rare classes weigh more."""
-        inputs, wanted = _inputs(patches), torch.tensor(labels)
+        inputs, wanted = to_tensor(patches), torch.tensor(labels)
         counts = torch.bincount(wanted, minlength=self._classes).clamp(min=1)
         weight = len(wanted) / (self._classes * counts.float())
         steps = epochs * -(-len(wanted) // _BATCH)
@@ -50,7 +51,7 @@ class PatchClassifier:
     @torch.inference_mode()
     def probabilities(self, patches: Sequence[Pixels]) -> Floats:
         """Of each class, (n, classes) float64; rows sum to 1."""
-        parts = [self._network(part).double().softmax(1) for part in torch.split(_inputs(patches), _BATCH)]
+        parts = [self._network(part).double().softmax(1) for part in torch.split(to_tensor(patches), _BATCH)]
         found: Floats = torch.cat(parts).numpy()
         return found
 
@@ -72,10 +73,6 @@ def shrunk(patch: Pixels) -> Pixels:
     small = F.interpolate(image, size=(_INPUT_PX, _INPUT_PX), mode="area").round().to(torch.uint8)
     found: Pixels = small[0].permute(1, 2, 0).contiguous().numpy()
     return found
-
-
-def _inputs(patches: Sequence[Pixels]) -> Tensor:
-    return torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def _oriented(batch: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from kin_cli.pyramid.formats import OutputFormat
 from kin_cli.pyramid.layout import PyramidLayout
 from kin_cli.pyramid.metadata import Digest, ImageInfo, ome_description, plain_description
 from kin_cli.store.blobs import BlobStore
-from kin_cli.store.files import os_errors_as_output_errors, publish
+from kin_cli.store.files import amount, os_errors_as_output_errors, publish
 
 _CLASSIC_LIMIT = 2**32 - 1
 _SLACK_A_LEVEL = 64 << 10  # more than the fields of a directory without tile tables and description
@@ -97,7 +97,7 @@ def part_file(destination: Path, bytes_needed: int) -> Iterator[Path]:
         free = shutil.disk_usage(destination.parent).free
         if free < bytes_needed:
             raise OutputError(
-                f"{destination}: needs {bytes_needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free on this disk",
+                f"{destination}: needs {amount(bytes_needed)}, but only {amount(free)} are free on this disk",
                 "free some space and run the same command again: it continues where it stopped",
             )
         try:

@@ -85,7 +85,8 @@ class TiffSlide(Slide):
             hint = "kin reads 8 and 16-bit RGB and grey pictures; export one plane as RGB"
             raise InputError(f"{path}: a TIFF that kin cannot use: {error}", hint) from None
         except _DECODING_ERRORS as error:
-            raise InputError(f"{path}: not a readable TIFF: {error}", _DAMAGED_HINT) from error
+            what = "it ends too early" if isinstance(error, IndexError) else error
+            raise InputError(f"{path}: not a readable TIFF: {what}", _DAMAGED_HINT) from error
         self._file = path.open("rb")
         self._file_lock = threading.Lock()
         self._big_lock = threading.Lock()

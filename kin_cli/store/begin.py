@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kin_cli.errors import OutputError
-from kin_cli.store.files import os_errors_as_output_errors
+from kin_cli.store.files import amount, os_errors_as_output_errors
 from kin_cli.store.work import WorkFolder
 
 _BEGUN = "begun"
@@ -59,7 +59,7 @@ def check_disk(output: Path, bytes_needed: int) -> None:
         free = shutil.disk_usage(output.parent).free
     if free < bytes_needed - held:
         raise OutputError(
-            f"{output}: needs up to {(bytes_needed - held) / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free there",
+            f"{output}: needs up to {amount(bytes_needed - held)} more, but {amount(free)} are free there",
             "free some space or choose another disk, then run the same command again",
         )
 

@@ -55,6 +55,11 @@ def working_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+def amount(size: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def write_all(fd: int, payload: bytes) -> None:
     """Write all of ``payload`` at the file's position; a single ``os.write`` may write less than it was given."""
     view = memoryview(payload)

@@ -17,6 +17,7 @@ import torch
 from kin_cli import __version__
 from kin_cli.errors import OutputError
 from kin_cli.models.checkpoint import save_generator
+from kin_cli.models.images import to_tensor
 from kin_cli.pipeline.reporting import Reporter, SilentReporter
 from kin_cli.pipeline.stages import prefetch
 from kin_cli.slide.source import Pixels
@@ -30,7 +31,7 @@ from kin_cli.training.framework import Batch, Framework
 from kin_cli.training.heldout import Trial, summary
 from kin_cli.training.lsesim import build_lsesim
 from kin_cli.training.patches import PatchSource, find_images
-from kin_cli.training.samples import to_tensor, write_samples
+from kin_cli.training.samples import write_samples
 from kin_cli.training.settings import CutLosses, CycleGanLosses, TrainSettings
 from kin_cli.training.state import STATE_FILE, CsvLog, RunState
 from kin_cli.training.step import Stepper, means

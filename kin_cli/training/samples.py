@@ -8,23 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
+from kin_cli.models.images import to_pixels, to_tensor
 from kin_cli.slide.source import Pixels
 from kin_cli.store.files import os_errors_as_output_errors
-
-
-def to_tensor(patches: Sequence[Pixels], device: torch.device) -> Tensor:
-    """Patches (H, W, 3) uint8 of one size as a batch (B, 3, H, W) float32 in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(patches)).to(device)
-    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
-def to_pixels(images: Tensor) -> Pixels:
-    """A batch (B, 3, H, W) in [-1, 1] as (B, H, W, 3) uint8, rounded."""
-    levels = (images.float().clamp(-1.0, 1.0) * 127.5 + 127.5).round()
-    pixels: Pixels = levels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
-    return pixels
 
 
 @torch.inference_mode()
