@@ -1,0 +1,198 @@
+"""Reduce a guide to what the H&E slide itself tells: a regression of brown on the look of the neighbourhood.
+
+    python scripts/register_sections.py he.tif ihc.tif -o registered.tif
+    python scripts/predict_guide.py he.tif registered.tif -o guide.tif --region 0,0,13346,13000
+
+A registered section holds more than an H&E slide can know (which of two alike groups of cells is positive), is shifted
+by some tens of µm, and one or two slides hold little tumour: a network learns it by heart. This fits a ridge regression
+instead, of the DAB of cells of 32 µm on the densities, textures and nuclei of the H&E in and around them, within
+``--region`` alone, gives its predictions the guide's distribution, and writes them as a guide of flat brown for all of
+the slide. Prints how well the prediction agrees with the guide within the region and beyond it: only the latter tells
+whether it is worth training with (Pearson's correlation; area under the ROC curve of cells above a density of 0.2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyvips
+from scipy import ndimage, stats
+
+from kin_cli.errors import InputError, KinError
+from kin_cli.geometry import Box, Grid, Size
+from kin_cli.metrics.dab import DAB, HAEMATOXYLIN, dab_density
+from kin_cli.slide.opening import open_slide
+from kin_cli.slide.view import SlideView, open_view
+from kin_cli.store.files import os_errors_as_output_errors, publish
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+_EOSIN = (0.072, 0.990, 0.105)
+_UM = 1.0  # per pixel of what is looked at
+_CELL_PX = 32
+_BLOCK_PX = 1024
+_MARGIN_PX = 64
+_WIDTHS_PX = (1.0, 2.0, 4.0, 8.0)  # of the textures
+_AROUND_CELLS = (1.5, 4.0)  # standard deviations of the neighbourhoods beside the cell itself
+_RIDGE = 100.0
+_GLASS, _WHITE = 243.0, 251.0
+_PALEST = 225  # mean grey level from which on there is glass
+_NUCLEUS, _DARK, _PALE = 0.9, 1.2, 0.35  # natural optical densities
+_TUMOUR = 0.2  # decadic
+_BLACK = 25
+
+
+def look(pixels: npt.NDArray[np.uint8]) -> Floats:
+    """(h, w, 3) H&E with a margin of 64 px, as features (h / 32 - 4, w / 32 - 4, n) of its cells; glass share first."""
+    stains = np.array([HAEMATOXYLIN, _EOSIN, DAB])
+    density = -np.log(np.clip(pixels, 2, 255) / _GLASS)
+    unmixed = density @ np.linalg.inv(stains / np.linalg.norm(stains, axis=1, keepdims=True))
+    haematoxylin, eosin = unmixed[..., 0], unmixed[..., 1]
+    layers = [pixels.mean(axis=-1) > _PALEST, haematoxylin, eosin, unmixed[..., 2], density.sum(axis=-1)]
+    layers += [haematoxylin > _NUCLEUS, np.maximum(haematoxylin - _DARK, 0.0), haematoxylin + eosin < _PALE]
+    found = [_cells(layer.astype(float)) for layer in layers]
+    for dye in (haematoxylin, eosin):
+        for width in _WIDTHS_PX:
+            band = ndimage.gaussian_filter(dye, width) - ndimage.gaussian_filter(dye, 1.6 * width)
+            found.append(np.sqrt(_cells(band**2)))
+    edge = _MARGIN_PX // _CELL_PX
+    return np.stack(found, axis=-1)[edge:-edge, edge:-edge]
+
+
+def brown(pixels: npt.NDArray[np.uint8]) -> Floats:
+    """(h, w, 3) of a guide as cells (h / 32, w / 32, 2): decadic density of DAB, and the share that is known."""
+    density = np.maximum(dab_density(pixels, white=_WHITE), 0.0)
+    return np.stack([_cells(density), _cells((pixels.max(axis=-1) > _BLACK).astype(float))], axis=-1)
+
+
+def _cells(values: Floats) -> Floats:
+    rows, cols = (side // _CELL_PX for side in values.shape)
+    means: Floats = values.reshape(rows, _CELL_PX, cols, _CELL_PX).mean(axis=(1, 3))
+    return means
+
+
+def survey(source: SlideView, guide: SlideView) -> tuple[Floats, Floats]:
+    """``look`` and ``brown`` of all cells, (rows, cols, n); what lies beyond the slide is mirrored."""
+    grid, per_block = Grid(source.size, _BLOCK_PX), _BLOCK_PX // _CELL_PX
+    blocks = [[look(source.read(grid.box(cell).grown(_MARGIN_PX))) for cell in row] for row in _rows(grid)]
+    browns = [[brown(guide.read(grid.box(cell))) for cell in row] for row in _rows(grid)]
+    shape = [math.ceil(side / _CELL_PX) for side in (source.size.height, source.size.width)]
+    assert blocks[0][0].shape[:2] == (per_block, per_block)
+    whole = [np.concatenate([np.concatenate(row, axis=1) for row in found]) for found in (blocks, browns)]
+    return whole[0][: shape[0], : shape[1]], whole[1][: shape[0], : shape[1]]
+
+
+def _rows(grid: Grid) -> list[list[Box]]:
+    cells = list(grid)
+    return [cells[i : i + grid.cols] for i in range(0, len(cells), grid.cols)]  # type: ignore[misc]
+
+
+def with_neighbourhood(features: Floats, tissue: Mask) -> Floats:
+    """The features of each cell and their means over the tissue around it, at every width."""
+    weight = tissue.astype(float)
+    layers = [features]
+    for sigma in _AROUND_CELLS:
+        near = np.maximum(ndimage.gaussian_filter(weight, sigma), 1e-3)[..., None]
+        layers.append(ndimage.gaussian_filter(features * weight[..., None], (sigma, sigma, 0)) / near)
+    return np.concatenate(layers, axis=-1)
+
+
+def predicted(features: Floats, density: Floats, fit: Mask) -> Floats:
+    """Density of DAB for all cells, from a ridge regression on those of ``fit``, with the distribution it has there."""
+    spread = features[fit].std(axis=0)
+    unit = (features - features[fit].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    known = unit[fit]
+    gram = known.T @ known + _RIDGE * np.eye(known.shape[1])
+    scores = unit @ np.linalg.solve(gram, known.T @ (density[fit] - density[fit].mean()))
+    matched: Floats = np.interp(scores, np.sort(scores[fit]), np.sort(density[fit]))
+    return matched
+
+
+def agreement(found: Floats, wanted: Floats) -> str:
+    """Correlation, and area under the ROC curve."""
+    tumour = wanted > _TUMOUR
+    if min(tumour.sum(), (~tumour).sum()) == 0 or found.std() == 0:
+        return f"{len(wanted)} cells, too alike to compare"
+    wins = stats.mannwhitneyu(found[tumour], found[~tumour]).statistic / (tumour.sum() * (~tumour).sum())
+    correlation = stats.pearsonr(found, wanted).statistic
+    return f"{len(wanted)} cells, correlation {correlation:.2f}, ROC {wins:.2f}"
+
+
+def write_flat(density: Floats, size: Size, mpp: float, output: Path) -> None:
+    """A pyramid of ``size`` in which DAB alone has the density of each cell, interpolated between their centres."""
+    dye = np.array(DAB) / np.linalg.norm(DAB)
+    cell = _CELL_PX * _UM / mpp
+    colours = _WHITE * 10.0 ** (-density[..., None] * dye)
+    image = pyvips.Image.new_from_array(np.pad(colours, ((1, 2), (1, 2), (0, 0)), mode="edge").astype(np.float32))
+    # pixel x of the slide lies (x + 0.5) / cell - 0.5 from the centre of the first cell, which the padding moved by 1
+    offset = 0.5 / cell + 0.5
+    flat = image.affine(
+        [cell, 0, 0, cell],
+        oarea=[0, 0, size.width, size.height],
+        idx=-offset,
+        idy=-offset,
+        interpolate=pyvips.Interpolate.new("bilinear"),
+    )
+    flat.cast("uchar").copy(interpretation="srgb").tiffsave(
+        str(output), tile=True, pyramid=True, compression="jpeg", Q=95, xres=1000 / mpp, yres=1000 / mpp, bigtiff=True
+    )
+
+
+def region(text: str) -> Box:
+    """``x,y,w,h``."""
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not x,y,w,h") from error
+    return Box(x, y, width, height)
+
+
+def predict(source: Path, registered: Path, box: Box | None, output: Path) -> None:
+    with open_slide(source) as slide, open_slide(registered) as other:
+        if slide.mpp is None:
+            raise InputError(f"{source}: does not say its resolution", "the cells are measured in µm")
+        if slide.levels[0] != other.levels[0]:
+            raise InputError(f"{registered}: not the size of {source}", "make it with register_sections.py")
+        other.mpp, size, mpp = slide.mpp, slide.levels[0], slide.mpp
+        features, found = survey(open_view(slide, mpp=_UM), open_view(other, mpp=_UM))
+    density, tissue = found[..., 0], features[..., 0] < 0.6
+    counted = tissue & (found[..., 1] == 1.0)
+    inside = np.zeros_like(counted)
+    box = box or Box(0, 0, size.width, size.height)
+    cell = _CELL_PX * _UM / mpp
+    inside[round(box.y / cell) : int(box.bottom / cell), round(box.x / cell) : int(box.right / cell)] = True
+    density_found = predicted(with_neighbourhood(features, tissue), density, counted & inside)
+    for where, mask in (("within the region", counted & inside), ("beyond it", counted & ~inside)):
+        if mask.any():
+            print(f"{where}: {agreement(density_found[mask], density[mask])}")
+    write_flat(np.where(tissue, density_found, 0.0), size, mpp, output)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Reduce a guide to what the H&E slide itself tells.")
+    parser.add_argument("source", type=Path, help="the H&E slide")
+    parser.add_argument("registered", type=Path, help="a guide from register_sections.py")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the predicted guide, a pyramidal TIFF")
+    parser.add_argument("--region", type=region, help="x,y,w,h of the slide to learn from; all of it if left out")
+    given = parser.parse_args()
+    part = given.output.with_name(f".{given.output.name}.part")
+    try:
+        predict(given.source, given.registered, given.region, part)
+        with os_errors_as_output_errors(given.output):
+            publish(part, given.output)
+    except (KinError, pyvips.Error) as error:
+        print(f"error: {error}".strip().replace("\n", " "), file=sys.stderr)
+        return 1
+    finally:
+        part.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
