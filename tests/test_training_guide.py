@@ -151,7 +151,7 @@ def test_a_run_puts_the_brown_where_its_guide_has_it(tmp_path: Path) -> None:
     run = replace(
         run,
         patches=replace(run.patches, source=picture, guide=tmp_path / "guide.png", patch_px=64),
-        losses=CutLosses(locations=16, projection=16, guided=10.0),
+        losses=CutLosses(locations=16, projection=16, guided=10.0, painted=0.5),
         network=replace(run.network, width=8),
         schedule=replace(run.schedule, steps=60, warm_steps=20, lr=2e-3, decay_share=0.0, ema=0.5),
     )
@@ -159,6 +159,7 @@ def test_a_run_puts_the_brown_where_its_guide_has_it(tmp_path: Path) -> None:
     log = rows(run.output)
     assert [bool(row["warm"]) for row in log] == [True] * 20 + [False] * 40
     assert all(float(row["guided"]) > 0 for row in log[20:])
+    assert np.mean([float(row["painted"]) for row in log[-8:]]) < 0.5 * float(log[0]["warm"])  # half the weight at most
     source = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1.0
     with torch.inference_mode():
         dab = dab_densities(generator(source))[0, 0]

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from kin_cli.models.resnet import ResidualBlock, ResnetGenerator
 from kin_cli.training.counterstain import brown_nuclei
-from kin_cli.training.framework import Batch, Framework, Objective, Phase, adam, build_generator, warm_terms
+from kin_cli.training.framework import (
+    Batch,
+    Framework,
+    Objective,
+    Phase,
+    adam,
+    build_generator,
+    distance_to_painting,
+    warm_terms,
+)
 from kin_cli.training.guide import misplaced_brown
 from kin_cli.training.losses import patch_nce
 from kin_cli.training.networks import PatchProjection, encode, forward_with_features, initialise, random_places
@@ -87,6 +96,8 @@ class ContrastObjective(Objective):
             terms["nce_identity"] = nce(slice(count, None))
         if losses.nuclei > 0:
             terms["nuclei"] = losses.nuclei * brown_nuclei(batch.source, made[:count])
+        if losses.painted > 0:
+            terms["painted"] = losses.painted * distance_to_painting(made[:count], batch)
         if batch.guide is not None:
             terms["guided"] = losses.guided * misplaced_brown(made[:count], batch.guide)
         return terms

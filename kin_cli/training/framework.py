@@ -83,13 +83,18 @@ class Framework:
 
 
 def warm_terms(generator: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """L1 of the generator's output to its input's haematoxylin, painted as in a counterstain; with a guide, the squared
-    difference to that with the guide's DAB."""
-    made = generator(batch.source).float()
+    """The one term of the warm start."""
+    return {"warm": distance_to_painting(generator(batch.source), batch)}
+
+
+def distance_to_painting(made: Tensor, batch: Batch) -> Tensor:
+    """L1 of translations to their input's haematoxylin, painted as in a counterstain; with a guide, the squared
+    difference to that with the guide's DAB.
+    """
     if batch.guide is None:
-        return {"warm": F.l1_loss(made, haematoxylin_target(batch.source))}
+        return F.l1_loss(made.float(), haematoxylin_target(batch.source))
     error = (made - stained_target(batch.source, batch.guide)).square()  # brown as likely as it is, see misplaced_brown
-    return {"warm": (error * known(batch.guide)).mean()}
+    return (error * known(batch.guide)).mean()
 
 
 def build_generator(settings: NetworkSettings) -> ResnetGenerator:

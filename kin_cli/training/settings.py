@@ -147,7 +147,8 @@ class CutLosses:
 
     ``layers`` are indices into the generator's ``model``; empty takes the official five. The authors have neither a
     ``pool`` nor ``nuclei``, the weight of the penalty on brown nuclei, nor ``guided``, the weight of DAB beside its
-    place where patches come with a guide (see ``guide``).
+    place where patches come with a guide (see ``guide``), nor ``painted``, the weight that the warm start's term keeps
+    after it, which holds the colours while a new discriminator is still blind.
     """
 
     gan: float = 1.0
@@ -160,6 +161,7 @@ class CutLosses:
     pool: int = 0
     nuclei: float = 0.0
     guided: float = 10.0
+    painted: float = 0.0
 
 
 @dataclass(frozen=True)
