@@ -5,7 +5,7 @@
 
 A registered section holds more than an H&E slide can know (which of two alike groups of cells is positive), is shifted
 by some tens of µm, and one or two slides hold little tumour: a network learns it by heart. This fits a ridge regression
-instead, of the DAB of cells of 32 µm on the densities, textures and nuclei of the H&E in and around them, within
+instead, of which cells of 32 µm are brown on the densities, textures and nuclei of the H&E in and around them, within
 ``--region`` alone, gives its predictions the guide's distribution, and writes them as a guide of flat brown for all of
 the slide. Prints how well the prediction agrees with the guide within the region and beyond it: only the latter tells
 whether it is worth training with (Pearson's correlation; area under the ROC curve of cells above a density of 0.2).
@@ -104,12 +104,17 @@ def with_neighbourhood(features: Floats, tissue: Mask) -> Floats:
 
 
 def predicted(features: Floats, density: Floats, fit: Mask) -> Floats:
-    """Density of DAB for all cells, from a ridge regression on those of ``fit``, with the distribution it has there."""
+    """Density of DAB for all cells: that of the same rank among those of ``fit``.
+
+    Ranks are by a ridge regression of which cells of ``fit`` have tumour: of the density itself, the few densest cells
+    would decide.
+    """
     spread = features[fit].std(axis=0)
     unit = (features - features[fit].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     known = unit[fit]
     gram = known.T @ known + _RIDGE * np.eye(known.shape[1])
-    scores = unit @ np.linalg.solve(gram, known.T @ (density[fit] - density[fit].mean()))
+    tumour = (density[fit] > _TUMOUR).astype(float)
+    scores = unit @ np.linalg.solve(gram, known.T @ (tumour - tumour.mean()))
     matched: Floats = np.interp(scores, np.sort(scores[fit]), np.sort(density[fit]))
     return matched
 

@@ -52,6 +52,7 @@ def stained_target(source: Tensor, guide: Tensor) -> Tensor:
     densities = stain_densities(source)
     haematoxylin, eosin = densities[:, :1], densities[:, 1:]
     cytoplasm = ((haematoxylin + eosin) / 0.5).clamp(max=1.0) * (1.3 - haematoxylin).clamp(0.1, 1.0) * mask
+    cytoplasm = cytoplasm.square()  # brown is dense where there is much of it, and absent in between
     size = source.shape[-2:]
     areas = (_by_area(dab_densities(guide) * mask) - _TRACE).clamp(min=0.0) / _by_area(cytoplasm).clamp(min=0.15)
     spread = F.interpolate(areas, size=size, mode="bilinear", align_corners=True)
