@@ -19,6 +19,7 @@ from kin_cli.training.framework import (
     adam,
     build_generator,
     distance_to_painting,
+    warm_terms,
 )
 from kin_cli.training.guide import misplaced_brown
 from kin_cli.training.losses import patch_nce
@@ -74,10 +75,9 @@ class ContrastObjective(Objective):
         self._judges, self._layers, self._losses = (judge,), layers, losses  # a tuple: not among the parameters
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:  # noqa: D102
-        losses, count = self._losses, len(batch.source)
         if batch.warm:
-            made = self.generator(batch.source)
-            return {"warm": distance_to_painting(made, batch), **self._guidance(made, batch)}
+            return warm_terms(self.generator, batch)
+        losses, count = self._losses, len(batch.source)
         real = torch.cat([batch.source, batch.target]) if losses.identity else batch.source
         made, key_features = forward_with_features(self.generator.model, real, layers=self._layers)
         batch.made = {"target": made[:count].detach()}
@@ -98,9 +98,6 @@ class ContrastObjective(Objective):
             terms["nuclei"] = losses.nuclei * brown_nuclei(batch.source, made[:count])
         if losses.painted > 0:
             terms["painted"] = losses.painted * distance_to_painting(made[:count], batch)
-        return {**terms, **self._guidance(made[:count], batch)}
-
-    def _guidance(self, made: Tensor, batch: Batch) -> dict[str, Tensor]:
-        if batch.guide is None:
-            return {}
-        return {"guided": self._losses.guided * misplaced_brown(made, batch.guide)}
+        if batch.guide is not None:
+            terms["guided"] = losses.guided * misplaced_brown(made[:count], batch.guide)
+        return terms

@@ -160,7 +160,7 @@ class CutLosses:
     tau: float = 0.07
     pool: int = 0
     nuclei: float = 0.0
-    guided: float = 10.0
+    guided: float = 2.0
     painted: float = 0.0
 
 
