@@ -11,14 +11,15 @@ beyond the guide do not count. Registration is good to some tens of µm: only th
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import KinError, UsageError
 from kin_cli.geometry import Box, Grid
 from kin_cli.metrics.dab import dab_density
@@ -85,39 +86,28 @@ def figures(pairs: Floats) -> tuple[float, float, float, float, float]:
     return pearson, spearman, ours.mean(), theirs.mean(), wins
 
 
-def region(text: str) -> Box:
-    """``x,y,w,h``."""
+@click.command()
+@click.argument("translated", type=click.Path(path_type=Path))
+@click.argument("guide", type=click.Path(path_type=Path))
+@click.option("--region", type=RegionType(), help="Part of the guide; all of it if left out.")
+@click.option("--translated-region", type=RegionType(), help="Part of the translation; all of it if left out.")
+def main(translated: Path, guide: Path, region: Box | None, translated_region: Box | None) -> None:
+    """Compare the DAB of a translation with that of a registered serial section, the GUIDE."""
     try:
-        x, y, width, height = (int(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is not x,y,w,h") from error
-    return Box(x, y, width, height)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="A translation's DAB against a registered serial section.")
-    parser.add_argument("translated", type=Path)
-    parser.add_argument("guide", type=Path)
-    parser.add_argument("--region", type=region, help="x,y,w,h of the guide; all of it if left out")
-    parser.add_argument("--translated-region", type=region, help="the same of the translation; all of it if left out")
-    given = parser.parse_args()
-    try:
-        with open_slide(given.translated) as one, open_slide(given.guide) as other:
-            ours, guide = open_view(one, region=given.translated_region), open_view(other, region=given.region)
-            if ours.size != guide.size:
-                raise UsageError(f"{given.translated}: {ours.size} px against {guide.size} px", "name --region")
-            found = areas(ours, guide)
+        with open_slide(translated) as one, open_slide(guide) as other:
+            ours, theirs = open_view(one, region=translated_region), open_view(other, region=region)
+            if ours.size != theirs.size:
+                raise UsageError(f"{translated}: {ours.size} px against {theirs.size} px", "name --region")
+            found = areas(ours, theirs)
     except KinError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"error: {error}")
     print("area px  areas  Pearson  Spearman  DAB translated  DAB real  ROC")
     for side in _SIZES_PX:
         pairs = merged(found, side // _SMALLEST_PX)
         if len(pairs) > 2:
             row = figures(pairs)
             print(f"{side:7} {len(pairs):6} {row[0]:8.3f} {row[1]:9.3f} {row[2]:15.3f} {row[3]:9.3f} {row[4]:4.2f}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,16 +13,17 @@ whether it is worth training with (Pearson's correlation; area under the ROC cur
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import numpy.typing as npt
 import pyvips
 from scipy import ndimage, stats
 
+from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import InputError, KinError
 from kin_cli.geometry import Box, Grid, Size
 from kin_cli.metrics.dab import DAB, HAEMATOXYLIN, dab_density
@@ -149,15 +150,6 @@ def write_flat(density: Floats, size: Size, mpp: float, output: Path) -> None:
     )
 
 
-def region(text: str) -> Box:
-    """``x,y,w,h``."""
-    try:
-        x, y, width, height = (int(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is not x,y,w,h") from error
-    return Box(x, y, width, height)
-
-
 def predict(source: Path, registered: Path, box: Box | None, output: Path) -> None:
     with open_slide(source) as slide, open_slide(registered) as other:
         if slide.mpp is None:
@@ -179,25 +171,23 @@ def predict(source: Path, registered: Path, box: Box | None, output: Path) -> No
     write_flat(np.where(tissue, density_found, 0.0), size, mpp, output)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Reduce a guide to what the H&E slide itself tells.")
-    parser.add_argument("source", type=Path, help="the H&E slide")
-    parser.add_argument("registered", type=Path, help="a guide from register_sections.py")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the predicted guide, a pyramidal TIFF")
-    parser.add_argument("--region", type=region, help="x,y,w,h of the slide to learn from; all of it if left out")
-    given = parser.parse_args()
-    part = given.output.with_name(f".{given.output.name}.part")
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("registered", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The predicted guide, a TIFF.")
+@click.option("--region", type=RegionType(), help="Part of the slide to learn from; all of it if left out.")
+def main(source: Path, registered: Path, output: Path, region: Box | None) -> None:
+    """Reduce a REGISTERED section to what the H&E slide SOURCE itself tells."""
+    part = output.with_name(f".{output.name}.part")
     try:
-        predict(given.source, given.registered, given.region, part)
-        with os_errors_as_output_errors(given.output):
-            publish(part, given.output)
+        predict(source, registered, region, part)
+        with os_errors_as_output_errors(output):
+            publish(part, output)
     except (KinError, pyvips.Error) as error:
-        print(f"error: {error}".strip().replace("\n", " "), file=sys.stderr)
-        return 1
+        sys.exit(f"error: {error}".strip().replace("\n", " "))
     finally:
         part.unlink(missing_ok=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

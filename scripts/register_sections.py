@@ -14,7 +14,6 @@ both slides; the sections must not be mirrored. Look at the guide before trainin
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 import pyvips
@@ -305,29 +305,25 @@ def bicubic() -> Any:
     return pyvips.Interpolate.new("bicubic")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Bring a serial section onto an H&E slide: a guide for training.")
-    parser.add_argument("source", type=Path, help="the H&E slide")
-    parser.add_argument("target", type=Path, help="a serial section in a DAB stain")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the guide, a pyramidal TIFF")
-    given = parser.parse_args()
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The guide, a pyramidal TIFF.")
+def main(source: Path, target: Path, output: Path) -> None:
+    """Bring TARGET, a serial section in a DAB stain, onto the H&E slide SOURCE."""
+    part = output.with_name(f".{output.name}.part")
     try:
-        source = {um: read_section(given.source, um, second=_EOSIN) for um in (_SEARCH_UM, *_FIT_UM)}
-        target = {um: read_section(given.target, um, second=DAB) for um in (_SEARCH_UM, *_FIT_UM)}
-        labels = pieces_of(source[_FIT_UM[0]])
-        moved = motions(source, target, labels)
-        part = given.output.with_name(f".{given.output.name}.part")
-        try:
-            write_guide((given.source, given.target, part), labels, moved)
-            with os_errors_as_output_errors(given.output):
-                publish(part, given.output)
-        finally:
-            part.unlink(missing_ok=True)
+        sections = {um: read_section(source, um, second=_EOSIN) for um in (_SEARCH_UM, *_FIT_UM)}
+        others = {um: read_section(target, um, second=DAB) for um in (_SEARCH_UM, *_FIT_UM)}
+        labels = pieces_of(sections[_FIT_UM[0]])
+        write_guide((source, target, part), labels, motions(sections, others, labels))
+        with os_errors_as_output_errors(output):
+            publish(part, output)
     except (KinError, pyvips.Error) as error:
-        print(f"error: {error}".strip().replace("\n", " "), file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(f"error: {error}".strip().replace("\n", " "))
+    finally:
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
