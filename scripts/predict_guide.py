@@ -164,6 +164,8 @@ def predict(source: Path, registered: Path, box: Box | None, output: Path) -> No
     box = box or Box(0, 0, size.width, size.height)
     cell = _CELL_PX * _UM / mpp
     inside[round(box.y / cell) : int(box.bottom / cell), round(box.x / cell) : int(box.right / cell)] = True
+    if not (counted & inside).any():
+        raise InputError(f"{registered}: nothing is known of the tissue in the region", "name another --region")
     density_found = predicted(with_neighbourhood(features, tissue), density, counted & inside)
     for where, mask in (("within the region", counted & inside), ("beyond it", counted & ~inside)):
         if mask.any():

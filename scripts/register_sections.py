@@ -78,7 +78,7 @@ def read_section(path: Path, um: float, *, second: tuple[float, ...]) -> Section
     stains = np.array([HAEMATOXYLIN, second, np.cross(HAEMATOXYLIN, second)])
     unmixed = density @ np.linalg.inv(stains / np.linalg.norm(stains, axis=1, keepdims=True))
     total = density.sum(axis=-1)
-    full = np.percentile(total[total > 0.1], 30)  # what a thin counterstain reaches as eosin does
+    full = np.percentile(total[total > 0.1], 30) if (total > 0.1).any() else 1.0  # a thin counterstain's, or eosin's
     layers = [
         ndimage.gaussian_filter(np.minimum(total / full, 1.0), 0.7),
         ndimage.gaussian_filter(unmixed[..., 0].clip(0.0, 1.2), 0.7),
@@ -316,7 +316,12 @@ def main(source: Path, target: Path, output: Path) -> None:
         sections = {um: read_section(source, um, second=_EOSIN) for um in (_SEARCH_UM, *_FIT_UM)}
         others = {um: read_section(target, um, second=DAB) for um in (_SEARCH_UM, *_FIT_UM)}
         labels = pieces_of(sections[_FIT_UM[0]])
-        write_guide((source, target, part), labels, motions(sections, others, labels))
+        moved = motions(sections, others, labels)
+        if not labels.any():
+            raise InputError(
+                f"{target}: no piece of {source} is found in it", "are they serial sections, not mirrored?"
+            )
+        write_guide((source, target, part), labels, moved)
         with os_errors_as_output_errors(output):
             publish(part, output)
     except (KinError, pyvips.Error) as error:

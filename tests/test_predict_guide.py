@@ -94,6 +94,10 @@ def test_what_one_region_teaches_holds_beyond_it(tmp_path: Path) -> None:
     assert float(beyond[1]) > 0.6
     assert float(beyond[2]) > 0.9
     assert tifffile.imread(tmp_path / "guide.tif").shape == he.shape
+    command[-1] = "0,0,20,20"
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "nothing is known of the tissue in the region" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["guide.tif", "he.tif", "registered.tif"]
 
 

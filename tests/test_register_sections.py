@@ -108,6 +108,16 @@ def test_the_real_section_scores_best_against_its_guide(sections: dict[str, Path
     assert rows[0][6] > 0.95
 
 
+def test_a_section_of_something_else_gives_no_guide(sections: dict[str, Path], tmp_path: Path) -> None:
+    empty = save(tmp_path / "empty.tif", np.full((300, 300, 3), 245, np.uint8))
+    for source, target in ((sections["he"], empty), (empty, sections["ihc"])):
+        result = run("register_sections.py", source, target, "-o", tmp_path / "guide.tif")
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: ")
+        assert "no piece of" in result.stderr
+        assert list(tmp_path.iterdir()) == [empty]
+
+
 def test_errors_are_one_line(sections: dict[str, Path], tmp_path: Path) -> None:
     plain = tmp_path / "plain.tif"
     tifffile.imwrite(plain, np.zeros((64, 64, 3), np.uint8), photometric="rgb")
