@@ -4,7 +4,7 @@
 
 ``guide.tif`` comes from ``register_sections.py``. Both are divided into areas of 64, 128 and 256 px of the guide's
 level 0; for each size the table gives the correlation of their mean densities of DAB (Pearson's and Spearman's), the
-share of the areas' total DAB in both, and how well the translation's DAB tells the areas with tumour from the others
+means of both, and how well the translation's DAB tells the areas with tumour from the others
 (area under the ROC curve, 0.5 is chance; an area has tumour where the guide's mean is above 0.2). Areas of glass or
 beyond the guide do not count. Registration is good to some tens of µm: only the larger areas are a fair test.
 """
@@ -21,6 +21,7 @@ from scipy import stats
 
 from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import KinError, UsageError
+from kin_cli.evaluation.classifier import roc_area
 from kin_cli.geometry import Box, Grid
 from kin_cli.metrics.dab import dab_density
 from kin_cli.slide.opening import open_slide
@@ -81,7 +82,7 @@ def figures(pairs: Floats) -> tuple[float, float, float, float, float]:
     tumour = theirs > _TUMOUR
     wins = np.nan
     if 0 < tumour.sum() < len(tumour):
-        wins = stats.mannwhitneyu(ours[tumour], ours[~tumour]).statistic / (tumour.sum() * (~tumour).sum())
+        wins = roc_area(ours[tumour], ours[~tumour])
     pearson, spearman = stats.pearsonr(ours, theirs).statistic, stats.spearmanr(ours, theirs).statistic
     return pearson, spearman, ours.mean(), theirs.mean(), wins
 

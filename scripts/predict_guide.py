@@ -25,16 +25,16 @@ from scipy import ndimage, stats
 
 from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import InputError, KinError
+from kin_cli.evaluation.classifier import roc_area
 from kin_cli.geometry import Box, Grid, Size
-from kin_cli.metrics.dab import DAB, HAEMATOXYLIN, dab_density
+from kin_cli.metrics.dab import DAB, EOSIN, HAEMATOXYLIN, dab_density
+from kin_cli.pyramid.writer import part_file
 from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import SlideView, open_view
-from kin_cli.store.files import os_errors_as_output_errors, publish
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-_EOSIN = (0.072, 0.990, 0.105)
 _UM = 1.0  # per pixel of what is looked at
 _CELL_PX = 32
 _BLOCK_PX = 1024
@@ -51,7 +51,7 @@ _BLACK = 25
 
 def look(pixels: npt.NDArray[np.uint8]) -> Floats:
     """(h, w, 3) H&E with a margin of 64 px, as features (h / 32 - 4, w / 32 - 4, n) of its cells; glass share first."""
-    stains = np.array([HAEMATOXYLIN, _EOSIN, DAB])
+    stains = np.array([HAEMATOXYLIN, EOSIN, DAB])
     density = -np.log(np.clip(pixels, 2, 255) / _GLASS)
     unmixed = density @ np.linalg.inv(stains / np.linalg.norm(stains, axis=1, keepdims=True))
     haematoxylin, eosin = unmixed[..., 0], unmixed[..., 1]
@@ -80,18 +80,17 @@ def _cells(values: Floats) -> Floats:
 
 def survey(source: SlideView, guide: SlideView) -> tuple[Floats, Floats]:
     """``look`` and ``brown`` of all cells, (rows, cols, n); what lies beyond the slide is mirrored."""
-    grid, per_block = Grid(source.size, _BLOCK_PX), _BLOCK_PX // _CELL_PX
-    blocks = [[look(source.read(grid.box(cell).grown(_MARGIN_PX))) for cell in row] for row in _rows(grid)]
-    browns = [[brown(guide.read(grid.box(cell))) for cell in row] for row in _rows(grid)]
-    shape = [math.ceil(side / _CELL_PX) for side in (source.size.height, source.size.width)]
-    assert blocks[0][0].shape[:2] == (per_block, per_block)
-    whole = [np.concatenate([np.concatenate(row, axis=1) for row in found]) for found in (blocks, browns)]
-    return whole[0][: shape[0], : shape[1]], whole[1][: shape[0], : shape[1]]
+    grid = Grid(source.size, _BLOCK_PX)
+    looks = [look(source.read(grid.box(cell).grown(_MARGIN_PX))) for cell in grid]
+    browns = [brown(guide.read(grid.box(cell))) for cell in grid]
+    return _whole(looks, grid), _whole(browns, grid)
 
 
-def _rows(grid: Grid) -> list[list[Box]]:
-    cells = list(grid)
-    return [cells[i : i + grid.cols] for i in range(0, len(cells), grid.cols)]  # type: ignore[misc]
+def _whole(blocks: list[Floats], grid: Grid) -> Floats:
+    """Blocks of cells, one of each cell of the grid in its order, side by side; without what lies beyond the slide."""
+    rows = [np.concatenate(blocks[i : i + grid.cols], axis=1) for i in range(0, len(blocks), grid.cols)]
+    height, width = (math.ceil(side / _CELL_PX) for side in (grid.size.height, grid.size.width))
+    return np.concatenate(rows)[:height, :width]
 
 
 def with_neighbourhood(features: Floats, tissue: Mask) -> Floats:
@@ -125,7 +124,7 @@ def agreement(found: Floats, wanted: Floats) -> str:
     tumour = wanted > _TUMOUR
     if min(tumour.sum(), (~tumour).sum()) == 0 or found.std() == 0:
         return f"{len(wanted)} cells, too alike to compare"
-    wins = stats.mannwhitneyu(found[tumour], found[~tumour]).statistic / (tumour.sum() * (~tumour).sum())
+    wins = roc_area(found[tumour], found[~tumour])
     correlation = stats.pearsonr(found, wanted).statistic
     return f"{len(wanted)} cells, correlation {correlation:.2f}, ROC {wins:.2f}"
 
@@ -180,15 +179,11 @@ def predict(source: Path, registered: Path, box: Box | None, output: Path) -> No
 @click.option("--region", type=RegionType(), help="Part of the slide to learn from; all of it if left out.")
 def main(source: Path, registered: Path, output: Path, region: Box | None) -> None:
     """Reduce a REGISTERED section to what the H&E slide SOURCE itself tells."""
-    part = output.with_name(f".{output.name}.part")
     try:
-        predict(source, registered, region, part)
-        with os_errors_as_output_errors(output):
-            publish(part, output)
+        with part_file(output, 0) as part:
+            predict(source, registered, region, part)
     except (KinError, pyvips.Error) as error:
         sys.exit(f"error: {error}".strip().replace("\n", " "))
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

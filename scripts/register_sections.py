@@ -32,14 +32,13 @@ from torch.nn import functional as F
 
 from kin_cli.errors import InputError, KinError
 from kin_cli.geometry import Box
-from kin_cli.metrics.dab import DAB, HAEMATOXYLIN
+from kin_cli.metrics.dab import DAB, EOSIN, HAEMATOXYLIN
+from kin_cli.pyramid.writer import part_file
 from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import open_view
-from kin_cli.store.files import os_errors_as_output_errors, publish
 
 Floats = npt.NDArray[np.float64]
 
-_EOSIN = (0.072, 0.990, 0.105)
 _SEARCH_UM = 32.0
 _FIT_UM = (16.0, 8.0)
 _STEPS = (150, 200)
@@ -287,7 +286,8 @@ def write_guide(paths: tuple[Path, Path, Path], labels: npt.NDArray[np.int32], m
     points = centres(*labels.shape, _FIT_UM[0])
     places = torch.zeros_like(points)
     for number, motion in enumerate(moved, start=1):
-        places[torch.from_numpy(owner == number)] = motion(points)[torch.from_numpy(owner == number)]
+        own = torch.from_numpy(owner == number)
+        places[own] = motion(points)[own]
     index = pyvips.Image.new_from_array((places / target_mpp - 0.5).numpy())
     scale = size.width / labels.shape[1], size.height / labels.shape[0]
     wanted = {"kernel": "linear", "vscale": scale[1]}
@@ -311,9 +311,8 @@ def bicubic() -> Any:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The guide, a pyramidal TIFF.")
 def main(source: Path, target: Path, output: Path) -> None:
     """Bring TARGET, a serial section in a DAB stain, onto the H&E slide SOURCE."""
-    part = output.with_name(f".{output.name}.part")
     try:
-        sections = {um: read_section(source, um, second=_EOSIN) for um in (_SEARCH_UM, *_FIT_UM)}
+        sections = {um: read_section(source, um, second=EOSIN) for um in (_SEARCH_UM, *_FIT_UM)}
         others = {um: read_section(target, um, second=DAB) for um in (_SEARCH_UM, *_FIT_UM)}
         labels = pieces_of(sections[_FIT_UM[0]])
         moved = motions(sections, others, labels)
@@ -321,13 +320,10 @@ def main(source: Path, target: Path, output: Path) -> None:
             raise InputError(
                 f"{target}: no piece of {source} is found in it", "are they serial sections, not mirrored?"
             )
-        write_guide((source, target, part), labels, moved)
-        with os_errors_as_output_errors(output):
-            publish(part, output)
+        with part_file(output, 0) as part:
+            write_guide((source, target, part), labels, moved)
     except (KinError, pyvips.Error) as error:
         sys.exit(f"error: {error}".strip().replace("\n", " "))
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -94,11 +94,12 @@ def auc(probabilities: Floats, labels: NDArray[np.intp]) -> float:
     present = np.unique(labels)
     if len(present) < 2:
         return float("nan")
-    areas = [_area(probabilities[labels == c, c], probabilities[labels != c, c]) for c in present]
+    areas = [roc_area(probabilities[labels == c, c], probabilities[labels != c, c]) for c in present]
     return float(np.mean(areas))
 
 
-def _area(inside: Floats, outside: Floats) -> float:
+def roc_area(inside: Floats, outside: Floats) -> float:
+    """The probability that a score (n,) of ``inside`` is above one (m,) of ``outside``, ties counting half."""
     ordered = np.sort(outside)
     below = np.searchsorted(ordered, inside, "left") + np.searchsorted(ordered, inside, "right")
     return float(below.mean() / (2 * len(outside)))

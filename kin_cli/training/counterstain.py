@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kin_cli.metrics.dab import DAB, HAEMATOXYLIN
+from kin_cli.metrics.dab import DAB, EOSIN, HAEMATOXYLIN
 
-_STAINS = (HAEMATOXYLIN, (0.072, 0.990, 0.105), DAB)  # eosin of the same source; DAB only completes the three
+_STAINS = (HAEMATOXYLIN, EOSIN, DAB)  # DAB only completes the three
 _BLUE = (0.743, 0.610, 0.275)  # haematoxylin of a weak counterstain, unit length
 _GLASS = 243.0  # typical grey level of glass in a scanned H&E slide
 WHITE = 251.0

@@ -147,12 +147,12 @@ class PatchSource:
 
     def _lying_on(self, guide: Path) -> SlideView:
         """The guide, which must have the pixels of the one source slide, seen as that is."""
-        with open_slide(self._files[0]) as source:
-            size, mpp = source.levels[0], source.mpp
         if len(self._files) > 1:
             raise UsageError(
                 f"{guide}: a guide lies on one source slide, not on {len(self._files)}", "leave out --guide"
             )
+        with open_slide(self._files[0]) as source:
+            size, mpp = source.levels[0], source.mpp
         slide = open_slide(guide, mpp=mpp)
         if slide.levels[0] != size:
             slide.close()
