@@ -131,6 +131,11 @@ class Grid:
         """The full square of a cell, which may reach beyond the image."""
         return Box(cell.col * self.step, cell.row * self.step, self.step, self.step)
 
+    def middle(self, cell: Cell, side: int) -> Box:
+        """The square of ``side`` pixels, at most ``step``, in the middle of a cell."""
+        margin = (self.step - side) // 2
+        return Box(cell.col * self.step + margin, cell.row * self.step + margin, side, side)
+
     def clipped(self, cell: Cell) -> Box:
         """The part of a cell inside the image."""
         return self.box(cell).clipped(self.size)

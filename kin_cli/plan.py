@@ -90,9 +90,17 @@ class Plan:
     @cached_property
     def weights(self) -> NDArray[np.float32]:
         """Tissue share of every cell (rows, cols): its weight in the kernel; 1 everywhere without a mask."""
-        if self.settings.source.tissue == "none" or not self._has_glass:
+        if not self._masked:
             return np.ones((self.grid.rows, self.grid.cols), np.float32)
         return self.mask.share(self.grid)
+
+    @cached_property
+    def table_weights(self) -> NDArray[np.float32]:
+        """Weight in the kernel of what pass 1 measures of each cell; 0 where it measures nothing."""
+        norm = self.settings.norm
+        if norm.measured_px == norm.patch_px or not self._masked:
+            return self.weights
+        return self.mask.share(self.grid, side=norm.measured_px)
 
     @property
     def prior(self) -> float:
@@ -100,12 +108,12 @@ class Plan:
 
         None where every patch counts the same, as in the paper, nor with kernel 1, which is the network as trained.
         """
-        masked = self.settings.source.tissue != "none" and self._has_glass
-        return _PRIOR if masked and self.settings.norm.effective_kernel.radius else 0.0
+        return _PRIOR if self._masked and self.settings.norm.effective_kernel.radius else 0.0
 
     @property
-    def _has_glass(self) -> bool:
-        return self.settings.source.tissue != "auto" or self.view.slide.has_glass_by_default
+    def _masked(self) -> bool:
+        tissue = self.settings.source.tissue
+        return tissue != "none" and (tissue != "auto" or self.view.slide.has_glass_by_default)
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -152,13 +160,18 @@ class Plan:
 
     @property
     def cells(self) -> int:
-        """Patches that are measured and translated."""
+        """Patches that are translated."""
         return int((self.weights > 0).sum())
+
+    @property
+    def measured_cells(self) -> int:
+        """Patches that pass 1 measures."""
+        return 0 if self.settings.norm.method == "tin" else int((self.table_weights > 0).sum())
 
     @property
     def table_bytes(self) -> int:
         """Size of the table file when pass 1 is done."""
-        return 0 if self.settings.norm.method == "tin" else self.cells * 8 * self.generator.channels
+        return self.measured_cells * 8 * self.generator.channels
 
     @property
     def disk_bytes(self) -> int:
@@ -208,6 +221,7 @@ class Plan:
             "kernel": str(norm.effective_kernel),
             "interpolation": norm.effective_interpolation,
             "patch size": norm.patch_px,
+            "measured size": norm.measured_px,
             "window": self.window_px,
             "halo": self.halo_px,
             "correction": norm.correction,
@@ -234,6 +248,7 @@ class Plan:
             "grid": [self.grid.rows, self.grid.cols],
             "patches": len(self.grid),
             "patches_with_tissue": self.cells,
+            "patches_measured": self.measured_cells,
             "window_px": self.window_px,
             "halo_px": self.halo_px,
             "tile_px": self.layout.tile,
@@ -257,10 +272,11 @@ def make_plan(settings: Settings) -> Plan:
     precision = resolve_precision(settings.compute.precision, devices[0])
     generator = load_generator(settings.model)
     patch_px = settings.norm.patch_px
-    if patch_px % generator.stride:
-        raise UsageError(
-            f"patch size {patch_px} is not a multiple of {generator.stride}", f"{generator.layout} needs that"
-        )
+    for name, side in (("patch", patch_px), ("measure", settings.norm.measured_px)):
+        if side % generator.stride:
+            raise UsageError(
+                f"{name} size {side} is not a multiple of {generator.stride}", f"{generator.layout} needs that"
+            )
     halo = generator.halo if settings.norm.halo_px is None else settings.norm.halo_px
     halo = math.ceil(halo / generator.stride) * generator.stride
     kind = devices[0].type
@@ -274,7 +290,7 @@ def make_plan(settings: Settings) -> Plan:
     try:
         view = open_view(slide, level=source.level, mpp=source.mpp, region=source.region)
         _check_size(view)
-        return Plan(
+        plan = Plan(
             settings,
             generator,
             view,
@@ -287,6 +303,9 @@ def make_plan(settings: Settings) -> Plan:
             or auto_batch(generator, window + 2 * halo, device=devices[0], precision=precision),
             workers=settings.compute.workers or min(8, available_cores()),
         )
+        if plan.cells and not plan.table_weights.any():
+            raise UsageError(f"{source.slide}: no tissue in the middle of any patch", "leave out --measure-size")
+        return plan
     except BaseException:
         slide.close()
         raise

@@ -23,7 +23,8 @@ class NormSettings:
 
     ``kernel`` and ``interpolation`` None take the method's own: ``in`` 1 and nearest, ``kin`` gaussian:7 and nearest,
     ``dn`` 1 and bilinear; ``tin`` takes its statistics from a thumbnail and has neither. ``eps`` None is each layer's
-    own. ``halo_px`` and ``window_px`` None are chosen from the network.
+    own. ``halo_px`` and ``window_px`` None are chosen from the network. ``measure_px`` is the side of the square in the
+    middle of a patch that pass 1 looks at, None the whole patch.
     """
 
     method: Method = "kin"
@@ -35,6 +36,7 @@ class NormSettings:
     correction: int = 0
     eps: float | None = None
     thumbnail: Path | None = None
+    measure_px: int | None = None
 
     def __post_init__(self) -> None:
         if self.patch_px < 4 or self.patch_px % 4:
@@ -43,6 +45,7 @@ class NormSettings:
             raise UsageError(f"window {self.window_px} is not a multiple of the patch size {self.patch_px}")
         if self.halo_px is not None and self.halo_px < 0:
             raise UsageError(f"halo {self.halo_px} is negative", "0, a number of pixels, or auto")
+        self._check_measure()
         if self.correction not in (0, 1):
             raise UsageError(f"correction {self.correction} is neither 0 (biased) nor 1 (unbiased)")
         if self.eps is not None and not (math.isfinite(self.eps) and self.eps >= 0):
@@ -54,6 +57,25 @@ class NormSettings:
         fixed = {"in": ("1", "nearest"), "dn": ("1", "bilinear")}.get(self.method)
         if fixed and (str(self.kernel or "1"), self.interpolation or fixed[1]) != fixed:
             raise UsageError(f"--method {self.method} is kernel 1 with {fixed[1]} read-out", "--method kin takes any")
+
+    def _check_measure(self) -> None:
+        side = self.measure_px
+        if side is None:
+            return
+        if side % 4 or not self.patch_px <= 4 * side <= 4 * self.patch_px:
+            raise UsageError(
+                f"measure size {side} is not a multiple of 4 from {self.patch_px / 4:g} to {self.patch_px}",
+                "it is a part of every patch",
+            )
+        if self.method == "tin" or self.effective_kernel.size == 1:
+            raise UsageError(
+                "--measure-size needs a kernel of size 3 or more", "kernel 1 and tin are what they are by definition"
+            )
+
+    @property
+    def measured_px(self) -> int:
+        """Side of the part of a patch that pass 1 looks at."""
+        return self.measure_px or self.patch_px
 
     @property
     def effective_kernel(self) -> Kernel:

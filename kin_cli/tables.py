@@ -20,12 +20,12 @@ _SAMPLE_BYTES = 1 << 16
 
 @contextmanager
 def kept_table(plan: Plan, folder: Path, *, shard: str = ALONE) -> Iterator[BlobStore]:
-    """The store of the table in ``folder``: read only if all patches with tissue are measured, else to be continued.
+    """The store of the table in ``folder``: read only if no wanted patch is missing, else to be continued.
 
     Which patches those are does not matter to the others, so another tissue mask only adds what it lacks. Raises
     ``OutputError`` where the folder holds a table of other settings, naming them; see ``kept_store``.
     """
-    selected = plan.weights.ravel() > 0
+    selected = plan.table_weights.ravel() > 0
     with kept_store(
         folder,
         table_fingerprint(plan),
@@ -47,6 +47,7 @@ def table_fingerprint(plan: Plan) -> dict[str, object]:
         "region": [view.region.x, view.region.y, view.region.width, view.region.height],
         "model sha256": plan.generator.sha256,
         "patch size": norm.patch_px,
+        "measured size": norm.measured_px,
         "correction": norm.correction,
         "eps": norm.eps,
         "device": plan.device.type,

@@ -131,7 +131,7 @@ class Job:
 
     def cells(self) -> list[Cell]:
         """The patches to be measured."""
-        return [Cell(int(row), int(col)) for row, col in np.argwhere(self.plan.weights > 0)]
+        return [Cell(int(row), int(col)) for row, col in np.argwhere(self.plan.table_weights > 0)]
 
     def painter(self, block_rows: range | None = None) -> Painter:
         """What keeps finished tiles."""
@@ -155,6 +155,7 @@ class Job:
                 cells,
                 fleet=self.fleet,
                 table=self._table,
+                side_px=norm.measured_px,
                 batch=plan.batch,
                 workers=plan.workers,
                 reporter=reporter,
@@ -162,7 +163,7 @@ class Job:
             )
             if measured:
                 self._table_store.commit()
-            return SmoothedTable(self._table, plan.weights, norm.effective_kernel, prior=plan.prior)
+            return SmoothedTable(self._table, plan.table_weights, norm.effective_kernel, prior=plan.prior)
 
     def apply(self, table: SmoothedTable | Uniform, painter: Painter, reporter: Reporter) -> None:
         """Pass 2."""

@@ -5,10 +5,11 @@
 
 A registered section holds more than an H&E slide can know (which of two alike groups of cells is positive), is shifted
 by some tens of µm, and one or two slides hold little tumour: a network learns it by heart. This fits a ridge regression
-instead, of which cells of 32 µm are brown on the densities, textures and nuclei of the H&E in and around them, within
-``--region`` alone, gives its predictions the guide's distribution, and writes them as a guide of flat brown for all of
-the slide. Prints how well the prediction agrees with the guide within the region and beyond it: only the latter tells
-whether it is worth training with (Pearson's correlation; area under the ROC curve of cells above a density of 0.2).
+instead, of which cells of 32 µm are brown on the densities, textures and nuclei of the H&E in and around them, each
+ranked within its piece of tissue, and learnt within ``--region`` alone. It gives its predictions the guide's
+distribution, and writes them as a guide of flat brown for all of the slide. Prints how well the prediction agrees with
+the guide within the region and beyond it: only the latter tells whether it is worth training with (Pearson's
+correlation; area under the ROC curve of cells above a density of 0.2).
 """
 
 from __future__ import annotations
@@ -103,6 +104,19 @@ def with_neighbourhood(features: Floats, tissue: Mask) -> Floats:
     return np.concatenate(layers, axis=-1)
 
 
+def ranked_by_piece(features: Floats, tissue: Mask, pieces: npt.NDArray[np.int32]) -> Floats:
+    """Features (rows, cols, n) of tissue as normal scores of their ranks within the piece it belongs to; 0 for glass.
+
+    One piece is thicker or stained deeper than another, and what is dense in one would be everywhere in the other.
+    """
+    scores = np.zeros_like(features)
+    for piece in np.unique(pieces[tissue]):
+        own = tissue & (pieces == piece)
+        ranks = stats.rankdata(features[own], axis=0)
+        scores[own] = stats.norm.ppf((ranks - 0.5) / len(ranks))
+    return scores
+
+
 def predicted(features: Floats, density: Floats, fit: Mask) -> Floats:
     """Density of DAB for all cells: that of the same rank among those of ``fit``.
 
@@ -165,7 +179,9 @@ def predict(source: Path, registered: Path, box: Box | None, output: Path) -> No
     inside[round(box.y / cell) : int(box.bottom / cell), round(box.x / cell) : int(box.right / cell)] = True
     if not (counted & inside).any():
         raise InputError(f"{registered}: nothing is known of the tissue in the region", "name another --region")
-    density_found = predicted(with_neighbourhood(features, tissue), density, counted & inside)
+    pieces, _ = ndimage.label(found[..., 1] == 1.0)  # black, the unknown, lies between them
+    scores = ranked_by_piece(with_neighbourhood(features, tissue), tissue, pieces)
+    density_found = predicted(scores, density, counted & inside)
     for where, mask in (("within the region", counted & inside), ("beyond it", counted & ~inside)):
         if mask.any():
             print(f"{where}: {agreement(density_found[mask], density[mask])}")

@@ -209,6 +209,18 @@ def test_the_seamless_windows_are_compared_with_plain_ones() -> None:
     assert "seamless windows:" in run.out
 
 
+def test_a_smaller_measured_middle_is_less_work() -> None:
+    options = ("--layout", "cyclegan", "--width", "2", "--blocks", "1", "--size", "128", "--measure-size", "32")
+    run = kin("bench", *options, *TINY, "--json")
+    assert run.code == 0, run.err
+    found = json.loads(run.out)
+    work = count_work(RandomGenerator("cyclegan", 2, 1).spec, Size(32, 32))
+    stage = next(stage for stage in found["stages"] if stage["name"] == "measure")
+    assert stage["gflop_per_patch"] == work.measure / 1e9
+    assert found["settings"]["measured_px"] == 32
+    assert "of which pass 1 sees the middle 32" in table(found)
+
+
 def test_the_seamless_ratio_is_that_of_both_passes() -> None:
     seconds = {"measure": 3.0, "apply": 1.0, "apply, seamless": 2.0}
     stages = [{"name": name, "seconds_per_patch": value} for name, value in seconds.items()]

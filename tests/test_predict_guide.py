@@ -47,6 +47,22 @@ def test_the_regression_is_ridge_with_the_distribution_of_its_region(script: Mod
     assert density[fit].min() <= found.min() <= found.max() <= density[fit].max()
 
 
+def test_ranks_are_of_a_piece_and_do_not_see_its_staining(script: ModuleType) -> None:
+    rng = np.random.default_rng(4)
+    tissue, pieces = rng.random((30, 40)) < 0.7, np.zeros((30, 40), np.int32)
+    pieces[:, 20:] = 1
+    features = rng.normal(size=(30, 40, 3))
+    scores = script.ranked_by_piece(features, tissue, pieces)
+    assert (scores[~tissue] == 0).all()
+    deeper = features.copy()
+    deeper[:, 20:] = np.exp(2.0 * features[:, 20:]) + 7.0
+    np.testing.assert_array_equal(script.ranked_by_piece(deeper, tissue, pieces), scores)
+    for piece in (0, 1):
+        own = scores[tissue & (pieces == piece)]
+        np.testing.assert_allclose([own.mean(), own.std()], [0.0, 1.0], atol=0.03)
+        assert (own.argsort(axis=0) == features[tissue & (pieces == piece)].argsort(axis=0)).all()
+
+
 def test_a_flat_guide_has_each_cells_density_in_its_middle(script: ModuleType, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     density = rng.uniform(0.0, 0.8, (5, 7))

@@ -204,6 +204,10 @@ def test_shares_equal_brute_force(shape: tuple[int, int], size: Size, step: int,
     for cell in list(grid)[:12]:
         assert share[cell] == pytest.approx(brute_force_share(mask, grid.box(cell)), abs=1e-5)
     assert share.sum(dtype=float) * step**2 == pytest.approx(mask.tissue_fraction * size.pixels, rel=1e-4)
+    for side in {1, step // 2, step} - {0}:
+        middle = mask.share(grid, side=side)
+        for cell in list(grid)[:12]:
+            assert middle[cell] == pytest.approx(brute_force_share(mask, grid.middle(cell, side)), abs=1e-4)
 
 
 def test_all_tissue_fills_the_frame_and_nothing_beyond() -> None:

@@ -104,6 +104,7 @@ def test_a_killed_measurement_is_continued_by_any_translation(
     ("changed", "named"),
     [
         (("--patch-size", "64"), "patch size: 128 → 64"),
+        (("--measure-size", "64"), "measured size: 128 → 64"),
         (("--region", "0,0,512,512"), r"region: \[0, 0, 520, 1040\] → \[0, 0, 512, 512\]"),
         (("--mpp", "0.6"), "mpp: 0.5 → 0.6"),
         (("--correction", "1"), "correction: 0 → 1"),

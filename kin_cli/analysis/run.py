@@ -147,6 +147,7 @@ def analyse(settings: AnalysisSettings, reporter: Reporter) -> Analysis:
             cells,
             fleet=fleet,
             table=table,
+            side_px=plan.grid.step,
             batch=plan.batch,
             workers=plan.workers,
             reporter=reporter,

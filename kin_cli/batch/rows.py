@@ -18,7 +18,7 @@ def measure_rows(settings: Settings, share: Share, *, reporter: Reporter) -> Non
     """Pass 1 for a share of the patches with tissue: consecutive rows with about equal numbers of them."""
     plan = make_plan(settings)
     with plan.view.slide, Job.begin(plan, shard=f"measure-{share}") as job:
-        rows = share.rows((plan.weights > 0).sum(axis=1).tolist())
+        rows = share.rows((plan.table_weights > 0).sum(axis=1).tolist())
         job.statistics([cell for cell in job.cells() if cell.row in rows], reporter)
 
 
@@ -28,7 +28,7 @@ def apply_rows(settings: Settings, share: Share, *, reporter: Reporter) -> None:
     with plan.view.slide, Job.begin(plan, shard=f"apply-{share}") as job:
         if absent := job.unmeasured():
             raise OutputError(
-                f"{settings.output.path}: {absent} of {plan.cells} patches are not measured yet",
+                f"{settings.output.path}: {absent} of {plan.measured_cells} patches are not measured yet",
                 "finish --pass measure for all rows first",
             )
         painter = job.painter(share.rows(plan.windows.tiles_by_block_row))

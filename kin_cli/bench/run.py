@@ -176,7 +176,7 @@ def _translation(settings: BenchSettings, folder: Path) -> Settings:
         source=SourceSettings(slide=slide, region=region, tissue="none"),
         model=_model(settings.model, folder),
         output=OutputSettings(folder / "out.ome.tif"),
-        norm=NormSettings(patch_px=settings.patch_px),
+        norm=NormSettings(patch_px=settings.patch_px, measure_px=settings.measure_px),
         compute=settings.compute,
     )
 
@@ -218,6 +218,7 @@ def _settings(settings: BenchSettings) -> dict[str, Any]:
         "slide": None if settings.slide is None else settings.slide.name,
         "size": [settings.size.width, settings.size.height],
         "patch_px": settings.patch_px,
+        "measured_px": settings.measure_px or settings.patch_px,
         "repeats": settings.runs,
         "quick": settings.quick,
     }

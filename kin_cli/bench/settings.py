@@ -47,6 +47,7 @@ class BenchSettings:
         model: a checkpoint, or a generator to be made.
         slide: a slide whose middle part is used; None for a made-up one.
         size: of that part, in pixels.
+        measure_px: the middle of a patch that pass 1 looks at; None for all of it.
         repeats: how often everything is timed; the median counts.
         quick: one short repeat, without the seamless windows.
     """
@@ -55,6 +56,7 @@ class BenchSettings:
     slide: Path | None = None
     size: Size = field(default_factory=lambda: Size(1536, 1536))
     patch_px: int = 512
+    measure_px: int | None = None
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     repeats: int = 3
     quick: bool = False

@@ -17,7 +17,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"{machine['device']}, {machine['cores']} cores, torch {result['torch']}; {run}",
         f"{layers}; {plan['size'][0]}×{plan['size'][1]} px in {plan['patches']} patches of"
-        f" {result['settings']['patch_px']} px",
+        f" {result['settings']['patch_px']} px{_middle(result['settings'])}",
         "",
         f"{'':<18}{'ms/patch':>10}{'Mpixel/s':>10}{'TFLOP/s':>10}{'of product':>12}{'of convolution':>16}",
         *(_line(stage["name"], stage) for stage in result["stages"]),
@@ -53,6 +53,11 @@ def seamless_ratio(result: Mapping[str, Any]) -> float | None:
     if "apply, seamless" not in seconds:
         return None
     return (seconds["measure"] + seconds["apply, seamless"]) / (seconds["measure"] + seconds["apply"])
+
+
+def _middle(settings: Mapping[str, Any]) -> str:
+    side = settings["measured_px"]
+    return "" if side == settings["patch_px"] else f", of which pass 1 sees the middle {side}"
 
 
 def _line(name: str, found: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--slide", type=_FILE, help="Use the middle of this slide.  [default: made up, as kin sample does]")
 @click.option("--size", type=SizeType(), default="1536", show_default=True, help="Pixels of the slide that are used.")
 @click.option("--patch-size", type=int, default=512, show_default=True, help="Pixels that share statistics.")
+@click.option("--measure-size", type=int, help="The middle of each patch that pass 1 looks at.  [default: all of it]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or several with commas.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
 @click.option("--compile", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
@@ -65,6 +66,7 @@ def _settings(options: dict[str, Any]) -> BenchSettings:
         slide=options["slide"],
         size=size,
         patch_px=options["patch_size"],
+        measure_px=options["measure_size"],
         compute=ComputeSettings(
             device=options["device"],
             precision=options["precision"],

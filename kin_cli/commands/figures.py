@@ -37,7 +37,8 @@ def describe_plan(plan: Plan) -> str:
             (
                 "patches",
                 f"{plan.cells} of {len(plan.grid)} with tissue ({plan.grid.rows} rows × {plan.grid.cols} columns"
-                f" of {norm.patch_px} px)",
+                f" of {norm.patch_px} px)"
+                + ("" if norm.measured_px == norm.patch_px else f", the middle {norm.measured_px} px measured"),
             ),
             ("windows", f"{plan.window_px} px, halo {plan.halo_px} px"),
             (

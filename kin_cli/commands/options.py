@@ -92,6 +92,7 @@ def _norm_options(options: dict[str, Any]) -> dict[str, Any]:
         "correction": correction or 0,
         "eps": eps,
         "thumbnail": options["thumbnail"],
+        "measure_px": options["measure_size"],
     }
 
 
@@ -106,6 +107,9 @@ _OPTIONS = (
     click.option("--halo", type=AutoInt(), help="Real pixels around a window, or auto.  [default: 0]"),
     click.option("--window", type=AutoInt(), help="What the network sees at once, or auto.  [default: auto]"),
     click.option("--patch-size", type=int, default=512, show_default=True, help="Pixels that share statistics."),
+    click.option(
+        "--measure-size", type=int, help="Pass 1 looks at the middle of each patch only: faster.  [default: all of it]"
+    ),
     click.option("--authors", is_flag=True, help="The released code's convention: --correction 1 --eps 0."),
     click.option("--correction", type=click.IntRange(0, 1), help="Variance: 0 biased, 1 unbiased.  [default: 0]"),
     click.option("--eps", type=float, help="Added to the variance.  [default: each layer's own]"),

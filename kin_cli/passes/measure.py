@@ -28,6 +28,7 @@ def measure_slide(
     *,
     fleet: Fleet,
     table: StatTable,
+    side_px: int,
     batch: int,
     workers: int,
     reporter: Reporter,
@@ -35,8 +36,8 @@ def measure_slide(
 ) -> int:
     """Measure those of ``cells`` that are not yet in the table; returns how many that were.
 
-    A patch that cannot be read is an error, or, where ``unreadable`` is given, is told to it and gets NaN, which weighs
-    nothing in the kernel.
+    What is measured of each is the square of ``side_px`` in its middle. One that cannot be read is an error, or, where
+    ``unreadable`` is given, is told to it and gets NaN, which weighs nothing in the kernel.
 
     Memory bound: 2·``workers`` + ``batch`` patches of pixels, and what the fleet's devices work on.
     """
@@ -44,7 +45,7 @@ def measure_slide(
 
     def read(cell: Cell) -> tuple[Cell, NDArray[np.uint8] | None]:
         try:
-            return cell, view.read(grid.box(cell))
+            return cell, view.read(grid.middle(cell, side_px))
         except InputError:
             if unreadable is None:
                 raise

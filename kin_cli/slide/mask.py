@@ -30,17 +30,21 @@ class TissueMask:
         """Share of the frame that is tissue, 0 to 1."""
         return float(self.mask.mean())
 
-    def share(self, grid: Grid) -> npt.NDArray[np.float32]:
+    def share(self, grid: Grid, *, side: int | None = None) -> npt.NDArray[np.float32]:
         """Tissue in each cell of ``grid`` as a share of the full cell (step²), float32 (rows, cols).
 
         Parts of mask pixels count by their area, and what reaches beyond the frame counts as no tissue: the cells'
-        shares times step² sum up to the tissue of the frame.
+        shares times step² sum up to the tissue of the frame. With ``side`` likewise of the square of so many pixels in
+        the middle of each cell.
         """
         height, width = self.mask.shape
-        rows = np.minimum(np.arange(grid.rows + 1) * grid.step, self.size.height) * (height / self.size.height)
-        cols = np.minimum(np.arange(grid.cols + 1) * grid.step, self.size.width) * (width / self.size.width)
-        cell_area = grid.step**2 * (height / self.size.height) * (width / self.size.width)
-        shares: npt.NDArray[np.float32] = (sums_between(self.mask, rows, cols) / np.float32(cell_area)).clip(0, 1)
+        side = side or grid.step
+        rows = np.minimum(_edges(grid.rows, grid.step, side), self.size.height) * (height / self.size.height)
+        cols = np.minimum(_edges(grid.cols, grid.step, side), self.size.width) * (width / self.size.width)
+        area = side**2 * (height / self.size.height) * (width / self.size.width)
+        # every other interval lies between two squares
+        tissue = sums_between(self.mask, rows, cols)[::2, ::2]
+        shares: npt.NDArray[np.float32] = (tissue / np.float32(area)).clip(0, 1)
         return shares
 
     def glass(self, box: Box) -> Mask:
@@ -67,6 +71,12 @@ class TissueMask:
 def all_tissue(size: Size) -> TissueMask:
     """A mask that calls everything tissue."""
     return TissueMask(np.ones((1, 1), np.bool_), size)
+
+
+def _edges(count: int, step: int, side: int) -> npt.NDArray[np.intp]:
+    """Where squares of ``side`` in the middle of ``count`` cells of ``step`` begin and end, one after the other."""
+    begin = np.arange(count) * step + (step - side) // 2
+    return np.stack([begin, begin + side], axis=1).ravel()
 
 
 def _places(start: int, stop: int, scale: float) -> npt.NDArray[np.intp]:
