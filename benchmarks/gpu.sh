@@ -69,6 +69,7 @@ bench cut --layout cut --size "$size"
 part memory "$python" benchmarks/memory.py --sides "$sides" --width "$width" --blocks "$blocks" --tissue auto
 part gpu-tests "$python" -m pytest -q -rs -m gpu tests
 bench cyclegan --layout cyclegan --size "$size" --quick
+bench cut-measuring-256 --layout cut --size "$size" --measure-size 256 --quick
 part profile "$python" benchmarks/profile_layers.py --device "$device" --precision "$precision" --width "$width" \
   --blocks "$blocks"
 for batch in $batches; do
