@@ -42,8 +42,9 @@ class TissueMask:
         rows = np.minimum(_edges(grid.rows, grid.step, side), self.size.height) * (height / self.size.height)
         cols = np.minimum(_edges(grid.cols, grid.step, side), self.size.width) * (width / self.size.width)
         area = side**2 * (height / self.size.height) * (width / self.size.width)
-        # every other interval lies between two squares
-        tissue = sums_between(self.mask, rows, cols)[::2, ::2]
+        tissue = sums_between(self.mask, rows, cols)
+        if side < grid.step:
+            tissue = tissue[::2, ::2]  # every other interval lies between two squares
         shares: npt.NDArray[np.float32] = (tissue / np.float32(area)).clip(0, 1)
         return shares
 
@@ -74,7 +75,9 @@ def all_tissue(size: Size) -> TissueMask:
 
 
 def _edges(count: int, step: int, side: int) -> npt.NDArray[np.intp]:
-    """Where squares of ``side`` in the middle of ``count`` cells of ``step`` begin and end, one after the other."""
+    """Where squares of ``side`` in the middle of ``count`` cells of ``step`` begin and end, each place once."""
+    if side == step:
+        return np.arange(count + 1) * step
     begin = np.arange(count) * step + (step - side) // 2
     return np.stack([begin, begin + side], axis=1).ravel()
 
