@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kin_cli import __version__
 from kin_cli.budget import activation_bytes, auto_batch, auto_window
 from kin_cli.errors import OutputError, UsageError
-from kin_cli.geometry import Grid
+from kin_cli.geometry import Cell, Grid
 from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.devices import Precision, resolve_devices, resolve_precision
@@ -163,15 +163,17 @@ class Plan:
         """Patches that are translated."""
         return int((self.weights > 0).sum())
 
-    @property
-    def measured_cells(self) -> int:
-        """Patches that pass 1 measures."""
-        return 0 if self.settings.norm.method == "tin" else int((self.table_weights > 0).sum())
+    @cached_property
+    def measured_cells(self) -> list[Cell]:
+        """Patches that pass 1 measures, row by row."""
+        if self.settings.norm.method == "tin":
+            return []
+        return [Cell(int(row), int(col)) for row, col in np.argwhere(self.table_weights > 0)]
 
     @property
     def table_bytes(self) -> int:
         """Size of the table file when pass 1 is done."""
-        return self.measured_cells * 8 * self.generator.channels
+        return len(self.measured_cells) * 8 * self.generator.channels
 
     @property
     def disk_bytes(self) -> int:
@@ -248,7 +250,7 @@ class Plan:
             "grid": [self.grid.rows, self.grid.cols],
             "patches": len(self.grid),
             "patches_with_tissue": self.cells,
-            "patches_measured": self.measured_cells,
+            "patches_measured": len(self.measured_cells),
             "window_px": self.window_px,
             "halo_px": self.halo_px,
             "tile_px": self.layout.tile,

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
-import numpy as np
 import torch
 
 from kin_cli import __version__
@@ -58,7 +57,7 @@ def carry_out(plan: Plan, reporter: Reporter) -> dict[str, object]:
         record = job.left_over()
         if record is None:
             painter = job.painter()
-            table = job.statistics(job.cells(), reporter)
+            table = job.statistics(plan.measured_cells, reporter)
             job.apply(table, painter, reporter)
             record = job.finish(painter, reporter)
         job.clean_up()
@@ -112,9 +111,7 @@ class Job:
 
     def unmeasured(self) -> int:
         """How many patches pass 1 has still to measure."""
-        if self.plan.settings.norm.method == "tin":
-            return 0
-        return sum(cell not in self._table for cell in self.cells())
+        return sum(cell not in self._table for cell in self.plan.measured_cells)
 
     def left_over(self) -> dict[str, object] | None:
         """The record of a run that was killed when nothing but its clean-up was left to do."""
@@ -128,10 +125,6 @@ class Job:
             if not ours:
                 raise
             return None  # killed between giving the output its name and writing the record: do that again
-
-    def cells(self) -> list[Cell]:
-        """The patches to be measured."""
-        return [Cell(int(row), int(col)) for row, col in np.argwhere(self.plan.table_weights > 0)]
 
     def painter(self, block_rows: range | None = None) -> Painter:
         """What keeps finished tiles."""

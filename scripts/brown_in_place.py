@@ -12,6 +12,7 @@ beyond the guide do not count. Registration is good to some tens of µm: only th
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -24,6 +25,7 @@ from kin_cli.errors import KinError, UsageError
 from kin_cli.evaluation.classifier import roc_area
 from kin_cli.geometry import Box, Grid
 from kin_cli.metrics.dab import dab_density
+from kin_cli.metrics.pooling import pooled
 from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import SlideView, open_view
 
@@ -40,7 +42,7 @@ _BLACK = 25  # brightest channel below which a guide is unknown
 def areas(translated: SlideView, guide: SlideView) -> npt.NDArray[np.float64]:
     """(rows, cols, 3) of the smallest areas: decadic DAB of translation and guide, and 1 where both count."""
     grid = Grid(guide.size, _BLOCK_PX)
-    per_block = _BLOCK_PX // _SMALLEST_PX
+    per_block, by_area = _BLOCK_PX // _SMALLEST_PX, partial(pooled, step=_SMALLEST_PX)
     found = np.zeros((grid.rows * per_block, grid.cols * per_block, 3))
     for cell in grid:
         box = grid.box(cell)
@@ -49,19 +51,12 @@ def areas(translated: SlideView, guide: SlideView) -> npt.NDArray[np.float64]:
         inside[guide.size.height - box.y :] = False
         inside[:, guide.size.width - box.x :] = False
         counted = inside & (theirs.max(axis=-1) > _BLACK)
-        tissue = np.minimum(_mean(ours.mean(axis=-1)), _mean(theirs.mean(axis=-1))) < _GLASS
-        layers = [_mean(np.maximum(dab_density(pixels, white=250.0), 0.0)) for pixels in (ours, theirs)]
+        grey = np.minimum(by_area(ours.mean(axis=-1)), by_area(theirs.mean(axis=-1)))
+        layers = [by_area(np.maximum(dab_density(pixels, white=250.0), 0.0)) for pixels in (ours, theirs)]
+        layers.append(((grey < _GLASS) & (by_area(counted.astype(float)) == 1.0)).astype(float))
         rows, cols = cell.row * per_block, cell.col * per_block
-        layers.append((tissue & (_mean(counted.astype(float)) == 1.0)).astype(float))
         found[rows : rows + per_block, cols : cols + per_block] = np.stack(layers, axis=-1)
     return found
-
-
-def _mean(values: Floats) -> Floats:
-    side = _SMALLEST_PX
-    shape = (values.shape[0] // side, side, values.shape[1] // side, side)
-    means: Floats = values.reshape(shape).mean(axis=(1, 3))
-    return means
 
 
 def merged(found: Floats, factor: int) -> Floats:

@@ -29,6 +29,7 @@ from kin_cli.errors import InputError, KinError
 from kin_cli.evaluation.classifier import roc_area
 from kin_cli.geometry import Box, Grid, Size
 from kin_cli.metrics.dab import DAB, EOSIN, HAEMATOXYLIN, dab_density
+from kin_cli.metrics.pooling import pooled
 from kin_cli.pyramid.writer import part_file
 from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import SlideView, open_view
@@ -58,11 +59,11 @@ def look(pixels: npt.NDArray[np.uint8]) -> Floats:
     haematoxylin, eosin = unmixed[..., 0], unmixed[..., 1]
     layers = [pixels.mean(axis=-1) > _PALEST, haematoxylin, eosin, unmixed[..., 2], density.sum(axis=-1)]
     layers += [haematoxylin > _NUCLEUS, np.maximum(haematoxylin - _DARK, 0.0), haematoxylin + eosin < _PALE]
-    found = [_cells(layer.astype(float)) for layer in layers]
+    found = [pooled(layer.astype(float), _CELL_PX) for layer in layers]
     for dye in (haematoxylin, eosin):
         for width in _WIDTHS_PX:
             band = ndimage.gaussian_filter(dye, width) - ndimage.gaussian_filter(dye, 1.6 * width)
-            found.append(np.sqrt(_cells(band**2)))
+            found.append(np.sqrt(pooled(band**2, _CELL_PX)))
     edge = _MARGIN_PX // _CELL_PX
     return np.stack(found, axis=-1)[edge:-edge, edge:-edge]
 
@@ -70,13 +71,7 @@ def look(pixels: npt.NDArray[np.uint8]) -> Floats:
 def brown(pixels: npt.NDArray[np.uint8]) -> Floats:
     """(h, w, 3) of a guide as cells (h / 32, w / 32, 2): decadic density of DAB, and the share that is known."""
     density = np.maximum(dab_density(pixels, white=_WHITE), 0.0)
-    return np.stack([_cells(density), _cells((pixels.max(axis=-1) > _BLACK).astype(float))], axis=-1)
-
-
-def _cells(values: Floats) -> Floats:
-    rows, cols = (side // _CELL_PX for side in values.shape)
-    means: Floats = values.reshape(rows, _CELL_PX, cols, _CELL_PX).mean(axis=(1, 3))
-    return means
+    return pooled(np.stack([density, (pixels.max(axis=-1) > _BLACK).astype(float)], axis=-1), _CELL_PX)
 
 
 def survey(source: SlideView, guide: SlideView) -> tuple[Floats, Floats]:

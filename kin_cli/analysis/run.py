@@ -140,14 +140,13 @@ def analyse(settings: AnalysisSettings, reporter: Reporter) -> Analysis:
     with plan.view.slide, kept_table(plan, settings.table) as store:
         fleet = plan.fleet()
         table = StatTable(store, rows=plan.grid.rows, cols=plan.grid.cols, channels=fleet.channels)
-        cells = [Cell(int(row), int(col)) for row, col in np.argwhere(plan.weights > 0)]
         measured = measure_slide(
             plan.view,
             plan.grid,
-            cells,
+            plan.measured_cells,
             fleet=fleet,
             table=table,
-            side_px=plan.grid.step,
+            side_px=plan.settings.norm.measured_px,
             batch=plan.batch,
             workers=plan.workers,
             reporter=reporter,

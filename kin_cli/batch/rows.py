@@ -19,7 +19,7 @@ def measure_rows(settings: Settings, share: Share, *, reporter: Reporter) -> Non
     plan = make_plan(settings)
     with plan.view.slide, Job.begin(plan, shard=f"measure-{share}") as job:
         rows = share.rows((plan.table_weights > 0).sum(axis=1).tolist())
-        job.statistics([cell for cell in job.cells() if cell.row in rows], reporter)
+        job.statistics([cell for cell in plan.measured_cells if cell.row in rows], reporter)
 
 
 def apply_rows(settings: Settings, share: Share, *, reporter: Reporter) -> None:
@@ -28,7 +28,7 @@ def apply_rows(settings: Settings, share: Share, *, reporter: Reporter) -> None:
     with plan.view.slide, Job.begin(plan, shard=f"apply-{share}") as job:
         if absent := job.unmeasured():
             raise OutputError(
-                f"{settings.output.path}: {absent} of {plan.measured_cells} patches are not measured yet",
+                f"{settings.output.path}: {absent} of {len(plan.measured_cells)} patches are not measured yet",
                 "finish --pass measure for all rows first",
             )
         painter = job.painter(share.rows(plan.windows.tiles_by_block_row))

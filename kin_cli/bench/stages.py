@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kin_cli.bench.flops import Work, count_work
 from kin_cli.bench.limits import Clock
 from kin_cli.bench.timing import Timing, repeated
-from kin_cli.geometry import Size
+from kin_cli.geometry import Cell, Size
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.engine import Engine
 from kin_cli.passes.fleet import Fleet
@@ -88,9 +88,9 @@ class Bench:
 
     def measure(self) -> Stage:
         """Pass 1 on batches of patches in memory, or of their middle where it looks at no more."""
-        side, step = self.plan.settings.norm.measured_px, self.plan.grid.step
-        middle = slice((step - side) // 2, (step + side) // 2)
-        batch = [np.ascontiguousarray(pixels[middle, middle]) for pixels in self.patches[: self.plan.batch]]
+        side = self.plan.settings.norm.measured_px
+        middle = self.plan.grid.middle(Cell(0, 0), side).slices()
+        batch = [np.ascontiguousarray(pixels[middle]) for pixels in self.patches[: self.plan.batch]]
         flop = count_work(self.plan.generator.spec, Size(side, side)).measure
         return Stage("measure", self._passes(lambda engine: engine.measure(batch)).per(len(batch)), flop)
 

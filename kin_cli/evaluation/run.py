@@ -18,7 +18,8 @@ from kin_cli.evaluation.slide_seams import SlideSeams, measure_slide_seams
 from kin_cli.evaluation.views import check_same_size, opened, sampled_boxes, tissue_of
 from kin_cli.geometry import Box, Size
 from kin_cli.metrics.colour import Floats
-from kin_cli.metrics.fsim import fsim_of_pooled, pooled, pooling_px
+from kin_cli.metrics.fsim import fsim_of_pooled, pooling_px
+from kin_cli.metrics.pooling import pooled
 from kin_cli.passes.devices import resolve_device
 from kin_cli.pipeline.reporting import Reporter
 from kin_cli.pipeline.stages import available_cores, prefetch

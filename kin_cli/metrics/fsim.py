@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from kin_cli.metrics.colour import Floats, Pixels
 from kin_cli.metrics.phase_congruency import phase_congruency
+from kin_cli.metrics.pooling import pooled
 
 _SIDE_PX = 256
 _CONGRUENCY, _GRADIENT, _CHROMA = 0.85, 160.0, 200.0
@@ -54,14 +55,6 @@ def fsim(one: Pixels, other: Pixels) -> float:
 def pooling_px(height: int, width: int) -> int:
     """Side of the squares that a picture is averaged over before FSIM looks at it."""
     return max(1, round(min(height, width) / _SIDE_PX))
-
-
-def pooled(rgb: Pixels, step: int) -> Floats:
-    """Means (h // step, w // step, 3) over squares; what is left of the picture at its right and bottom is ignored."""
-    rows, cols = (side // step for side in rgb.shape[:2])
-    squares = rgb[: rows * step, : cols * step].reshape(rows, step, cols, step, 3)
-    means: Floats = squares.mean(axis=(1, 3))
-    return means
 
 
 def fsim_of_pooled(one: Floats, other: Floats) -> float:

@@ -15,6 +15,7 @@ from kin_cli.errors import InputError
 from kin_cli.metrics.colour import Floats, Pixels
 from kin_cli.metrics.mscn import RADIUS_PX, grey, normalised
 from kin_cli.metrics.niqe_model import FEATURES, NiqeModel
+from kin_cli.metrics.pooling import pooled
 
 PATCH_PX = 96
 _SHARP = 0.75
@@ -129,9 +130,7 @@ class NiqeOfAuthors(Niqe):
     name = "niqe_authors"
 
     def _halved(self, values: Floats) -> Floats:
-        rows, cols = (side // 2 for side in values.shape)
-        means: Floats = values.reshape(rows, 2, cols, 2).mean(axis=(1, 3))
-        return means[2:-2, 2:-2]
+        return pooled(values, 2)[2:-2, 2:-2]
 
     def _pair(self, fit: AsymmetricGaussian, shift: tuple[int, int]) -> list[Floats]:
         return [fit.shape, fit.mean, fit.left, fit.left if all(shift) else fit.right]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from kin_cli.geometry import Box, Grid, Size
+from kin_cli.geometry import Box, Cell, Grid, Size
 from kin_cli.slide.area import sums_between
 
 Mask = npt.NDArray[np.bool_]
@@ -39,8 +39,8 @@ class TissueMask:
         """
         height, width = self.mask.shape
         side = side or grid.step
-        rows = np.minimum(_edges(grid.rows, grid.step, side), self.size.height) * (height / self.size.height)
-        cols = np.minimum(_edges(grid.cols, grid.step, side), self.size.width) * (width / self.size.width)
+        rows = np.minimum(_edges(grid, grid.rows, side), self.size.height) * (height / self.size.height)
+        cols = np.minimum(_edges(grid, grid.cols, side), self.size.width) * (width / self.size.width)
         area = side**2 * (height / self.size.height) * (width / self.size.width)
         tissue = sums_between(self.mask, rows, cols)
         if side < grid.step:
@@ -74,11 +74,11 @@ def all_tissue(size: Size) -> TissueMask:
     return TissueMask(np.ones((1, 1), np.bool_), size)
 
 
-def _edges(count: int, step: int, side: int) -> npt.NDArray[np.intp]:
-    """Where squares of ``side`` in the middle of ``count`` cells of ``step`` begin and end, each place once."""
-    if side == step:
-        return np.arange(count + 1) * step
-    begin = np.arange(count) * step + (step - side) // 2
+def _edges(grid: Grid, count: int, side: int) -> npt.NDArray[np.intp]:
+    """Where squares of ``side`` in the middle of ``count`` cells in a row begin and end, each place once."""
+    if side == grid.step:
+        return np.arange(count + 1) * grid.step
+    begin = np.arange(count) * grid.step + grid.middle(Cell(0, 0), side).x
     return np.stack([begin, begin + side], axis=1).ravel()
 
 
