@@ -23,7 +23,8 @@ from kin_cli.passes.fleet import Fleet
 from kin_cli.passes.measure import measure_slide
 from kin_cli.passes.thumbnail import thumbnail_statistics
 from kin_cli.pipeline.reporting import Reporter
-from kin_cli.plan import Plan, make_plan
+from kin_cli.plan import Plan
+from kin_cli.planning import make_plan
 from kin_cli.pyramid.build import build_levels
 from kin_cli.pyramid.finished import finished_record, verified_record
 from kin_cli.pyramid.flat import write_flat

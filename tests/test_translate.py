@@ -26,7 +26,7 @@ from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.windows import WindowPlan
 from kin_cli.pipeline.reporting import SilentReporter
-from kin_cli.plan import make_plan
+from kin_cli.planning import make_plan
 from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
 from kin_cli.translate import carry_out, translate
 

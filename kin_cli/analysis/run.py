@@ -33,7 +33,8 @@ from kin_cli.norm.table import SmoothedTable, StatTable
 from kin_cli.passes.measure import batched, measure_slide
 from kin_cli.passes.thumbnail import thumbnail_statistics
 from kin_cli.pipeline.reporting import Reporter
-from kin_cli.plan import Plan, make_plan
+from kin_cli.plan import Plan
+from kin_cli.planning import make_plan
 from kin_cli.settings import Settings
 from kin_cli.tables import kept_table
 

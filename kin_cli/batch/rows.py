@@ -9,7 +9,7 @@ from __future__ import annotations
 from kin_cli.errors import OutputError
 from kin_cli.pipeline.reporting import Reporter
 from kin_cli.pipeline.share import Share
-from kin_cli.plan import make_plan
+from kin_cli.planning import make_plan
 from kin_cli.settings import Settings
 from kin_cli.translate import Job, skipped
 

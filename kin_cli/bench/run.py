@@ -25,7 +25,8 @@ from kin_cli.models.layouts import build
 from kin_cli.passes.devices import DTYPES
 from kin_cli.pipeline.reporting import Reporter, SilentReporter
 from kin_cli.pipeline.stages import available_cores
-from kin_cli.plan import Plan, make_plan
+from kin_cli.plan import Plan
+from kin_cli.planning import make_plan
 from kin_cli.sample import write_sample
 from kin_cli.settings import NormSettings, OutputSettings, Settings, SourceSettings
 from kin_cli.slide.opening import open_slide

@@ -77,7 +77,7 @@ def show_record(record: dict[str, Any], settings: Settings, as_json: bool) -> in
 
 
 def _show_plan(settings: Settings, as_json: bool) -> None:
-    from kin_cli.plan import make_plan
+    from kin_cli.planning import make_plan
 
     plan = make_plan(settings)
     with plan.view.slide:

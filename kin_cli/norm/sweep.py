@@ -85,10 +85,15 @@ class Plain:
             var, mean = torch.var_mean(x.float(), dim=(2, 3), correction=correction)
             return mean, var
         pixels, count = x.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
-        mean = pixels.mean(2, dtype=torch.float32).mean(1)
-        centre = mean[:, None, None]
-        lines = [(pixels[:, part] - centre).square_().mean(2) for part in _strips(x)]  # torch adds in a cascade
-        var = torch.cat(lines, dim=1).mean(1)
+        shares, means, variances = [], [], []
+        for part in _strips(x):  # read once; strips are put together as in Chan et al., 1979
+            strip = pixels[:, part].float()
+            means.append(strip.mean(2).mean(1))
+            variances.append((strip - means[-1][:, None, None]).square_().mean(2).mean(1))
+            shares.append((part.stop - part.start) / x.shape[2])
+        share, each = torch.tensor(shares)[:, None, None], torch.stack(means)
+        mean = (share * each).sum(0)
+        var = (share * (torch.stack(variances) + (each - mean).square_())).sum(0)
         return mean, var * (count / (count - correction) if count > correction else float("nan"))
 
     def __call__(

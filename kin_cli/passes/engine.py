@@ -21,7 +21,6 @@ from kin_cli.norm.lookup import Lookup
 from kin_cli.norm.sweep import Compiled
 from kin_cli.passes.devices import DTYPES, Precision
 from kin_cli.passes.transfer import Transfer
-from kin_cli.pipeline.allocation import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,7 @@ class Engine:
         convention: Convention,
         compiled: bool = False,
     ) -> None:
-        if device.type == "cpu":
-            keep_freed_memory()
-        elif precision == "fp32":
+        if device.type == "cuda" and precision == "fp32":
             torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions rounds to 10 bits
         self.device, self._dtype = device, DTYPES[precision]
         self.tell: Callable[[str], None] = lambda _message: None
