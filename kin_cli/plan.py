@@ -131,6 +131,8 @@ class Plan:
             window_px=self.window_px,
             block_px=self.blocks.block,
             halo_px=self.halo_px,
+            # a GPU wants batches and compiled kernels, both for one shape
+            tight=self.halo_px > 0 and self.device.type == "cpu",
         )
 
     @property

@@ -19,7 +19,15 @@ def plans(draw: st.DrawFn) -> WindowPlan:
     blocks, patches = plan_blocks(window), Grid(size, patch)
     seed = draw(st.integers(0, 99))
     selected = np.random.default_rng(seed).random((patches.rows, patches.cols)) < draw(st.sampled_from([0.0, 0.3, 1.0]))
-    return WindowPlan(patches, Grid(size, blocks.tile), selected, window_px=window, block_px=blocks.block, halo_px=8)
+    return WindowPlan(
+        patches,
+        Grid(size, blocks.tile),
+        selected,
+        window_px=window,
+        block_px=blocks.block,
+        halo_px=8,
+        tight=draw(st.booleans()),
+    )
 
 
 @given(plans())
@@ -57,3 +65,18 @@ def test_finished_tiles_are_not_made_again(plan: WindowPlan, seed: int) -> None:
     done = {tile for tile in everything if (tile.row * 7 + tile.col * 13 + seed) % 3}
     again = [tile for block in plan.blocks(done.__contains__) for tile in block.tiles]
     assert sorted(again) == sorted(set(everything) - done)
+    whole = {window for block in plan.blocks(lambda _: False) for window in block.windows}
+    assert {window for block in plan.blocks(done.__contains__) for window in block.windows} <= whole
+
+
+def test_tight_windows_end_where_the_tissue_does() -> None:
+    size = Size(40, 40)
+    selected = np.zeros((4, 4), bool)
+    selected[[0, 2, 3, 3], [1, 2, 2, 3]] = True  # one cell of its window; three of another's four
+
+    def cores(tight: bool) -> list[Box]:
+        plan = WindowPlan(Grid(size, 10), Grid(size, 20), selected, window_px=20, block_px=20, halo_px=8, tight=tight)
+        return [window.core for block in plan.blocks(lambda _: False) for window in block.windows]
+
+    assert cores(tight=True) == [Box(10, 0, 10, 10), Box(20, 20, 20, 20)]
+    assert cores(tight=False) == [Box(0, 0, 20, 20), Box(20, 20, 20, 20)]

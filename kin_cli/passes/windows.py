@@ -47,14 +47,23 @@ class WindowPlan:
     """Windows of ``window_px`` over a patch grid, restricted to the cells that are translated.
 
     ``selected`` (rows, cols) says which cells of the patch grid are translated. A tile is *whole* if all its cells
-    inside the image are, *mixed* if some are, *empty* if none is.
+    inside the image are, *mixed* if some are, *empty* if none is. ``tight`` windows end where their selected cells do:
+    less work at the edge of tissue, for windows of many shapes.
     """
 
     def __init__(
-        self, patches: Grid, tiles: Grid, selected: Flags, *, window_px: int, block_px: int, halo_px: int
+        self,
+        patches: Grid,
+        tiles: Grid,
+        selected: Flags,
+        *,
+        window_px: int,
+        block_px: int,
+        halo_px: int,
+        tight: bool = False,
     ) -> None:
         self.patches, self.tiles, self.selected = patches, tiles, selected
-        self._step, self._halo = window_px // patches.step, halo_px
+        self._step, self._halo, self._tight = window_px // patches.step, halo_px, tight
         self._blocks = Grid(patches.size, block_px)
         self._some, self._all = np.zeros((2, tiles.rows, tiles.cols), bool)
         for tile in tiles:
@@ -111,6 +120,17 @@ class WindowPlan:
         for row in range(block.y // patch, min(block.bottom // patch, self.patches.rows), step):
             for col in range(block.x // patch, min(block.right // patch, self.patches.cols), step):
                 if wanted[row : row + step, col : col + step].any():
-                    rows, cols = min(step, self.patches.rows - row), min(step, self.patches.cols - col)
-                    core = Box(col * patch, row * patch, cols * patch, rows * patch)
-                    yield Window(Cell(row, col), rows, cols, core, self._halo)
+                    yield self._window(slice(row, row + step), slice(col, col + step))
+
+    def _window(self, rows: slice, cols: slice) -> Window:
+        """The window over these cells, as far as they are in the grid."""
+        inside = self.selected[rows, cols]
+        if not self._tight:
+            inside = np.ones_like(inside)
+        # by what is selected, not by what is still to be made: an interruption must not change a window
+        down, across = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        first = Cell(rows.start + int(down[0]), cols.start + int(across[0]))
+        height, width = int(down[-1] - down[0]) + 1, int(across[-1] - across[0]) + 1
+        patch = self.patches.step
+        core = Box(first.col * patch, first.row * patch, width * patch, height * patch)
+        return Window(first, height, width, core, self._halo)
