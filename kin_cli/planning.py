@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
+
 from kin_cli.budget import auto_batch, auto_window
 from kin_cli.errors import OutputError, UsageError
 from kin_cli.models.checkpoint import load_generator
@@ -24,12 +26,21 @@ from kin_cli.store.begin import work_folder
 _MAX_PIXELS = 1 << 40  # a hundred times the largest slides; far more is a wrong pixel size
 
 
+def ready_devices(names: str) -> tuple[torch.device, ...]:
+    """The devices of a run, as ``resolve_devices`` reads them, and this process's memory made ready for CPUs.
+
+    To be called before the first thread; see ``keep_freed_memory``.
+    """
+    devices = resolve_devices(names)
+    if devices[0].type == "cpu":
+        keep_freed_memory()
+    return devices
+
+
 def make_plan(settings: Settings) -> Plan:
     """Open and check everything that a translation needs; raises before any work what would fail in it."""
     _check_output(settings)
-    devices = resolve_devices(settings.compute.device)
-    if devices[0].type == "cpu":
-        keep_freed_memory()
+    devices = ready_devices(settings.compute.device)
     precision = resolve_precision(settings.compute.precision, devices[0])
     generator = load_generator(settings.model)
     patch_px = settings.norm.patch_px

@@ -26,7 +26,7 @@ from kin_cli.passes.devices import DTYPES
 from kin_cli.pipeline.reporting import Reporter, SilentReporter
 from kin_cli.pipeline.stages import available_cores
 from kin_cli.plan import Plan
-from kin_cli.planning import make_plan
+from kin_cli.planning import make_plan, ready_devices
 from kin_cli.sample import write_sample
 from kin_cli.settings import NormSettings, OutputSettings, Settings, SourceSettings
 from kin_cli.slide.opening import open_slide
@@ -112,6 +112,7 @@ def bench(settings: BenchSettings, reporter: Reporter) -> BenchResult:
     """
     start, load = time.perf_counter(), round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     clock = Clock(settings.runs, settings.at_least_s)
+    ready_devices(settings.compute.device)  # the sample slide is made by threads
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kin-bench-")))
         advance = stack.enter_context(reporter.stage("bench", _STEPS, "measurements"))
