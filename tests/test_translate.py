@@ -148,11 +148,20 @@ def test_batches_workers_and_order_do_not_change_a_byte(
     assert (tmp_path / "o.ome.tif").read_bytes() == expected
 
 
+@pytest.mark.parametrize("scattered", [False, True])
 def test_with_halo_and_bilinear_read_out_windows_of_any_size_agree(
-    tmp_path: Path, photo: Path, tiny_generator: Path
+    tmp_path: Path, photo: Path, tiny_generator: Path, scattered: bool
 ) -> None:
+    changes: dict[str, object] = {"interpolation": "bilinear", "halo_px": None}
+    if scattered:  # windows are of many shapes then
+        image = pyvips.Image.new_from_file(str(photo))
+        mask = np.zeros((image.height, image.width), np.uint8)
+        for row, col in ((0, 1), (1, 0), (2, 2), (2, 3), (3, 3)):
+            mask[row * PATCH : (row + 1) * PATCH, col * PATCH : (col + 1) * PATCH] = 255
+        pyvips.Image.new_from_array(mask).pngsave(str(tmp_path / "mask.png"))
+        changes["tissue"] = tmp_path / "mask.png"
     results = [
-        run(photo, tiny_generator, tmp_path / f"{window}.tif", interpolation="bilinear", halo_px=None, window_px=window)
+        run(photo, tiny_generator, tmp_path / f"{window}.tif", window_px=window, **changes)
         for window in (PATCH, 2 * PATCH, 8 * PATCH)
     ]
     for other in results[1:]:
