@@ -18,7 +18,7 @@ LAYERS = [
     {"passes"},
     {"settings", "budget"},
     {"plan", "sample"},
-    {"tables", "plots"},
+    {"planning", "tables", "plots"},
     {"translate", "evaluation"},
     {"training"},
     {"report"},
