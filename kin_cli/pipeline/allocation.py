@@ -12,10 +12,9 @@ _LARGEST = 2**31 - 1
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed for the next feature map of that size, instead of returning each to the kernel.
 
-    A network on a CPU asks for the same few sizes over and over; having each zeroed anew takes a quarter to half of the
-    time for maps above 32 MiB. To be called before the first thread: threads get heaps of their own otherwise, of at
-    most 64 MiB, which glibc always returns. The peak rises by up to a quarter, once. Does nothing with another C
-    library.
+    A network on a CPU asks for the same few sizes over and over; having each zeroed anew took a quarter of the time for
+    maps above 32 MiB. To be called before the first thread, which gets a heap of its own otherwise, of at most 64 MiB,
+    and glibc always returns that. The peak rises by up to a quarter, once. Does nothing with another C library.
     """
     if sys.platform != "linux":
         return
