@@ -19,9 +19,9 @@ from kin_cli.bench.settings import RandomGenerator
 from kin_cli.models.checkpoint import load_generator, save_generator
 from kin_cli.models.layouts import build
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.devices import resolve_device, resolve_precision
+from kin_cli.passes.devices import resolve_precision
 from kin_cli.passes.engine import Convention, Engine
-from kin_cli.pipeline.allocation import keep_freed_memory
+from kin_cli.planning import ready_devices
 
 
 def table(name: str, work: Callable[[], object], *, device: torch.device, calls: int, rows: int) -> None:
@@ -50,8 +50,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--rows", type=int, default=30)
     options = parser.parse_args()
-    keep_freed_memory()
-    device = resolve_device(options.device)
+    device = ready_devices(options.device)[0]
     spec = RandomGenerator(options.layout, options.width, options.blocks).spec
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "random.safetensors"
