@@ -27,12 +27,13 @@ from scipy import ndimage, stats
 from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import InputError, KinError
 from kin_cli.evaluation.classifier import roc_area
-from kin_cli.geometry import Box, Grid, Size
+from kin_cli.geometry import Box, Grid
 from kin_cli.metrics.dab import DAB, EOSIN, HAEMATOXYLIN, dab_density
 from kin_cli.metrics.pooling import pooled
 from kin_cli.pyramid.writer import part_file
 from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import SlideView, open_view
+from kin_cli.training.guide_file import write_flat
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -138,26 +139,6 @@ def agreement(found: Floats, wanted: Floats) -> str:
     return f"{len(wanted)} cells, correlation {correlation:.2f}, ROC {wins:.2f}"
 
 
-def write_flat(density: Floats, size: Size, mpp: float, output: Path) -> None:
-    """A pyramid of ``size`` in which DAB alone has the density of each cell, interpolated between their centres."""
-    dye = np.array(DAB) / np.linalg.norm(DAB)
-    cell = _CELL_PX * _UM / mpp
-    colours = _WHITE * 10.0 ** (-density[..., None] * dye)
-    image = pyvips.Image.new_from_array(np.pad(colours, ((1, 2), (1, 2), (0, 0)), mode="edge").astype(np.float32))
-    # pixel x of the slide lies (x + 0.5) / cell - 0.5 from the centre of the first cell, which the padding moved by 1
-    offset = 0.5 / cell + 0.5
-    flat = image.affine(
-        [cell, 0, 0, cell],
-        oarea=[0, 0, size.width, size.height],
-        idx=-offset,
-        idy=-offset,
-        interpolate=pyvips.Interpolate.new("bilinear"),
-    )
-    flat.cast("uchar").copy(interpretation="srgb").tiffsave(
-        str(output), tile=True, pyramid=True, compression="jpeg", Q=95, xres=1000 / mpp, yres=1000 / mpp, bigtiff=True
-    )
-
-
 def predict(source: Path, registered: Path, box: Box | None, output: Path) -> None:
     with open_slide(source) as slide, open_slide(registered) as other:
         if slide.mpp is None:
@@ -180,7 +161,7 @@ def predict(source: Path, registered: Path, box: Box | None, output: Path) -> No
     for where, mask in (("within the region", counted & inside), ("beyond it", counted & ~inside)):
         if mask.any():
             print(f"{where}: {agreement(density_found[mask], density[mask])}")
-    write_flat(np.where(tissue, density_found, 0.0), size, mpp, output)
+    write_flat(np.where(tissue, density_found, 0.0), size, mpp, output, cell_um=_CELL_PX * _UM)
 
 
 @click.command()

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from kin_cli.geometry import Size
 from kin_cli.metrics.dab import dab_density
+from kin_cli.training.guide_file import write_flat
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "predict_guide.py"
 UM = 0.5
@@ -63,12 +64,12 @@ def test_ranks_are_of_a_piece_and_do_not_see_its_staining(script: ModuleType) ->
         assert (own.argsort(axis=0) == features[tissue & (pieces == piece)].argsort(axis=0)).all()
 
 
-def test_a_flat_guide_has_each_cells_density_in_its_middle(script: ModuleType, tmp_path: Path) -> None:
+def test_a_flat_guide_has_each_cells_density_in_its_middle(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     density = rng.uniform(0.0, 0.8, (5, 7))
     cell = 32 * 1.0 / UM
     size = Size(int(6.6 * cell), int(4.7 * cell))
-    script.write_flat(density, size, UM, tmp_path / "flat.tif")
+    write_flat(density, size, UM, tmp_path / "flat.tif", cell_um=32.0)
     pixels = tifffile.imread(tmp_path / "flat.tif")
     assert pixels.shape == (size.height, size.width, 3)
     found = dab_density(pixels, white=251.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from kin_cli.metrics.dab import dab_density
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.pipeline.reporting import SilentReporter
 from kin_cli.training.counterstain import haematoxylin_target, stain_densities
-from kin_cli.training.guide import dab_densities, known, misplaced_brown, stained_target
+from kin_cli.training.framework import Batch, distance_to_painting
+from kin_cli.training.guide import aligned_target, dab_densities, known, misplaced_brown, stained_target
 from kin_cli.training.patches import PatchSource
 from kin_cli.training.run import train
 from kin_cli.training.settings import CutLosses, PatchSettings
@@ -97,10 +99,29 @@ def test_the_painted_target_has_the_guides_brown_in_cytoplasm_and_blue_nuclei() 
     assert dab[32, 32] < 0.6 * dab[10, 32]
 
 
-def test_without_brown_the_target_is_the_counterstain() -> None:
+@pytest.mark.parametrize("target", [stained_target, aligned_target])
+def test_without_brown_the_target_is_the_counterstain(target: Callable[[Tensor, Tensor], Tensor]) -> None:
     source = noise(128, 3)
-    painted = stained_target(source, image(WHITE).expand(2, -1, -1, -1))
+    painted = target(source, image(WHITE).expand(2, -1, -1, -1))
     assert torch.allclose(painted, haematoxylin_target(source), atol=1e-6)
+
+
+def test_an_aligned_guide_is_painted_to_the_pixel() -> None:
+    source, guide = image(PINK), image(WHITE)
+    source[..., 24:40, 24:40] = image(PURPLE, 16)
+    source[..., 88:104, 88:104] = image(PURPLE, 16)
+    source[..., 60:68] = image(WHITE)[..., 60:68]  # a gap
+    guide[..., :50] = image(BROWN)[..., :50]
+    guide[..., 110:, :] = -1.0  # unknown
+    dab = dab_densities(aligned_target(source, guide))[0, 0]
+    dense = dab_densities(image(BROWN))[0, 0, 0, 0]
+    assert dab[60, 49] > 0.4 * dense
+    assert dab[60, 50] < 0.2
+    assert dab[32, 32] < 0.7 * dab[60, 32]
+    assert dab[60, 64] < 0.1
+    assert dab[120, 10] < 0.2
+    nucleus = aligned_target(source, guide)[0, :, 96, 96]
+    assert nucleus[2] > nucleus[0]
 
 
 @pytest.mark.parametrize("region", [None, Box(10, 20, 150, 120)])
@@ -164,6 +185,32 @@ def test_a_run_puts_the_brown_where_its_guide_has_it(tmp_path: Path) -> None:
     with torch.inference_mode():
         dab = dab_densities(generator(source))[0, 0]
     assert dab[:, :40].mean() > dab[:, 56:].mean() + 0.5
+
+
+def test_an_aligned_guide_is_regressed_in_l1(tmp_path: Path) -> None:
+    source, guide = noise(64, 1), noise(64, 2)
+    guide[:, :, :20] = -1.0
+    made = noise(64, 3)
+    wanted = aligned_target(source, guide)
+    expected = sum(
+        float((made[b, c, y, x] - wanted[b, c, y, x]).abs()) * float(guide[b, :, y, x].max() > -0.9)
+        for b in range(2)
+        for c in range(3)
+        for y in range(64)
+        for x in range(64)
+    ) / (2 * 3 * 64 * 64)
+    found = distance_to_painting(made, Batch(source, made, guide=guide, aligned=True))
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+    images = draw_images(tmp_path)
+    Image.new("RGB", (96, 96), BROWN).save(tmp_path / "guide.png")
+    run = settings(images, tmp_path / "run")
+    patches = replace(
+        run.patches, source=images / "he" / "0.png", guide=tmp_path / "guide.png", guide_aligned=True, patch_px=64
+    )
+    train(replace(run, patches=patches, schedule=replace(run.schedule, steps=30, warm_steps=30)), SilentReporter())
+    log = [float(row["warm"]) for row in rows(run.output)]
+    assert np.mean(log[-5:]) < 0.7 * np.mean(log[:5])
 
 
 def test_a_resumed_run_with_a_guide_is_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def cyclegan(**options: Any) -> None:
 @click.option("--nuclei", type=float, default=0.0, show_default=True, help="H&E to cytoplasmic DAB: blue nuclei.")
 @click.option("--painted", type=float, default=0.0, show_default=True, help="Weight of the warm start's loss, later.")
 @click.option("--guide", type=_PATH, help="H&E to DAB: a serial section registered to the source slide.")
+@click.option("--guide-aligned", is_flag=True, help="The guide was made from the source slide: pixels agree.")
 @click.option("--guided", type=float, default=2.0, show_default=True, help="Weight of the guide: brown in its place.")
 @_schedule(epochs=100)
 @_networks(antialias=True, init="xavier")

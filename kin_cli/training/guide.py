@@ -1,7 +1,8 @@
 """Where the brown of a DAB stain roughly belongs: a serial section of the source in that stain, registered to it.
 
 A guide agrees with its source to some tens of µm, since the sections are neighbours and not the same. It is therefore
-compared by how much DAB an area holds, never pixel by pixel. Black is unknown.
+compared by how much DAB an area holds, never pixel by pixel, unless it was made from the source itself and is aligned
+with it. Black is unknown.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _UNKNOWN = -0.9  # brightest channel of a guide below which it is black; DAB sta
 _DENSEST = 3.0  # natural optical density of the darkest DAB that is painted
 _BROWN = (0.380, 0.570, 0.730)  # dense DAB, which absorbs more red than the dye of textbooks; unit length
 _TRACE = 0.12  # of DAB that unmixing finds in an area of counterstain alone
+_GRAIN_PX = 17  # side of the areas whose eosin is compared with a pixel's: about a cell at 20×
 
 
 def dab_densities(images: Tensor) -> Tensor:
@@ -58,6 +60,24 @@ def stained_target(source: Tensor, guide: Tensor) -> Tensor:
     spread = F.interpolate(areas, size=size, mode="bilinear", align_corners=True)
     brown = torch.tensor(_BROWN, device=source.device)[:, None, None]
     density = (spread * cytoplasm).clamp(max=_DENSEST) * brown
+    painted: Tensor = (haematoxylin_target(source) + 1.0) * torch.exp(-density) - 1.0
+    return painted
+
+
+def aligned_target(source: Tensor, guide: Tensor) -> Tensor:
+    """``haematoxylin_target`` with the DAB of an aligned guide, pixel by pixel, as cytoplasm takes it up.
+
+    That is all of it in cytoplasm of even eosin, more where eosin is denser than around it, 0.4 of it over nuclei, and
+    none in gaps. (B, 3, H, W) in [-1, 1] all three.
+    """
+    densities = stain_densities(source)
+    haematoxylin, eosin = densities[:, :1], densities[:, 1:]
+    around = F.avg_pool2d(eosin, _GRAIN_PX, stride=1, padding=_GRAIN_PX // 2, count_include_pad=False)
+    grain = (0.6 + 0.4 * eosin / around.clamp(min=0.1)).clamp(0.5, 1.3)
+    nucleus = ((haematoxylin - 0.75) / 0.5).clamp(0.0, 1.0)
+    taken_up = ((haematoxylin + eosin) / 0.55).clamp(max=1.0) * grain * (1.0 - 0.6 * nucleus)
+    brown = torch.tensor(_BROWN, device=source.device)[:, None, None]
+    density = (dab_densities(guide) * known(guide) * taken_up).clamp(max=_DENSEST) * brown
     painted: Tensor = (haematoxylin_target(source) + 1.0) * torch.exp(-density) - 1.0
     return painted
 

@@ -213,7 +213,7 @@ class _Run:
         guides = [self._tensor(drawn.guide[part]) if drawn.guide else None for part in parts[:count]]
         spare = pairs[count:]
         return [
-            Batch(*pair, warm, tuple(spare[i::count]), guide=guide)
+            Batch(*pair, warm, tuple(spare[i::count]), guide=guide, aligned=self._settings.patches.guide_aligned)
             for i, (pair, guide) in enumerate(zip(pairs[:count], guides, strict=True))
         ]
 

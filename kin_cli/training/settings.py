@@ -34,7 +34,8 @@ class PatchSettings:
     of the level read; ``mpp`` resamples slides to that many µm per pixel, None reads level 0. A tissue patch holds at
     least ``min_tissue`` of it; ``border_share`` and ``glass_share`` of the patches hold less, or none. ``*_region``
     keeps the rest of each slide out of training. ``scale`` and ``jitter`` are the largest relative changes of size and
-    colour; 0 is none. ``guide`` is an image of the target stain that lies on the source slide, black where unknown.
+    colour; 0 is none. ``guide`` is an image of the target stain that lies on the source slide, black where unknown, to
+    the pixel if ``guide_aligned``.
     """
 
     source: Path
@@ -51,6 +52,7 @@ class PatchSettings:
     scale: float = 0.0
     jitter: float = 0.0
     guide: Path | None = None
+    guide_aligned: bool = False
 
     def __post_init__(self) -> None:
         if self.patch_px < 32 or self.patch_px % 4:

@@ -1,0 +1,38 @@
+"""Guides as files: flat brown over a slide, as dense as its cells say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyvips
+
+from kin_cli.geometry import Size
+from kin_cli.metrics.dab import DAB
+
+_WHITE = 251.0
+
+
+def write_flat(density: npt.NDArray[np.float64], size: Size, mpp: float, output: Path, *, cell_um: float) -> None:
+    """A pyramid of ``size`` in which DAB alone has the density of each cell, interpolated between their centres.
+
+    ``density`` (rows, cols) is decadic, of square cells of ``cell_um``, the first at the corner of the slide. The file
+    is written in place. Raises ``pyvips.Error`` where it cannot be.
+    """
+    dye = np.array(DAB) / np.linalg.norm(DAB)
+    cell = cell_um / mpp
+    colours = _WHITE * 10.0 ** (-density[..., None] * dye)
+    image = pyvips.Image.new_from_array(np.pad(colours, ((1, 2), (1, 2), (0, 0)), mode="edge").astype(np.float32))
+    # pixel x of the slide lies (x + 0.5) / cell - 0.5 from the centre of the first cell, which the padding moved by 1
+    offset = 0.5 / cell + 0.5
+    flat = image.affine(
+        [cell, 0, 0, cell],
+        oarea=[0, 0, size.width, size.height],
+        idx=-offset,
+        idy=-offset,
+        interpolate=pyvips.Interpolate.new("bilinear"),
+    )
+    flat.cast("uchar").copy(interpretation="srgb").tiffsave(
+        str(output), tile=True, pyramid=True, compression="jpeg", Q=95, xres=1000 / mpp, yres=1000 / mpp, bigtiff=True
+    )
