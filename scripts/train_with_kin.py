@@ -6,10 +6,10 @@
 Trained patch by patch, a generator learns to tell a place by how its patch differs from others: InstanceNorm hands the
 whole patch one verdict. KIN averages the statistics of 7 × 7 patches, and the verdict becomes a compromise everywhere:
 what was dense brown beside blue is greyish tan throughout. This goes on with the regression of ``kin train cut
---guide-aligned --warm-steps``, but normalises each patch as KIN would: with the smoothed statistics of its grid. A table
-over all of the region is measured every ``--every`` steps, each time for a grid that lies elsewhere; between, a patch's
-own statistics are measured anew and moved by as much as smoothing moved them in the table. No gradient flows through
-statistics.
+--guide-aligned --warm-steps``, but normalises each patch as KIN would: with the smoothed statistics of its grid. A
+table over all of the region is measured every ``--every`` steps, each time for a grid that lies elsewhere; between, a
+patch's own statistics are measured anew and moved by as much as smoothing moved them in the table. No gradient flows
+through statistics.
 """
 
 from __future__ import annotations
