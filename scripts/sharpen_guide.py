@@ -7,9 +7,9 @@
 What one or two slides teach about the place of a stain is uncertain, and a generator trained by regression answers with
 a tan that is as pale as it is unsure. It still orders places well. This takes that order, averages it over 9 µm, and
 makes the first ``--share`` of the tissue dense brown and the rest none. A generator that is trained with this guide has
-nothing to guess: it is told what it knows. Staining changes from one piece of tissue to the next, and InstanceNorm sees
-differences within some hundred µm only, so that the order is by 0.6 that within 0.5 mm around, by 0.4 that of the whole
-region.
+nothing to guess: it is told what it knows. Staining changes from one piece of tissue to the next, and a generator sees
+differences only within what is normalised together, so that the order is by ``--local`` that within 0.5 mm around, and
+by the rest that of the whole region: 0.6 for InstanceNorm, 0.9 for what KIN averages (``train_with_kin.py``).
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ _BLOCK_PX = 1024
 _PALEST, _WHITE = 225, 251.0  # mean grey level of H&E from which on there is glass; of glass in the translation
 _AVERAGED_UM, _AROUND_UM = 9.0, 550.0  # standard deviations
 _COARSE = 8  # cells to a side of those of which surroundings are taken
-_LOCAL = 0.6
 _LEAST_SPREAD = 0.4  # of normal scores, of a neighbourhood; one that is all alike is not stretched further
 _SOFT = 0.06
 _DENSE = 1.3  # decadic density of DAB
@@ -87,7 +86,7 @@ def standing_out(scores: Floats, tissue: Mask) -> Floats:
     return (scores - mean) / np.maximum(spread, _LEAST_SPREAD)
 
 
-def islands(density: Floats, tissue_share: Floats, inside: Mask, share: float) -> Floats:
+def islands(density: Floats, tissue_share: Floats, inside: Mask, *, share: float, local: float) -> Floats:
     """Density of the guide: 0 or ``_DENSE`` but for narrow borders, dense in ``share`` of the tissue ``inside``."""
     sigma = _AVERAGED_UM / (_CELL_PX * _UM)
     weight = ndimage.gaussian_filter(tissue_share, sigma)
@@ -96,14 +95,14 @@ def islands(density: Floats, tissue_share: Floats, inside: Mask, share: float) -
     learnt = tissue & inside
     scores = normal_scores(level, learnt)
     whole = (scores - scores[learnt].mean()) / scores[learnt].std()
-    order = _LOCAL * standing_out(scores, tissue) + (1.0 - _LOCAL) * whole
+    order = local * standing_out(scores, tissue) + (1.0 - local) * whole
     steps = (order - np.quantile(order[learnt], 1.0 - share)) / _SOFT
     dense = np.where(tissue_share > 0.25, 1.0 / (1.0 + np.exp(-np.clip(steps, -50.0, 50.0))), 0.0)
     smooth: Floats = _DENSE * ndimage.gaussian_filter(dense, 0.7)
     return smooth
 
 
-def sharpen(source: Path, translated: Path, output: Path, *, box: Box | None, share: float) -> None:
+def sharpen(source: Path, translated: Path, output: Path, *, box: Box | None, share: float, local: float) -> None:
     with open_slide(source) as slide, open_slide(translated) as other:
         if slide.mpp is None:
             raise InputError(f"{source}: does not say its resolution", "the cells are measured in µm")
@@ -118,7 +117,7 @@ def sharpen(source: Path, translated: Path, output: Path, *, box: Box | None, sh
     learnt = density[inside & (tissue > 0.6)]
     if learnt.size == 0 or learnt.std() == 0.0:
         raise InputError(f"{translated}: no brown in the tissue of the region", "has its generator seen a guide?")
-    found = islands(density, tissue, inside, share)
+    found = islands(density, tissue, inside, share=share, local=local)
     for where, mask in (("region", inside), ("the rest", ~inside)):
         if (counted := mask & (tissue > 0.6)).any():
             print(f"{where}: {(found[counted] > 0.5 * _DENSE).mean():.0%} of the tissue is brown")
@@ -131,11 +130,12 @@ def sharpen(source: Path, translated: Path, output: Path, *, box: Box | None, sh
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The guide, a pyramidal TIFF.")
 @click.option("--region", type=RegionType(), help="Part of the slide that trains; all of it if left out.")
 @click.option("--share", type=click.FloatRange(0.01, 0.9), default=0.18, show_default=True, help="Of tissue: brown.")
-def main(source: Path, translated: Path, output: Path, region: Box | None, share: float) -> None:
+@click.option("--local", type=click.FloatRange(0.0, 1.0), default=0.6, show_default=True, help="Order within 0.5 mm.")
+def main(source: Path, translated: Path, output: Path, region: Box | None, share: float, local: float) -> None:
     """Make a guide of dense islands from a TRANSLATED slide whose brown is pale, and the H&E slide SOURCE."""
     try:
         with part_file(output, 0) as part:
-            sharpen(source, translated, part, box=region, share=share)
+            sharpen(source, translated, part, box=region, share=share, local=local)
     except (KinError, pyvips.Error) as error:
         sys.exit(f"error: {error}".strip().replace("\n", " "))
 

@@ -63,10 +63,11 @@ class KinNorm(nn.InstanceNorm2d):
         """Normalise one patch."""
         if not self.noting:
             return F.batch_norm(x, self.mean, self.std**2, training=False, eps=0.0)
-        with torch.no_grad():
-            var, self.mean = torch.var_mean(x[0].float(), (1, 2), correction=0)
-            self.std = (var + self.eps).sqrt()
-        return super().forward(x)
+        # of one patch batch norm is instance norm, several times as fast in bf16, and keeps its statistics, unbiased
+        self.mean, var, pixels = torch.zeros_like(self.mean), torch.zeros_like(self.std), x[0, 0].numel()
+        made = F.batch_norm(x, self.mean, var, training=True, momentum=1.0, eps=self.eps)
+        self.std = (var * (pixels - 1) / pixels + self.eps).sqrt()
+        return made
 
 
 def rehearsing(network: nn.Module) -> list[KinNorm]:
