@@ -160,6 +160,11 @@ def test_a_guide_elsewhere_is_refused(tmp_path: Path) -> None:
         PatchSource([given.source] * 2, given, stain="source", seed=0)
 
 
+def test_there_is_nothing_to_align_without_a_guide(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is none"):
+        PatchSettings(tmp_path, tmp_path, guide_aligned=True)
+
+
 def test_a_run_puts_the_brown_where_its_guide_has_it(tmp_path: Path) -> None:
     images = draw_images(tmp_path)
     picture = images / "he" / "0.png"

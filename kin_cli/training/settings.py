@@ -55,6 +55,8 @@ class PatchSettings:
     guide_aligned: bool = False
 
     def __post_init__(self) -> None:
+        if self.guide_aligned and self.guide is None:
+            raise UsageError("guide-aligned says how a guide lies, and there is none", "--guide GUIDE")
         if self.patch_px < 32 or self.patch_px % 4:
             raise UsageError(f"patch size {self.patch_px} is not a multiple of 4 from 32 upwards")
         shares = {"min-tissue": self.min_tissue, "border-share": self.border_share, "glass-share": self.glass_share}
