@@ -33,7 +33,7 @@ from kin_cli.metrics.pooling import pooled
 from kin_cli.pyramid.writer import part_file
 from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import SlideView, open_view
-from kin_cli.training.guide_file import write_flat
+from kin_cli.training.guide_file import cells_inside, write_flat
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -149,10 +149,8 @@ def predict(source: Path, registered: Path, box: Box | None, output: Path) -> No
         features, found = survey(open_view(slide, mpp=_UM), open_view(other, mpp=_UM))
     density, tissue = found[..., 0], features[..., 0] < 0.6
     counted = tissue & (found[..., 1] == 1.0)
-    inside = np.zeros_like(counted)
     box = box or Box(0, 0, size.width, size.height)
-    cell = _CELL_PX * _UM / mpp
-    inside[round(box.y / cell) : int(box.bottom / cell), round(box.x / cell) : int(box.right / cell)] = True
+    inside = cells_inside(box, counted.shape, cell_px=_CELL_PX * _UM / mpp)
     if not (counted & inside).any():
         raise InputError(f"{registered}: nothing is known of the tissue in the region", "name another --region")
     pieces, _ = ndimage.label(found[..., 1] == 1.0)  # black, the unknown, lies between them

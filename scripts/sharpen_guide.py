@@ -31,7 +31,7 @@ from kin_cli.metrics.pooling import pooled
 from kin_cli.pyramid.writer import part_file
 from kin_cli.slide.opening import open_slide
 from kin_cli.slide.view import SlideView, open_view
-from kin_cli.training.guide_file import write_flat
+from kin_cli.training.guide_file import cells_inside, write_flat
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -40,6 +40,7 @@ _UM = 1.0  # per pixel of what is looked at
 _CELL_PX = 2
 _BLOCK_PX = 1024
 _PALEST, _WHITE = 225, 251.0  # mean grey level of H&E from which on there is glass; of glass in the translation
+_TISSUE = 0.6  # share of a cell that counts
 _AVERAGED_UM, _AROUND_UM = 9.0, 550.0  # standard deviations
 _COARSE = 8  # cells to a side of those of which surroundings are taken
 _LEAST_SPREAD = 0.4  # of normal scores, of a neighbourhood; one that is all alike is not stretched further
@@ -91,7 +92,7 @@ def islands(density: Floats, tissue_share: Floats, inside: Mask, *, share: float
     sigma = _AVERAGED_UM / (_CELL_PX * _UM)
     weight = ndimage.gaussian_filter(tissue_share, sigma)
     level = ndimage.gaussian_filter(density * tissue_share, sigma) / np.maximum(weight, 0.05) * np.minimum(weight, 1.0)
-    tissue = tissue_share > 0.6
+    tissue = tissue_share > _TISSUE
     learnt = tissue & inside
     scores = normal_scores(level, learnt)
     whole = (scores - scores[learnt].mean()) / scores[learnt].std()
@@ -110,16 +111,14 @@ def sharpen(source: Path, translated: Path, output: Path, *, box: Box | None, sh
             raise InputError(f"{translated}: not the size of {source}", "translate all of the slide")
         other.mpp, size, mpp = slide.mpp, slide.levels[0], slide.mpp
         tissue, density = survey(open_view(slide, mpp=_UM), open_view(other, mpp=_UM))
-    inside = np.zeros(tissue.shape, bool)
     box = box or Box(0, 0, size.width, size.height)
-    cell = _CELL_PX * _UM / mpp
-    inside[round(box.y / cell) : int(box.bottom / cell), round(box.x / cell) : int(box.right / cell)] = True
-    learnt = density[inside & (tissue > 0.6)]
+    inside = cells_inside(box, tissue.shape, cell_px=_CELL_PX * _UM / mpp)
+    learnt = density[inside & (tissue > _TISSUE)]
     if learnt.size == 0 or learnt.std() == 0.0:
         raise InputError(f"{translated}: no brown in the tissue of the region", "has its generator seen a guide?")
     found = islands(density, tissue, inside, share=share, local=local)
     for where, mask in (("region", inside), ("the rest", ~inside)):
-        if (counted := mask & (tissue > 0.6)).any():
+        if (counted := mask & (tissue > _TISSUE)).any():
             print(f"{where}: {(found[counted] > 0.5 * _DENSE).mean():.0%} of the tissue is brown")
     write_flat(found, size, mpp, output, cell_um=_CELL_PX * _UM)
 

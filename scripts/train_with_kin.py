@@ -14,7 +14,6 @@ through statistics.
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 import time
@@ -38,11 +37,13 @@ from kin_cli.norm.kernel import Kernel
 from kin_cli.slide.opening import open_slide
 from kin_cli.slide.tissue import detect_tissue
 from kin_cli.slide.view import SlideView, open_view
+from kin_cli.training.augment import oriented
 from kin_cli.training.average import Average
 from kin_cli.training.guide import aligned_target, known
 
 _PX = 512
 _WHITE = 251.0
+_CELL_PX = 8  # of the tissue mask
 _LEAST_TISSUE = 0.06  # of a patch
 _RICH = 0.2  # mean decadic density of a guide's patch from which on it is drawn more often
 _RICH_SHARE = 0.3
@@ -120,7 +121,7 @@ class Rehearsal:
         self.average = Average(self.generator, 0.99)
         self._norms = rehearsing(self.generator)
         self._source, self._guide, self._kernel = source, guide, kernel
-        self._tissue = detect_tissue(source)
+        self._tissue_share = detect_tissue(source).share(Grid(source.size, _CELL_PX)).astype(np.float64)
         self.table: Table | None = None
         self._rich: list[int] = []
 
@@ -129,12 +130,12 @@ class Rehearsal:
         dx, dy = (int(v) for v in rng.integers(0, _PX, 2))
         size = self._source.size
         grid = Grid(Size(size.width + dx, size.height + dy), _PX)
-        share = self._tissue.share(Grid(size, 8)).astype(np.float64)
         cells, boxes = [], []
         for cell in grid:
             x = min(max(grid.box(cell).x - dx, 0), size.width - _PX)
             y = min(max(grid.box(cell).y - dy, 0), size.height - _PX)
-            if share[y // 8 : (y + _PX) // 8, x // 8 : (x + _PX) // 8].mean() > _LEAST_TISSUE:
+            rows, cols = (slice(v // _CELL_PX, (v + _PX) // _CELL_PX) for v in (y, x))
+            if self._tissue_share[rows, cols].mean() > _LEAST_TISSUE:
                 cells.append(cell)
                 boxes.append(Box(x, y, _PX, _PX))
         if not cells:
@@ -171,8 +172,8 @@ class Rehearsal:
         often = self._rich if self._rich and rng.random() < _RICH_SHARE else range(len(self.table.boxes))
         number = int(often[rng.integers(len(often))])
         box = self.table.boxes[number]
-        both = np.rot90(np.concatenate([self._source.read(box), self._guide.read(box)], axis=-1), rng.integers(4))
-        both = both[:, ::-1] if rng.random() < 0.5 else both
+        both = np.concatenate([self._source.read(box), self._guide.read(box)], axis=-1)
+        both = oriented(both, rng, flip=True, rotate=True)
         together, each = _STAIN_JITTER
         power = 1.0 + together * rng.uniform(-1.0, 1.0) + each * rng.uniform(-1.0, 1.0, 3)
         jittered = np.clip(243.0 * (np.maximum(both[..., :3], 2) / 243.0) ** power, 0, 255).astype(np.uint8)
@@ -220,8 +221,7 @@ def finish(
         if slide.levels[0] != other.levels[0]:
             raise InputError(f"{guide}: not the size of {source}", "make it with sharpen_guide.py")
         views = open_view(slide, region=region), open_view(other, region=region)
-        torch.manual_seed(0)
-        rehearsal = Rehearsal(copy.deepcopy(loaded.module), *views, kernel=Kernel.parse("gaussian:7"))
+        rehearsal = Rehearsal(loaded.module, *views, kernel=Kernel.parse("gaussian:7"))
         train(
             rehearsal,
             steps=int(options["steps"]),

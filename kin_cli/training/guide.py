@@ -58,10 +58,7 @@ def stained_target(source: Tensor, guide: Tensor) -> Tensor:
     size = source.shape[-2:]
     areas = (_by_area(dab_densities(guide) * mask) - _TRACE).clamp(min=0.0) / _by_area(cytoplasm).clamp(min=0.15)
     spread = F.interpolate(areas, size=size, mode="bilinear", align_corners=True)
-    brown = torch.tensor(_BROWN, device=source.device)[:, None, None]
-    density = (spread * cytoplasm).clamp(max=_DENSEST) * brown
-    painted: Tensor = (haematoxylin_target(source) + 1.0) * torch.exp(-density) - 1.0
-    return painted
+    return _with_brown(source, spread * cytoplasm)
 
 
 def aligned_target(source: Tensor, guide: Tensor) -> Tensor:
@@ -76,9 +73,13 @@ def aligned_target(source: Tensor, guide: Tensor) -> Tensor:
     grain = (0.6 + 0.4 * eosin / around.clamp(min=0.1)).clamp(0.5, 1.3)
     nucleus = ((haematoxylin - 0.75) / 0.5).clamp(0.0, 1.0)
     taken_up = ((haematoxylin + eosin) / 0.55).clamp(max=1.0) * grain * (1.0 - 0.6 * nucleus)
+    return _with_brown(source, dab_densities(guide) * known(guide) * taken_up)
+
+
+def _with_brown(source: Tensor, density: Tensor) -> Tensor:
+    """``haematoxylin_target`` with DAB of natural optical densities (B, 1, H, W) over it."""
     brown = torch.tensor(_BROWN, device=source.device)[:, None, None]
-    density = (dab_densities(guide) * known(guide) * taken_up).clamp(max=_DENSEST) * brown
-    painted: Tensor = (haematoxylin_target(source) + 1.0) * torch.exp(-density) - 1.0
+    painted: Tensor = (haematoxylin_target(source) + 1.0) * torch.exp(-density.clamp(max=_DENSEST) * brown) - 1.0
     return painted
 
 

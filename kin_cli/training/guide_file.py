@@ -1,4 +1,4 @@
-"""Guides as files: flat brown over a slide, as dense as its cells say."""
+"""Guides as files: cells over a slide, and flat brown as dense as they say."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ import numpy as np
 import numpy.typing as npt
 import pyvips
 
-from kin_cli.geometry import Size
+from kin_cli.geometry import Box, Size
 from kin_cli.metrics.dab import DAB
 
 _WHITE = 251.0
+
+
+def cells_inside(region: Box, shape: tuple[int, int], *, cell_px: float) -> npt.NDArray[np.bool_]:
+    """Which of (rows, cols) cells of ``cell_px``, the first at the corner of the slide, lie in a region of pixels."""
+    inside = np.zeros(shape, bool)
+    top, left = round(region.y / cell_px), round(region.x / cell_px)
+    inside[top : int(region.bottom / cell_px), left : int(region.right / cell_px)] = True
+    return inside
 
 
 def write_flat(density: npt.NDArray[np.float64], size: Size, mpp: float, output: Path, *, cell_um: float) -> None:
