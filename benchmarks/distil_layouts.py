@@ -15,12 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kin_cli.models.box import default_model
-from kin_cli.models.checkpoint import load_generator, save_generator
+from kin_cli.models.architectures import Spec, build
+from kin_cli.models.checkpoint import default_model, load_generator, save_generator
 from kin_cli.models.images import to_tensor
-from kin_cli.models.layouts import Spec, build
-from kin_cli.models.resnet import ResnetSpec
-from kin_cli.models.urust import UrustSpec
+from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.training.patches import PatchSource
 from kin_cli.training.settings import PatchSettings
 

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from kin_cli.bench.settings import RandomGenerator
+from kin_cli.bench.run import RandomGenerator
+from kin_cli.models.architectures import build
 from kin_cli.models.checkpoint import load_generator, save_generator
-from kin_cli.models.layouts import build
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.devices import resolve_precision
-from kin_cli.passes.engine import Convention, Engine
-from kin_cli.planning import ready_devices
+from kin_cli.passes.devices import ready_devices, resolve_precision
+from kin_cli.passes.engine import Engine
 
 
 def table(name: str, work: Callable[[], object], *, device: torch.device, calls: int, rows: int) -> None:
@@ -58,7 +57,7 @@ def main() -> None:
         save_generator(build(spec), file, spec=spec)
         generator = load_generator(file)
     precision = resolve_precision(options.precision, device)
-    engine = Engine(generator, device=device, precision=precision, convention=Convention(), compiled=options.compile)
+    engine = Engine(generator, device=device, precision=precision, compiled=options.compile)
     side = options.patch_size
     images = list(np.random.default_rng(0).integers(0, 255, (options.batch_size, side, side, 3), np.uint8))
     stats = engine.measure(images)

@@ -13,24 +13,38 @@ import torch
 from numpy.typing import NDArray
 
 from kin_cli import __version__
-from kin_cli.budget import activation_bytes
+from kin_cli.concurrency import available_cores
+from kin_cli.errors import OutputError, UsageError
 from kin_cli.geometry import Cell, Grid
-from kin_cli.models.checkpoint import Generator
+from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.devices import Precision
-from kin_cli.passes.engine import Convention, Engine
-from kin_cli.passes.fleet import Fleet
+from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
+from kin_cli.passes.engine import Engine, Fleet
 from kin_cli.passes.windows import WindowPlan
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.layout import Blocks, PyramidLayout, plan_blocks
-from kin_cli.settings import Settings
-from kin_cli.slide.mask import TissueMask
+from kin_cli.settings import Settings, SourceSettings
+from kin_cli.slide.mask_file import tissue_mask
+from kin_cli.slide.open import open_source
+from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
+from kin_cli.store.work import work_folder
 
 _WORTH_COMPILING = 256  # patches
 _PRIOR = 0.01  # of a kernel full of tissue: 1 % inside tissue, most of it around specks of dust
 _BASE_BYTES = 600 << 20  # interpreter, torch and the image libraries with their caches, measured on Linux
 _DISK_BYTES_PER_PIXEL = {"jpeg": 0.4, "deflate": 3.0}  # pyramid included, all tissue, rounded up
+_MAX_PIXELS = 1 << 40  # a hundred times the largest slides; far more is a wrong pixel size
+# A window is part of what decides the pixels, so it depends on the kind of device, never on what is free just now.
+_WINDOW_BYTES = {"cpu": 3 << 30, "cuda": 6 << 30}
+# On a CPU larger maps gain a tenth by their smaller share of halo, and lose more by leaving every cache.
+_WINDOW_PX = {"cpu": 1024, "cuda": 2048}
+_BATCH_BYTES = 3 << 29
+_BATCH = 8  # more gained nothing: each patch is work enough to fill a GPU
+_FREE_SHARE = 0.7  # of a device that others may use, too
+
+
+# FROM plan: What a translation will do, known before any work: grid, tissue, windows, memory and disk.
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,8 @@ class Plan:
                     self.generator,
                     device=device,
                     precision=self.precision,
-                    convention=self.convention,
+                    correction=self.settings.norm.correction,
+                    eps=self.settings.norm.eps,
                     compiled=self.compiled,
                 )
                 for device in self.devices
@@ -140,11 +155,6 @@ class Plan:
         """How windows read the table."""
         norm = self.settings.norm
         return Lookup(norm.patch_px, self.halo_px, norm.effective_interpolation)
-
-    @property
-    def convention(self) -> Convention:
-        """How statistics are taken."""
-        return Convention(self.settings.norm.correction, self.settings.norm.eps)
 
     @property
     def codec(self) -> Codec:
@@ -264,3 +274,114 @@ class Plan:
 def _file_id(path: Path) -> str:
     """Name and checksum: the same name may hold another mask tomorrow."""
     return f"{path.name} (crc32 {zlib.crc32(path.read_bytes()):08x})"
+
+
+# FROM planning: From settings to a plan: everything is opened and checked before any work.
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Open and check everything that a translation needs; raises before any work what would fail in it."""
+    _check_output(settings)
+    devices = ready_devices(settings.compute.device)
+    precision = resolve_precision(settings.compute.precision, devices[0])
+    generator = load_generator(settings.model)
+    patch_px = settings.norm.patch_px
+    for name, side in (("patch", patch_px), ("measure", settings.norm.measured_px)):
+        if side % generator.stride:
+            raise UsageError(
+                f"{name} size {side} is not a multiple of {generator.stride}", f"{generator.layout} needs that"
+            )
+    halo = generator.halo if settings.norm.halo_px is None else settings.norm.halo_px
+    halo = math.ceil(halo / generator.stride) * generator.stride
+    kind = devices[0].type
+    window = settings.norm.window_px or auto_window(
+        generator, patch_px=patch_px, halo_px=halo, device=kind, precision=precision
+    )
+    source = settings.source
+    view = source_view(source)
+    try:
+        _check_size(view)
+        plan = Plan(
+            settings,
+            generator,
+            view,
+            tissue_mask(view, source.tissue),
+            devices,
+            precision,
+            halo,
+            window,
+            batch=settings.compute.batch_size
+            or auto_batch(generator, window + 2 * halo, device=devices[0], precision=precision),
+            workers=settings.compute.workers or min(8, available_cores()),
+        )
+        if plan.cells and not plan.table_weights.any():
+            raise UsageError(f"{source.slide}: no tissue in the middle of any patch", "leave out --measure-size")
+        return plan
+    except BaseException:
+        view.slide.close()
+        raise
+
+
+def source_view(source: SourceSettings) -> SlideView:
+    """The view that the settings of a translation name; close ``view.slide`` when done."""
+    return open_source(
+        source.slide,
+        level=source.level,
+        mpp=source.mpp,
+        source_mpp=source.source_mpp,
+        region=source.region,
+        fill=source.on_read_error == "fill",
+    )
+
+
+def _check_size(view: SlideView) -> None:
+    if view.size.pixels > _MAX_PIXELS:
+        raise UsageError(
+            f"{view.slide.path}: {view.size} pixels are too many",
+            "perhaps a wrong pixel size: see --mpp and --source-mpp",
+        )
+
+
+def _check_output(settings: Settings) -> None:
+    output = settings.output.path
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder", "create it, or choose another output with -o")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder", "give the output a file name with -o")
+    may_exist = settings.output.overwrite or settings.output.skip_existing or work_folder(output).exists()
+    if output.exists() and not may_exist:
+        raise OutputError(f"{output}: exists already", "--overwrite replaces it")
+    if output.exists() and settings.source.slide.exists() and output.samefile(settings.source.slide):
+        raise UsageError(f"{output}: is the slide itself", "choose another output with -o")
+
+
+# FROM budget: How much a network may see at once: estimates of its memory, and the windows and batches chosen from them.
+
+
+def activation_bytes(generator: Generator, side_px: int, precision: Precision) -> int:
+    """Upper estimate of a forward's peak memory on a window of ``side_px``.
+
+    At the widest place of full resolution a convolution's input, its output and a padded copy of that are alive: three
+    maps. The fourth is what the allocator loses between them.
+    """
+    widest = 2 * generator.width if "cyclegan" not in generator.layout else generator.width
+    return 4 * widest * side_px**2 * (4 if precision == "fp32" else 2)
+
+
+def auto_window(generator: Generator, *, patch_px: int, halo_px: int, device: str, precision: Precision) -> int:
+    """One patch without a halo; with one, the largest window that is worth it and whose activations stay in bounds."""
+    window = patch_px
+    while halo_px and 2 * window <= _WINDOW_PX[device]:
+        if activation_bytes(generator, 2 * window + 2 * halo_px, precision) > _WINDOW_BYTES[device]:
+            break
+        window *= 2
+    return window
+
+
+def auto_batch(generator: Generator, side_px: int, *, device: torch.device, precision: Precision) -> int:
+    """Windows of ``side_px`` at a time: one on a CPU, on a GPU up to 8 whose activations fit what is free."""
+    if device.type == "cpu":
+        return 1
+    free, _total = torch.cuda.mem_get_info(device)
+    allowed = min(_BATCH_BYTES, int(_FREE_SHARE * free))
+    return max(1, min(_BATCH, allowed // activation_bytes(generator, side_px, precision)))

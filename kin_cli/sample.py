@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from kin_cli import __version__
+from kin_cli.concurrency import available_cores, prefetch
 from kin_cli.errors import OutputError
 from kin_cli.geometry import Cell, Size
-from kin_cli.pipeline.reporting import Reporter
-from kin_cli.pipeline.stages import available_cores, prefetch
-from kin_cli.pyramid.build import build_levels, pad_tile
+from kin_cli.progress import Reporter
 from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.flat import write_flat
 from kin_cli.pyramid.layout import PyramidLayout, plan_blocks
+from kin_cli.pyramid.levels import build_levels, pad_tile
 from kin_cli.pyramid.metadata import ImageInfo
-from kin_cli.pyramid.writer import write_pyramid
+from kin_cli.pyramid.writer import write_flat, write_pyramid
 from kin_cli.settings import OutputSettings
-from kin_cli.slide.sample import SampleSlide
+from kin_cli.slide.synthetic import SampleSlide
 from kin_cli.store.blobs import BlobStore
 from kin_cli.store.work import WorkFolder
 

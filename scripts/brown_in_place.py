@@ -24,9 +24,9 @@ from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import KinError, UsageError
 from kin_cli.evaluation.classifier import roc_area
 from kin_cli.geometry import Box, Grid
+from kin_cli.metrics.colour import pooled
 from kin_cli.metrics.dab import dab_density
-from kin_cli.metrics.pooling import pooled
-from kin_cli.slide.opening import open_slide
+from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view
 
 Floats = npt.NDArray[np.float64]

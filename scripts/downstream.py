@@ -42,11 +42,11 @@ from kin_cli.evaluation.downstream import (
     with_tissue,
 )
 from kin_cli.evaluation.settings import SlideChoice
-from kin_cli.evaluation.views import opened, tissue_of
+from kin_cli.evaluation.tiles import opened
 from kin_cli.geometry import Box
-from kin_cli.pipeline.reporting import SilentReporter
+from kin_cli.progress import SilentReporter
 from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
-from kin_cli.slide.mask_file import load_mask
+from kin_cli.slide.mask_file import load_mask, tissue_mask
 from kin_cli.slide.view import SlideView
 from kin_cli.translate import translate
 
@@ -124,7 +124,7 @@ def learned(
     limits = None
     for slide in targets:
         with opened(slide.choice) as view:
-            boxes = with_tissue(inside_patches(view.size, options.patch_size), tissue_of(view, "auto"))
+            boxes = with_tissue(inside_patches(view.size, options.patch_size), tissue_mask(view, "auto"))
             crops = Crops.read(view.read, boxes, workers=options.workers)
             if slide.label is None and slide.mask is None and crops.brown:
                 limits = Limits.of(crops.brown)
@@ -179,7 +179,7 @@ def tested(
         for slide in sources:
             output = translated(slide, method, options, folder)
             with opened(SlideChoice(output)) as view, opened(slide.choice) as source:
-                mask = tissue_of(source, "auto")
+                mask = tissue_mask(source, "auto")
                 for where, boxes_of in WHERE.items():
                     boxes = with_tissue(boxes_of(view.size, options.patch_size), mask)
                     if boxes:
@@ -223,7 +223,7 @@ def main() -> int:
         if (options.source_mask is None) != (options.target_mask is None):
             raise UsageError("a mask of one stain only", "--source-mask and --target-mask go together")
         if options.model is None:
-            from kin_cli.models.box import default_model
+            from kin_cli.models.checkpoint import default_model
 
             options.model = default_model()
         classes = sorted({text.rpartition("=")[0] for text in options.target} - {""})

@@ -28,10 +28,10 @@ from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import InputError, KinError
 from kin_cli.evaluation.classifier import roc_area
 from kin_cli.geometry import Box, Grid
+from kin_cli.metrics.colour import pooled
 from kin_cli.metrics.dab import DAB, EOSIN, HAEMATOXYLIN, dab_density
-from kin_cli.metrics.pooling import pooled
 from kin_cli.pyramid.writer import part_file
-from kin_cli.slide.opening import open_slide
+from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.training.guide_file import cells_inside, write_flat
 

@@ -34,7 +34,7 @@ from kin_cli.errors import InputError, KinError
 from kin_cli.geometry import Box
 from kin_cli.metrics.dab import DAB, EOSIN, HAEMATOXYLIN
 from kin_cli.pyramid.writer import part_file
-from kin_cli.slide.opening import open_slide
+from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import open_view
 
 Floats = npt.NDArray[np.float64]

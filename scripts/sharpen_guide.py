@@ -26,10 +26,10 @@ from scipy import ndimage, stats
 from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import InputError, KinError
 from kin_cli.geometry import Box, Grid
+from kin_cli.metrics.colour import pooled
 from kin_cli.metrics.dab import dab_density
-from kin_cli.metrics.pooling import pooled
 from kin_cli.pyramid.writer import part_file
-from kin_cli.slide.opening import open_slide
+from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.training.guide_file import cells_inside, write_flat
 

@@ -28,13 +28,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-import kin_cli.batch.rows
-import kin_cli.commands.assemble
+import kin_cli.batch.one_slide
 import kin_cli.commands.translate
 from kin_cli.commands.main import main
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
-from kin_cli.pipeline.reporting import Advance
-from kin_cli.pipeline.stopping import heedful
+from kin_cli.progress import Advance
+from kin_cli.signals import heedful
 
 STAGES = ("measure", "apply", "background", "pyramid", "write", "end")
 BLOWS = {  # signals, sent shortly after one another, and the exit codes that they may lead to
@@ -102,7 +101,7 @@ def _child(arguments: list[str], tell: int) -> None:
             pass
 
     kin_cli.commands.translate.ConsoleReporter = Teller  # type: ignore[misc]
-    kin_cli.commands.assemble.ConsoleReporter = Teller  # type: ignore[misc]
+    kin_cli.commands.translate.ConsoleReporter = Teller  # type: ignore[misc]
     sys.argv[1:] = arguments
     code = 1
     try:

@@ -34,12 +34,12 @@ from kin_cli.models.checkpoint import load_generator, save_generator
 from kin_cli.models.images import to_tensor
 from kin_cli.models.resnet import ResnetGenerator
 from kin_cli.norm.kernel import Kernel
-from kin_cli.slide.opening import open_slide
+from kin_cli.slide.open import open_slide
 from kin_cli.slide.tissue import detect_tissue
 from kin_cli.slide.view import SlideView, open_view
-from kin_cli.training.augment import oriented
-from kin_cli.training.average import Average
 from kin_cli.training.guide import aligned_target, known
+from kin_cli.training.networks import Average
+from kin_cli.training.patches import oriented
 
 _PX = 512
 _WHITE = 251.0

@@ -10,9 +10,9 @@ from PIL import ImageCms
 from scipy.ndimage import gaussian_filter
 
 from kin_cli.geometry import Cell, Size
-from kin_cli.pyramid.build import build_levels, pad_tile
 from kin_cli.pyramid.codec import Codec, Pixels
 from kin_cli.pyramid.layout import PyramidLayout
+from kin_cli.pyramid.levels import build_levels, pad_tile
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_pyramid
 from kin_cli.store.blobs import BlobStore

@@ -14,19 +14,25 @@ from PIL import Image
 from scipy.spatial import distance
 from torch import nn
 
-from kin_cli.analysis.pictures import analysis_figure
-from kin_cli.analysis.run import Analysis, AnalysisSettings, analyse
-from kin_cli.analysis.similarity import SimilarityByDistance, cosine, deviation_ratio, outside, quantiles
 from kin_cli.errors import InputError
-from kin_cli.models.blocks import LayerBlock, layer_blocks
+from kin_cli.figures.analysis import (
+    Analysis,
+    AnalysisSettings,
+    SimilarityByDistance,
+    analyse,
+    cosine,
+    deviation_ratio,
+    outside,
+    quantiles,
+)
+from kin_cli.figures.plots import analysis_figure
+from kin_cli.models.architectures import LayerBlock, Spec, build, layer_blocks
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.models.layouts import Spec, build
-from kin_cli.models.patch import patch
-from kin_cli.models.resnet import ResnetSpec
+from kin_cli.models.exchange import patch
+from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.models.unet import UnetSpec
-from kin_cli.models.urust import UrustSpec
 from kin_cli.norm.kernel import Kernel
-from kin_cli.pipeline.reporting import SilentReporter
+from kin_cli.progress import SilentReporter
 from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
 
 PATCH = 32

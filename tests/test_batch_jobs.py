@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kin_cli.batch.jobs import Job, Search, find_jobs, refuse_collisions
-from kin_cli.batch.manifest import read_manifest
-from kin_cli.batch.plan_file import agree_on_plan
-from kin_cli.batch.status import Row, Status
+from kin_cli.batch.jobs import Job, Search, find_jobs, read_manifest, refuse_collisions
+from kin_cli.batch.run import Row, Status, agree_on_plan
+from kin_cli.batch.shard import ARRAY_VARIABLES, Share
 from kin_cli.errors import OutputError, UsageError
-from kin_cli.pipeline.share import ARRAY_VARIABLES, Share
 
 OUT = Path("out")
 

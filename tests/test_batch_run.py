@@ -18,9 +18,9 @@ from batch_slides import Watcher, break_tile, digest, kin, write_slide
 from kin_cli.batch import run as batch_run
 from kin_cli.batch.jobs import Job
 from kin_cli.batch.run import Batch, run_batch
+from kin_cli.batch.shard import Share
 from kin_cli.batch.worker import Worker
 from kin_cli.errors import InputError, KinError, Stopped
-from kin_cli.pipeline.share import Share
 from kin_cli.settings import OutputSettings, Settings, SourceSettings
 
 SMALL = ("--patch-size", "128", "--tissue", "none", "-j", "2")

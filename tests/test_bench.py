@@ -16,14 +16,13 @@ from batch_slides import Run, kin, write_slide
 from PIL import Image
 from torch import nn
 
-from kin_cli.bench.flops import count_work
-from kin_cli.bench.limits import Clock, measure_limits
-from kin_cli.bench.settings import BenchSettings, RandomGenerator
+from kin_cli.bench.limits import Clock, count_work, measure_limits
+from kin_cli.bench.run import BenchSettings, RandomGenerator
+from kin_cli.bench.stages import Timing, repeated
 from kin_cli.bench.table import seamless_ratio, table
-from kin_cli.bench.timing import Timing, repeated
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Size
-from kin_cli.models.layouts import build
+from kin_cli.models.architectures import build
 from kin_cli.models.unet import UnetSpec
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kin_cli.compare.places import Corner, close_up, worst_corners
+from kin_cli.figures.compare import Corner, close_up, worst_corners
 from kin_cli.geometry import Box, Size
 from kin_cli.metrics.seams import SeamLine, measure_seams
 

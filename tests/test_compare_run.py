@@ -16,16 +16,15 @@ import tifffile
 from batch_slides import Watcher, kin
 from PIL import Image
 
-from kin_cli.commands.sweep import kinds_from
-from kin_cli.compare.pictures import comparison_sheet, csv_rows, figures_text, sweep_sheet
-from kin_cli.compare.run import Comparison, clean_up, compare
-from kin_cli.compare.settings import CompareSettings, Look, Variant, Yardstick
+from kin_cli.commands.compare import kinds_from
 from kin_cli.errors import UsageError
+from kin_cli.figures.compare import CompareSettings, Comparison, Look, Variant, Yardstick, clean_up, compare
+from kin_cli.figures.sheet import comparison_sheet, csv_rows, figures_text, sweep_sheet
 from kin_cli.geometry import Size
 from kin_cli.metrics.seams import measure_seams
 from kin_cli.norm.kernel import Kernel
 from kin_cli.passes.engine import Engine
-from kin_cli.pipeline.reporting import SilentReporter
+from kin_cli.progress import SilentReporter
 from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
 from kin_cli.translate import translate
 
@@ -265,7 +264,7 @@ def test_kin_sweep_draws_a_section_for_each_kind(
         sheets.append((found, sweep_sheet(found, sections)))
         return sheets[0][1]
 
-    monkeypatch.setattr("kin_cli.compare.pictures.sweep_sheet", keep)
+    monkeypatch.setattr("kin_cli.figures.sheet.sweep_sheet", keep)
     output = tmp_path / "grid.png"
     done = kin("sweep", photo, "-m", tiny_generator, "-o", output, *COMMON, "--sizes", "1,3,inf")
     assert done.code == 0, done.err

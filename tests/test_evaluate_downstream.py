@@ -35,7 +35,7 @@ from kin_cli.evaluation.downstream import (
 )
 from kin_cli.geometry import Box, Size
 from kin_cli.metrics.dab import brown_share, dab_density
-from kin_cli.slide.mask import TissueMask
+from kin_cli.slide.tissue import TissueMask
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "downstream.py"
 BROWN, BLUE, WHITE = (120, 80, 40), (140, 150, 200), (250, 250, 250)

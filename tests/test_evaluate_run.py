@@ -15,20 +15,20 @@ from PIL import Image
 from scipy import ndimage
 
 from kin_cli.errors import InputError, UsageError
-from kin_cli.evaluation.panel import Panel
 from kin_cli.evaluation.run import Evaluation, evaluate
 from kin_cli.evaluation.settings import METRICS, EvaluationSettings, Sampling, SeamChoice, SlideChoice
-from kin_cli.evaluation.views import opened, sampled_boxes, tissue_of
+from kin_cli.evaluation.tiles import Panel, opened, sampled_boxes
 from kin_cli.geometry import Box, Size
 from kin_cli.metrics.colour import Pixels
+from kin_cli.metrics.fid import InceptionV3
 from kin_cli.metrics.fsim import fsim
 from kin_cli.metrics.histogram import HueHistogram, LabHistogram, correlations
-from kin_cli.metrics.inception import InceptionV3
 from kin_cli.metrics.piqe import Piqe, PiqeOfAuthors
 from kin_cli.metrics.sobel import SobelGradient
 from kin_cli.metrics.ssim import Ssim
-from kin_cli.pipeline.reporting import SilentReporter
-from kin_cli.slide.mask import TissueMask
+from kin_cli.progress import SilentReporter
+from kin_cli.slide.mask_file import tissue_mask
+from kin_cli.slide.tissue import TissueMask
 
 SIDE = 768
 
@@ -185,7 +185,7 @@ def test_sampling_is_drawn_from_tissue_and_repeatable(pictures: dict[str, Path])
         assert len(drawn) == len(set(drawn)) == 5
         assert set(drawn) < set(every)
         # cells that reach beyond the picture are no tiles: 768 is not a multiple of 160
-        inside = sampled_boxes(view, tissue_of(view, "none"), Sampling(patch_px=160))
+        inside = sampled_boxes(view, tissue_mask(view, "none"), Sampling(patch_px=160))
         assert len(inside) == 16
         with pytest.raises(InputError, match="half tissue"):
             sampled_boxes(view, TissueMask(~tissue & False, Size(SIDE, SIDE)), Sampling())

@@ -15,16 +15,14 @@ from PIL import Image
 from kin_cli.commands.evaluate import evaluate
 from kin_cli.commands.seams import seams
 from kin_cli.errors import OutputError
-from kin_cli.evaluation.heatmap import seam_map
+from kin_cli.evaluation.seams import chroma_tile_px, measure_slide_seams, seam_grid, seam_map
 from kin_cli.evaluation.settings import SeamChoice, SlideChoice
-from kin_cli.evaluation.slide_seams import measure_slide_seams
-from kin_cli.evaluation.storage import chroma_tile_px, seam_grid
-from kin_cli.evaluation.views import opened
+from kin_cli.evaluation.tiles import opened
 from kin_cli.geometry import Box, Size
 from kin_cli.metrics.colour import Pixels
-from kin_cli.pipeline.reporting import SilentReporter
-from kin_cli.slide.mask import all_tissue
-from kin_cli.slide.opening import open_slide
+from kin_cli.progress import SilentReporter
+from kin_cli.slide.open import open_slide
+from kin_cli.slide.tissue import all_tissue
 
 
 def write_tiff(path: Path, pixels: Pixels, *, tile: int, quality: int | None = None) -> Path:

@@ -12,12 +12,11 @@ from batch_slides import kin, write_slide
 from numpy.typing import NDArray
 
 from kin_cli.geometry import Box, Size
-from kin_cli.models.box import default_model
-from kin_cli.models.checkpoint import load_generator
+from kin_cli.models.checkpoint import default_model, load_generator
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.devices import Precision
-from kin_cli.passes.engine import Convention, Engine
-from kin_cli.slide.sample import SampleSlide
+from kin_cli.passes.engine import Engine
+from kin_cli.slide.synthetic import SampleSlide
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,7 +36,7 @@ def both_passes(
     device: str, precision: Precision, patches: list[NDArray[np.uint8]]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     generator = load_generator(default_model())
-    engine = Engine(generator, device=torch.device(device), precision=precision, convention=Convention())
+    engine = Engine(generator, device=torch.device(device), precision=precision)
     stats = engine.measure(patches)
     cells = np.stack([stats[:, 0], 1 / stats[:, 1]], axis=1)[:, None, None]
     return stats, np.stack(engine.apply(patches, np.ascontiguousarray(cells), Lookup(SIDE, 0, "nearest")))

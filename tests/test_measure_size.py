@@ -18,8 +18,8 @@ from kin_cli.errors import UsageError
 from kin_cli.geometry import Cell, Grid, Size
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.norm.kernel import Kernel
-from kin_cli.pipeline.reporting import SilentReporter
-from kin_cli.planning import make_plan
+from kin_cli.plan import make_plan
+from kin_cli.progress import SilentReporter
 from kin_cli.settings import NormSettings, OutputSettings, Settings, SourceSettings
 from kin_cli.translate import translate
 

@@ -11,8 +11,15 @@ import torch
 from scipy import linalg
 
 from kin_cli.errors import ModelError
-from kin_cli.metrics.fid import PUBLIC_FILE, FeatureExtractor, FeatureSums, frechet_distance
-from kin_cli.metrics.inception import BlockA, BlockE, InceptionV3
+from kin_cli.metrics.fid import (
+    PUBLIC_FILE,
+    BlockA,
+    BlockE,
+    FeatureExtractor,
+    FeatureSums,
+    InceptionV3,
+    frechet_distance,
+)
 
 
 def sums(features: np.ndarray) -> FeatureSums:

@@ -13,12 +13,11 @@ from skimage import color, filters, metrics
 
 from kin_cli.geometry import Box
 from kin_cli.metrics.colour import Pixels, lab, luma, ycbcr
-from kin_cli.metrics.fsim import Fsim, fsim
+from kin_cli.metrics.fsim import Fsim, fsim, phase_congruency
 from kin_cli.metrics.histogram import HueHistogram, LabHistogram, correlations, opencv_hue
-from kin_cli.metrics.phase_congruency import phase_congruency
 from kin_cli.metrics.sobel import ClippedSobel, SobelGradient
 from kin_cli.metrics.ssim import Ssim
-from kin_cli.slide.opening import open_slide
+from kin_cli.slide.open import open_slide
 
 
 @pytest.fixture(scope="module")

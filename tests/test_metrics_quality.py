@@ -14,11 +14,9 @@ from scipy import io, ndimage, stats
 from kin_cli.errors import InputError, ModelError
 from kin_cli.geometry import Box
 from kin_cli.metrics.colour import Pixels
-from kin_cli.metrics.mscn import grey, normalised
-from kin_cli.metrics.niqe import Niqe, NiqeOfAuthors, asymmetric_gaussian
-from kin_cli.metrics.niqe_model import NiqeModel, load_niqe_model
-from kin_cli.metrics.piqe import Piqe, PiqeOfAuthors
-from kin_cli.slide.opening import open_slide
+from kin_cli.metrics.niqe import Niqe, NiqeModel, NiqeOfAuthors, asymmetric_gaussian, load_niqe_model
+from kin_cli.metrics.piqe import Piqe, PiqeOfAuthors, grey, normalised
+from kin_cli.slide.open import open_slide
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,18 @@ from skimage import color
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Box, Size
 from kin_cli.metrics.colour import LINEAR, Pixels
-from kin_cli.metrics.seam_figures import SeamTable, seam_figure
-from kin_cli.metrics.seam_lines import STATISTICS, SeamGrid, line_values
-from kin_cli.metrics.seams import SeamMeter, SeamReport, measure_seams
-from kin_cli.slide.mask import TissueMask
-from kin_cli.slide.opening import open_slide
+from kin_cli.metrics.seams import (
+    STATISTICS,
+    SeamGrid,
+    SeamMeter,
+    SeamReport,
+    SeamTable,
+    line_values,
+    measure_seams,
+    seam_figure,
+)
+from kin_cli.slide.open import open_slide
+from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import open_view
 
 TILE = 128

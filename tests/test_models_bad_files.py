@@ -18,11 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kin_cli.errors import ModelError
+from kin_cli.models.architectures import build
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.models.layouts import build
-from kin_cli.models.resnet import ResnetSpec
+from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.models.unet import UnetSpec
-from kin_cli.models.urust import UrustSpec
 
 CUT = ResnetSpec(2, 2, antialias_down=True, antialias_up=True)
 State = dict[str, Tensor]

@@ -15,11 +15,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from kin_cli.errors import OutputError, UsageError
+from kin_cli.models.architectures import Spec, build
 from kin_cli.models.checkpoint import describe, load_generator, save_generator
-from kin_cli.models.layouts import Spec, build
-from kin_cli.models.resnet import ResnetSpec
+from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.models.unet import UnetSpec
-from kin_cli.models.urust import UrustSpec
 
 CUT = ResnetSpec(4, 6, antialias_down=True, antialias_up=True)
 

@@ -11,10 +11,9 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from kin_cli.models.architectures import Spec, build
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.models.layouts import Spec, build
-from kin_cli.models.resnet import BlurDownsample, BlurUpsample, ResnetGenerator, ResnetSpec
-from kin_cli.models.urust import UrustGenerator, UrustSpec
+from kin_cli.models.resnet import BlurDownsample, BlurUpsample, ResnetGenerator, ResnetSpec, UrustGenerator, UrustSpec
 
 PATCH = 128
 

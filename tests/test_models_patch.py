@@ -7,12 +7,10 @@ import copy
 import pytest
 import torch
 
-from kin_cli.models.layouts import Spec, build
-from kin_cli.models.patch import patch
-from kin_cli.models.receptive import halo_px
-from kin_cli.models.resnet import ResnetSpec
+from kin_cli.models.architectures import Spec, build, halo_px
+from kin_cli.models.exchange import patch
+from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.models.unet import UnetSpec
-from kin_cli.models.urust import UrustSpec
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
 

@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from kin_cli.models.layouts import build
-from kin_cli.models.patch import patch
-from kin_cli.models.phases import PhasedConv2d
-from kin_cli.models.resnet import ResnetSpec
-from kin_cli.models.urust import UrustSpec
+from kin_cli.models.architectures import build
+from kin_cli.models.exchange import PhasedConv2d, patch
+from kin_cli.models.resnet import ResnetSpec, UrustSpec
 
 
 @pytest.mark.parametrize("size", [(22, 38), (10, 10), (23, 38)], ids=str)

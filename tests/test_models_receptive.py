@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from kin_cli.models.layouts import Spec, build
-from kin_cli.models.receptive import halo_px, measured_radius_px
-from kin_cli.models.resnet import ResnetSpec
+from kin_cli.models.architectures import Spec, build, halo_px, measured_radius_px
+from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.models.unet import UnetSpec
-from kin_cli.models.urust import UrustSpec
 
 ANTIALIASED = {"antialias_down": True, "antialias_up": True}
 

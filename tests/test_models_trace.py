@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kin_cli.models.layouts import Spec, build
-from kin_cli.models.patch import patch
-from kin_cli.models.resnet import ResnetSpec
-from kin_cli.models.trace import links
+from kin_cli.models.architectures import Spec, build
+from kin_cli.models.exchange import links, patch
+from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.models.unet import UnetSpec
-from kin_cli.models.urust import UrustSpec
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kin_cli.errors import ModelError
-from kin_cli.models.patch import patch
+from kin_cli.models.exchange import patch
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kin_cli.norm import sweep
+from kin_cli.norm import fused as sweep
+from kin_cli.norm.fused import Affine, Axis, Compiled, Finish, Plain, Varying, affine_formula, varying_formula
 from kin_cli.norm.lookup import Lookup
-from kin_cli.norm.sweep import Affine, Axis, Compiled, Finish, Plain, Varying, affine_formula, varying_formula
 
 PATCH, HALO = 16, 8
 
@@ -133,7 +133,7 @@ def test_freed_maps_are_not_fetched_from_the_kernel_again() -> None:
     code = """
 import resource, torch
 from concurrent.futures import ThreadPoolExecutor
-from kin_cli.pipeline.allocation import keep_freed_memory
+from kin_cli.passes.devices import keep_freed_memory
 keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

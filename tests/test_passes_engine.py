@@ -11,14 +11,13 @@ import torch
 from batch_slides import kin, write_slide
 from numpy.typing import NDArray
 
-from kin_cli import budget
+from kin_cli import plan as budget
 from kin_cli.errors import DeviceError
 from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.devices import resolve_devices
-from kin_cli.passes.engine import Convention, Engine
-from kin_cli.passes.fleet import Fleet
-from kin_cli.pipeline.reporting import SilentReporter
+from kin_cli.passes.engine import Engine, Fleet
+from kin_cli.progress import SilentReporter
 
 SIDE = 64
 
@@ -34,7 +33,7 @@ def images() -> list[NDArray[np.uint8]]:
 
 
 def engine_of(generator: Generator) -> Engine:
-    return Engine(generator, device=torch.device("cpu"), precision="fp32", convention=Convention())
+    return Engine(generator, device=torch.device("cpu"), precision="fp32")
 
 
 def short_of_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, most: int) -> list[str]:
@@ -111,7 +110,7 @@ def test_a_fleet_raises_what_an_engine_raises(generator: Generator) -> None:
         list(found)
 
 
-@pytest.mark.parametrize("options", [(), ("--seamless",), ("--method", "tin")], ids=lambda o: " ".join(o) or "plain")
+@pytest.mark.parametrize("options", [(), ("--seamless"), ("--method", "tin")], ids=lambda o: " ".join(o) or "plain")
 def test_two_devices_give_the_bytes_of_one(tiny_generator: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     slide = write_slide(tmp_path / "slide.tif", width=700, height=520)
     written = []

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from kin_cli.pipeline.stages import Sink, prefetch
+from kin_cli.concurrency import Sink, prefetch
 
 
 def test_results_come_in_order_whatever_their_duration() -> None:

@@ -12,9 +12,9 @@ from pyramid_images import LOSSLESS, assembled, filled, layout_of, picture, put_
 
 from kin_cli.errors import OutputError
 from kin_cli.geometry import Size
-from kin_cli.pyramid.build import build_levels, pad_tile
 from kin_cli.pyramid.codec import Codec, Pixels
 from kin_cli.pyramid.layout import PyramidLayout
+from kin_cli.pyramid.levels import build_levels, pad_tile
 from kin_cli.store.blobs import BlobStore
 
 

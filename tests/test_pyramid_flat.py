@@ -11,11 +11,11 @@ from pyramid_images import ICC, LOSSLESS, info, layout_of, picture, put_base
 
 from kin_cli.errors import OutputError, UsageError
 from kin_cli.geometry import Size
-from kin_cli.pyramid import flat
+from kin_cli.pyramid import writer as flat
 from kin_cli.pyramid.check import check_file
 from kin_cli.pyramid.codec import Codec, Pixels
-from kin_cli.pyramid.flat import write_flat
 from kin_cli.pyramid.layout import PyramidLayout
+from kin_cli.pyramid.writer import write_flat
 from kin_cli.store.blobs import BlobStore
 
 

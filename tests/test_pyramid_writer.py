@@ -21,9 +21,9 @@ from pyramid_images import ICC, LOSSLESS, assembled, filled, info, layout_of, pi
 
 from kin_cli.errors import OutputError, UsageError
 from kin_cli.pyramid import writer
-from kin_cli.pyramid.build import build_levels
 from kin_cli.pyramid.check import check_file
 from kin_cli.pyramid.codec import Codec, Pixels
+from kin_cli.pyramid.levels import build_levels
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_pyramid
 from kin_cli.store.blobs import BlobStore

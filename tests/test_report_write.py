@@ -17,15 +17,15 @@ from batch_slides import SMALL, break_tile, digest, kin, write_slide
 from PIL import Image
 
 from kin_cli.commands.main import cli
+from kin_cli.evaluation.seams import measure_slide_seams
 from kin_cli.evaluation.settings import SeamChoice, SlideChoice
-from kin_cli.evaluation.slide_seams import measure_slide_seams
-from kin_cli.evaluation.views import opened
+from kin_cli.evaluation.tiles import opened
 from kin_cli.geometry import Size
 from kin_cli.metrics.seams import SeamLine
-from kin_cli.pipeline.reporting import SilentReporter
-from kin_cli.report.evidence import close_up, own_figures
+from kin_cli.progress import SilentReporter
 from kin_cli.report.page import verdict
-from kin_cli.slide.mask import all_tissue
+from kin_cli.report.write import close_up, own_figures
+from kin_cli.slide.tissue import all_tissue
 
 VOID = {"meta", "link", "img", "input", "br"}
 

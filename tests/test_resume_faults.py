@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Cell, Grid, Size
-from kin_cli.passes.faults import Faults
-from kin_cli.slide.faults import FillingSlide, filled_box, strict
-from kin_cli.slide.source import Pixels, Slide
+from kin_cli.slide.base import Pixels, Slide
+from kin_cli.slide.unreadable import Faults, FillingSlide, filled_box, strict
 from kin_cli.slide.view import open_view
 from kin_cli.store.blobs import BlobStore
 

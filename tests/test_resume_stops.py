@@ -123,7 +123,7 @@ def test_signals_end_it_in_order_and_it_goes_on(
 IN_A_LIBRARY = """
 import hashlib
 from kin_cli.errors import Stopped
-from kin_cli.pipeline.stopping import stop_on_signals
+from kin_cli.signals import stop_on_signals
 stop_on_signals()
 while True:
     try:

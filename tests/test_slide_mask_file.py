@@ -15,7 +15,7 @@ from skimage.draw import polygon2mask
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Grid, Size
-from kin_cli.slide.source import Pixels, Slide
+from kin_cli.slide.base import Pixels, Slide
 from kin_cli.slide.tissue import load_mask
 from kin_cli.slide.view import open_view
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Size
-from kin_cli.slide.opening import open_slide
-from kin_cli.slide.source import Slide
+from kin_cli.slide.base import Slide
+from kin_cli.slide.open import open_slide
 
 SHAPE = (333, 401)
 

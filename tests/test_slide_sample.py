@@ -11,7 +11,7 @@ from skimage.color import rgb2hed
 from skimage.transform import downscale_local_mean
 
 from kin_cli.geometry import Box, Size
-from kin_cli.slide.sample import SampleSlide
+from kin_cli.slide.synthetic import SampleSlide
 
 SIZE = Size(5000, 4000)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Box, Size
-from kin_cli.slide.opening import open_slide
-from kin_cli.slide.source import Slide, credible_mpp
+from kin_cli.slide.base import Slide, credible_mpp
+from kin_cli.slide.open import open_slide
 
 CMU = Size(2220, 2967)
 

@@ -13,8 +13,8 @@ from PIL import Image
 from scipy import ndimage
 
 from kin_cli.geometry import Box, Grid, Size
-from kin_cli.slide.opening import open_slide
-from kin_cli.slide.sample import SampleSlide
+from kin_cli.slide.open import open_slide
+from kin_cli.slide.synthetic import SampleSlide
 from kin_cli.slide.tissue import TissueMask, all_tissue, detect_tissue, tissue_in
 from kin_cli.slide.view import open_view, overview
 

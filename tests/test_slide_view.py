@@ -15,9 +15,9 @@ from skimage.transform import downscale_local_mean
 
 from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Box, Size
-from kin_cli.slide.area import sums_between
-from kin_cli.slide.opening import open_slide
-from kin_cli.slide.source import Pixels, Slide
+from kin_cli.slide.base import Pixels, Slide
+from kin_cli.slide.open import open_slide
+from kin_cli.slide.resample import sums_between
 from kin_cli.slide.view import SlideView, open_view, overview
 
 

@@ -16,13 +16,13 @@ from scipy import ndimage
 
 from kin_cli.geometry import Cell
 from kin_cli.models.checkpoint import load_generator, save_generator
+from kin_cli.models.exchange import patch
 from kin_cli.models.images import to_tensor
-from kin_cli.models.patch import patch
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
 from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
-from kin_cli.slide.opening import open_slide
+from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import open_view
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_with_kin.py"

@@ -18,12 +18,10 @@ from training_runs import Interrupting
 from kin_cli.commands.train import train as command
 from kin_cli.errors import InputError, ModelError, UsageError
 from kin_cli.geometry import Box, Size
-from kin_cli.metrics.fid import FeatureExtractor, FeatureSums, frechet_distance
-from kin_cli.metrics.inception import InceptionV3
+from kin_cli.metrics.fid import FeatureExtractor, FeatureSums, InceptionV3, frechet_distance
 from kin_cli.metrics.seams import measure_seams
-from kin_cli.pipeline.reporting import SilentReporter
-from kin_cli.training.patches import PatchSource
-from kin_cli.training.pieces import find_pieces, largest_left_out
+from kin_cli.progress import SilentReporter
+from kin_cli.training.patches import PatchSource, find_pieces, largest_left_out
 from kin_cli.training.run import train
 from kin_cli.training.settings import CutLosses, HeldOut, NetworkSettings, PatchSettings, Schedule, TrainSettings
 from kin_cli.translate import translate

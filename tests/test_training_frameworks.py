@@ -8,16 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kin_cli.training.augment import recoloured
-from kin_cli.training.average import Average
 from kin_cli.training.counterstain import brown_nuclei, haematoxylin_target
 from kin_cli.training.cut import build_cut
 from kin_cli.training.cyclegan import build_cyclegan
-from kin_cli.training.devices import Worker
-from kin_cli.training.framework import Batch, Framework
+from kin_cli.training.framework import Batch, Framework, Stepper
 from kin_cli.training.lsesim import build_lsesim
+from kin_cli.training.networks import Average
+from kin_cli.training.patches import recoloured
+from kin_cli.training.run import Worker
 from kin_cli.training.settings import CutLosses, CycleGanLosses, LsesimLosses, NetworkSettings
-from kin_cli.training.step import Stepper
 
 NETWORK = NetworkSettings(width=4, blocks=2, disc_width=4, disc_layers=2, init="xavier", init_gain=1.0)
 SMALL = {"locations": 32, "window": 4, "layers": (1, 2), "random_features": True}

@@ -18,7 +18,7 @@ from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Box
 from kin_cli.metrics.dab import dab_density
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.pipeline.reporting import SilentReporter
+from kin_cli.progress import SilentReporter
 from kin_cli.training.counterstain import haematoxylin_target, stain_densities
 from kin_cli.training.framework import Batch, distance_to_painting
 from kin_cli.training.guide import aligned_target, dab_densities, known, misplaced_brown, stained_target

@@ -12,6 +12,7 @@ from kin_cli.errors import ModelError
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
 from kin_cli.training.cut import feature_channels, official_layers
 from kin_cli.training.networks import (
+    ImagePool,
     PatchDiscriminator,
     PatchProjection,
     VggFeatures,
@@ -21,7 +22,6 @@ from kin_cli.training.networks import (
     initialise,
     random_places,
 )
-from kin_cli.training.pool import ImagePool
 
 
 def parameters(module: nn.Module) -> int:

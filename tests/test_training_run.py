@@ -19,7 +19,7 @@ from training_runs import LOSSES, Interrupting, Noting, assert_same_state, draw_
 from kin_cli.commands.main import cli
 from kin_cli.errors import KinError, OutputError
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.pipeline.reporting import SilentReporter
+from kin_cli.progress import SilentReporter
 from kin_cli.training.run import train
 from kin_cli.training.settings import (
     NetworkSettings,

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from kin_cli.errors import OutputError
 from kin_cli.geometry import Box
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.models.patch import patch
+from kin_cli.models.exchange import patch
 from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.windows import WindowPlan
-from kin_cli.pipeline.reporting import SilentReporter
-from kin_cli.planning import make_plan
+from kin_cli.plan import make_plan
+from kin_cli.progress import SilentReporter
 from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
 from kin_cli.translate import carry_out, translate
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kin_cli.pipeline.reporting import Advance, SilentReporter
+from kin_cli.progress import Advance, SilentReporter
 from kin_cli.training.settings import (
     Card,
     CutLosses,

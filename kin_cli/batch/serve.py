@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from kin_cli.errors import DeviceError, KinError, Stopped
-from kin_cli.pipeline.reporting import Advance
-from kin_cli.pipeline.stopping import leave, raise_if_requested, requested, stop_on_signals
+from kin_cli.progress import Advance
 from kin_cli.report.write import report_if_asked
 from kin_cli.settings import Settings
+from kin_cli.signals import leave, raise_if_requested, requested, stop_on_signals
 from kin_cli.translate import translate
 
 _TELL_EVERY_SECONDS = 0.2

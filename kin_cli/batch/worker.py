@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from kin_cli.errors import KinError, Stopped
-from kin_cli.pipeline.reporting import Reporter
-from kin_cli.pipeline.stopping import take_along
+from kin_cli.progress import Reporter
 from kin_cli.settings import Settings
+from kin_cli.signals import take_along
 
 _GRACE_SECONDS = 20.0  # a child that was told to stop gets this long, less than the 30 s that most schedulers leave us
 _LOG_TAIL_BYTES = 4000

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from kin_cli.bench.flops import Layer
-from kin_cli.bench.timing import Timing, repeated
+from kin_cli.bench.stages import Timing, repeated
+from kin_cli.geometry import Size
+from kin_cli.models.architectures import Spec, build
 
 _SIDE = {"cuda": 8192, "cpu": 2048}
 _CALLS = {"cuda": 10, "cpu": 1}  # before waiting: launching a kernel must not count
+
+
+# FROM bench.limits: What the device could do: the rate of a plain matrix product, and of the convolution that most of the work is in.
 
 
 @dataclass(frozen=True)
@@ -82,3 +89,81 @@ def _convolution(layer: Layer, device: torch.device, dtype: torch.dtype, batch: 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+# FROM bench.flops: How much there is to compute: floating-point operations of a generator, counted on shapes alone.
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution without its weights: what it takes, (C, H, W), and the module on the ``meta`` device."""
+
+    module: nn.Conv2d | nn.ConvTranspose2d
+    shape: tuple[int, ...]
+    flop: int
+
+    @property
+    def name(self) -> str:
+        """For people: channels, kernel, size."""
+        module, (_, height, width) = self.module, self.shape
+        kind = "transposed " if isinstance(module, nn.ConvTranspose2d) else ""
+        kernel = "×".join(map(str, module.kernel_size))
+        return f"{kind}{module.in_channels}→{module.out_channels}, {kernel}, {width}×{height}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOP of one input: of pass 2, of pass 1, which ends at the last norm layer, and the layer that most goes into.
+
+    A multiplication and an addition count as two; only convolutions count, norm layers and the like are under 1 %.
+    """
+
+    apply: int
+    measure: int
+    largest: Layer
+
+
+class _EndError(Exception):
+    """The last norm layer is reached."""
+
+
+def count_work(spec: Spec, size: Size) -> Work:
+    """The work of a generator on an input of ``size``. Takes no memory and no time to speak of."""
+    with torch.device("meta"):
+        module, x = build(spec).eval(), torch.empty(1, spec.in_channels, size.height, size.width)
+    seen: list[tuple[nn.Module, Tensor]] = []
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d)
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs: seen.append((layer, inputs[0])))
+        for layer in module.modules()
+        if isinstance(layer, kinds)
+    ]
+    whole = _flop(module, x)
+    for hook in hooks:
+        hook.remove()
+    layers = [
+        Layer(layer, tuple(at.shape[1:]), _flop(layer, at))
+        for layer, at in seen
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    ]
+    last_norm = [layer for layer, _ in seen if isinstance(layer, nn.InstanceNorm2d)][-1]
+    last_norm.register_forward_pre_hook(_end)
+    return Work(whole, _flop(module, x), _largest(layers))
+
+
+def _end(*_: object) -> None:
+    raise _EndError
+
+
+def _flop(module: nn.Module, x: Tensor) -> int:
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter, suppress(_EndError):
+        module(x)
+    return int(counter.get_total_flops())
+
+
+def _largest(layers: list[Layer]) -> Layer:
+    """A layer of the shape on which most is spent in all, as in the residual blocks."""
+    spent: defaultdict[str, int] = defaultdict(int)
+    for layer in layers:
+        spent[layer.name] += layer.flop
+    return max(layers, key=lambda layer: spent[layer.name])

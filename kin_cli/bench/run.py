@@ -1,4 +1,4 @@
-"""The benchmark: a slide and a generator, the whole, its stages, the limits, and the plain loop, in one process."""
+"""What ``kin bench`` measures."""
 
 from __future__ import annotations
 
@@ -7,31 +7,96 @@ import platform
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from kin_cli import __version__
 from kin_cli.bench.limits import Clock, Limit, Limits, measure_limits
-from kin_cli.bench.loops import end_to_end, plain_loops
-from kin_cli.bench.settings import BenchSettings, RandomGenerator
-from kin_cli.bench.stages import Bench, Stage
-from kin_cli.bench.timing import Timing
+from kin_cli.bench.stages import Bench, Stage, Timing, end_to_end, plain_loops
+from kin_cli.concurrency import available_cores
+from kin_cli.errors import UsageError
 from kin_cli.geometry import Box, Size
+from kin_cli.models.architectures import Spec, build
 from kin_cli.models.checkpoint import save_generator
-from kin_cli.models.layouts import build
-from kin_cli.passes.devices import DTYPES
-from kin_cli.pipeline.reporting import Reporter, SilentReporter
-from kin_cli.pipeline.stages import available_cores
-from kin_cli.plan import Plan
-from kin_cli.planning import make_plan, ready_devices
+from kin_cli.models.resnet import ResnetSpec, UrustSpec
+from kin_cli.passes.devices import DTYPES, ready_devices
+from kin_cli.plan import Plan, make_plan
+from kin_cli.progress import Reporter, SilentReporter
 from kin_cli.sample import write_sample
-from kin_cli.settings import NormSettings, OutputSettings, Settings, SourceSettings
-from kin_cli.slide.opening import open_slide
+from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
+from kin_cli.slide.open import open_slide
 
+Layout = Literal["cut", "cyclegan", "urust"]
 _STEPS = 9  # the whole, six stages, the limits and the plain loops
+
+
+# FROM bench.settings: What ``kin bench`` measures.
+
+
+@dataclass(frozen=True)
+class RandomGenerator:
+    """A generator with random weights: it is as fast as a trained one of its layout."""
+
+    layout: Layout = "cut"
+    width: int = 64
+    blocks: int = 9
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.blocks) < 1:
+            raise UsageError(
+                f"a generator of width {self.width} with {self.blocks} blocks cannot be", "at least 1 each"
+            )
+
+    @property
+    def spec(self) -> Spec:
+        """The spec of its network."""
+        if self.layout == "urust":
+            return UrustSpec(width=self.width, blocks=self.blocks)
+        blurs = self.layout == "cut"
+        return ResnetSpec(width=self.width, blocks=self.blocks, antialias_down=blurs, antialias_up=blurs)
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """One benchmark.
+
+    Attributes:
+        model: a checkpoint, or a generator to be made.
+        slide: a slide whose middle part is used; None for a made-up one.
+        size: of that part, in pixels.
+        measure_px: the middle of a patch that pass 1 looks at; None for all of it.
+        repeats: how often everything is timed; the median counts.
+        quick: one short repeat, without the seamless windows.
+    """
+
+    model: Path | RandomGenerator
+    slide: Path | None = None
+    size: Size = field(default_factory=lambda: Size(1536, 1536))
+    patch_px: int = 512
+    measure_px: int | None = None
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    repeats: int = 3
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise UsageError(f"{self.repeats} repeats measure nothing", "at least 1")
+
+    @property
+    def runs(self) -> int:
+        """Repeats that are made."""
+        return 1 if self.quick else self.repeats
+
+    @property
+    def at_least_s(self) -> float:
+        """Shortest time that a repeat of a stage takes: short calls are repeated within it."""
+        return 0.1 if self.quick else 0.5
+
+
+# FROM bench.run: The benchmark: a slide and a generator, the whole, its stages, the limits, and the plain loop, in one process.
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,123 @@
-"""The stages of a translation one by one, each through the very code that translates, each timed per patch."""
+"""Timing a piece of work: a warm-up, repeats of at least some length, the median."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from kin_cli.bench.flops import Work, count_work
-from kin_cli.bench.limits import Clock
-from kin_cli.bench.timing import Timing, repeated
+from kin_cli.bench.limits import Clock, Work, count_work
+from kin_cli.concurrency import prefetch
 from kin_cli.geometry import Cell, Size
+from kin_cli.models.checkpoint import load_generator
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.engine import Engine
-from kin_cli.passes.fleet import Fleet
-from kin_cli.pipeline.reporting import SilentReporter
-from kin_cli.pipeline.stages import prefetch
+from kin_cli.passes.engine import Engine, Fleet
 from kin_cli.plan import Plan
-from kin_cli.pyramid.build import build_levels, pad_tile
-from kin_cli.slide.opening import open_slide
+from kin_cli.progress import SilentReporter
+from kin_cli.pyramid.levels import build_levels, pad_tile
+from kin_cli.settings import Settings
+from kin_cli.slide.open import open_slide
 from kin_cli.store.blobs import BlobStore
+from kin_cli.translate import translate
 
 Pixels = NDArray[np.uint8]
 _HELD = 64  # patches kept in memory to measure with
 _BATCHES = {"cpu": 1, "cuda": 16}  # for each device; on a GPU their copies and their work overlap
+
+
+# FROM bench.timing: Timing a piece of work: a warm-up, repeats of at least some length, the median.
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per unit of work: the median of the repeats, the fastest and the slowest."""
+
+    seconds: float
+    fastest: float
+    slowest: float
+    repeats: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """From one number for each repeat."""
+        return cls(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
+
+    def per(self, units: float) -> Timing:
+        """The same for a unit of which the work had ``units``."""
+        return Timing(self.seconds / units, self.fastest / units, self.slowest / units, self.repeats)
+
+
+def repeated(work: Callable[[], object], *, repeats: int, at_least_s: float) -> Timing:
+    """Seconds per call of ``work``, which is called once before to warm up, then in each repeat until time is up."""
+    work()
+    return Timing.of([_one(work, at_least_s) for _ in range(repeats)])
+
+
+def _one(work: Callable[[], object], at_least_s: float) -> float:
+    calls, start = 0, time.perf_counter()
+    while True:
+        work()
+        calls += 1
+        elapsed = time.perf_counter() - start
+        if elapsed >= at_least_s:
+            return elapsed / calls
+
+
+# FROM bench.loops: The whole translation, and beside it what one would write without a second thought.
+
+
+def end_to_end(settings: Settings, *, patches: int, repeats: int) -> tuple[Timing, dict[str, Any]]:
+    """Seconds per patch of ``kin translate`` as a whole, slide to verified file, and the record of the last run."""
+    seconds, record = [], {}
+    for _ in range(repeats):
+        start = perf_counter()
+        record = translate(settings, SilentReporter())
+        seconds.append(perf_counter() - start)
+        for file in (settings.output.path, settings.output.record_path):
+            file.unlink()
+    return Timing.of(seconds).per(patches), record
+
+
+def plain_loops(plan: Plan, folder: Path, clock: Clock) -> tuple[Timing, Timing]:
+    """Seconds per patch of the plain loop: read, scale, forward, scale back and save as PNG, one after the other.
+
+    Batch 1, float32, the generator as PyTorch runs it, its InstanceNorm with each patch's own statistics. The second
+    timing is of the work that kernelized normalization takes: every patch read and run twice, and saved once.
+    """
+    module = load_generator(plan.settings.model).module.to(plan.device)
+    cells = cycle(plan.grid)
+
+    def one(cell: Cell, *, save: bool = True) -> None:
+        pixels = plan.view.read(plan.grid.box(cell))
+        x = torch.from_numpy(pixels).to(plan.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            y = module(x)[0]
+        grey = ((y.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        if save:
+            Image.fromarray(np.ascontiguousarray(grey)).save(folder / f"{cell.row}_{cell.col}.png")
+
+    def two(cell: Cell) -> None:
+        one(cell, save=False)
+        one(cell)
+
+    def timed(work: Callable[[Cell], None]) -> Timing:
+        return repeated(lambda: work(next(cells)), repeats=clock.repeats, at_least_s=2 * clock.at_least_s)
+
+    return timed(one), timed(two)
+
+
+# FROM bench.stages: The stages of a translation one by one, each through the very code that translates, each timed per patch.
 
 
 @dataclass(frozen=True)

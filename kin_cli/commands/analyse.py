@@ -22,7 +22,7 @@ from kin_cli.commands.variants import (
 from kin_cli.store.files import os_errors_as_output_errors, working_folder
 
 if TYPE_CHECKING:
-    from kin_cli.analysis.run import Analysis
+    from kin_cli.figures.analysis import Analysis
 
 _FILE = click.Path(path_type=Path)
 
@@ -43,10 +43,9 @@ def analyse(slide: Path, output: Path, **options: Any) -> None:
     patches with the thumbnail that TIN takes instead, with the average of all, and with their neighbourhood. Patches
     that are at least half tissue count. A folder gets statistics.png, .csv and .json.
     """
-    from kin_cli.analysis.pictures import analysis_figure
-    from kin_cli.analysis.run import AnalysisSettings
-    from kin_cli.analysis.run import analyse as run
-    from kin_cli.plots import save_figure
+    from kin_cli.figures.analysis import AnalysisSettings
+    from kin_cli.figures.analysis import analyse as run
+    from kin_cli.figures.plots import analysis_figure, save_figure
 
     figures = None
     if output.is_dir() or not output.suffix:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kin_cli.batch.shard import Share
 from kin_cli.commands.options import ShareType, generator_in_the_box, settings_from, translation_options
 from kin_cli.errors import Stopped, UsageError
-from kin_cli.pipeline.share import Share
-from kin_cli.pipeline.stopping import heedful
+from kin_cli.signals import heedful
 
 if TYPE_CHECKING:
     from kin_cli.batch.jobs import Job
-    from kin_cli.pipeline.reporting import Advance
+    from kin_cli.progress import Advance
     from kin_cli.settings import Settings
 
 _PATH = click.Path(path_type=Path)
@@ -72,8 +72,7 @@ def batch(
 
 
 def _jobs(inputs: tuple[Path, ...], folder: Path, *, manifest: Path | None, recursive: bool, ext: Any) -> list[Job]:
-    from kin_cli.batch.jobs import Search, find_jobs
-    from kin_cli.batch.manifest import read_manifest
+    from kin_cli.batch.jobs import Search, find_jobs, read_manifest
 
     if manifest is None:
         if not inputs:

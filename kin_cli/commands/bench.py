@@ -15,7 +15,7 @@ from kin_cli.errors import UsageError
 from kin_cli.geometry import Size
 
 if TYPE_CHECKING:
-    from kin_cli.bench.settings import BenchSettings
+    from kin_cli.bench.run import BenchSettings
 
 _FILE = click.Path(path_type=Path)
 
@@ -54,7 +54,7 @@ def bench(as_json: bool, **options: Any) -> None:
 
 
 def _settings(options: dict[str, Any]) -> BenchSettings:
-    from kin_cli.bench.settings import BenchSettings, RandomGenerator
+    from kin_cli.bench.run import BenchSettings, RandomGenerator
     from kin_cli.settings import ComputeSettings
 
     random = {name: options[name] for name in ("layout", "width", "blocks") if options[name] is not None}

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Set
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from kin_cli.commands.figures import bytes_text, mpp_text, table_text
+if TYPE_CHECKING:
+    from kin_cli.plan import Plan
 
 _MODEL_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+# FROM commands.info: ``kin info``: what a slide or a checkpoint is, and what translating it would take.
 
 
 @click.command()
@@ -36,14 +42,13 @@ def _model(file: Path) -> dict[str, object]:
 
 def _slide(file: Path, patch_size: int) -> dict[str, object]:
     from kin_cli.geometry import Grid
-    from kin_cli.slide.mask import all_tissue
-    from kin_cli.slide.opening import open_slide
-    from kin_cli.slide.tissue import detect_tissue
+    from kin_cli.slide.mask_file import tissue_mask
+    from kin_cli.slide.open import open_slide
     from kin_cli.slide.view import open_view
 
     with open_slide(file) as slide:
         view = open_view(slide)
-        mask = detect_tissue(view) if slide.has_glass_by_default else all_tissue(view.size)
+        mask = tissue_mask(view, "auto")
         grid = Grid(view.size, patch_size)
         with_tissue = int((mask.share(grid) > 0).sum())
         return {
@@ -99,3 +104,79 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return "unknown" if value is None else str(value)
+
+
+# FROM commands.figures: Plans and descriptions as text for people.
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes with a binary unit, three figures."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.0f} {_UNITS[unit]}" if unit == 0 or count >= 100 else f"{count:.1f} {_UNITS[unit]}"
+
+
+def table_text(rows: list[tuple[str, str]]) -> str:
+    """Two columns, the first as wide as its widest entry."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def describe_plan(plan: Plan) -> str:
+    """What ``--dry-run`` prints."""
+    norm, view = plan.settings.norm, plan.view
+    read_out = "" if norm.method == "tin" else f", kernel {norm.effective_kernel}, {norm.effective_interpolation}"
+    return table_text(
+        [
+            ("slide", f"{plan.settings.source.slide} ({view.slide.format})"),
+            ("image", f"{view.size} px, {mpp_text(view.mpp)}"),
+            ("generator", f"{plan.generator.layout}, width {plan.generator.width}, {plan.generator.blocks} blocks"),
+            ("method", f"{norm.method}{read_out}"),
+            (
+                "patches",
+                f"{plan.cells} of {len(plan.grid)} with tissue ({plan.grid.rows} rows × {plan.grid.cols} columns"
+                f" of {norm.patch_px} px)"
+                + ("" if norm.measured_px == norm.patch_px else f", the middle {norm.measured_px} px measured"),
+            ),
+            ("windows", f"{plan.window_px} px, halo {plan.halo_px} px"),
+            (
+                "tiles",
+                f"{plan.windows.translated_tiles} of {len(plan.layout.grid(0))} translated"
+                f" ({plan.layout.tile} px, {len(plan.layout.sizes)} levels)",
+            ),
+            ("device", f"{plan.device}, {plan.precision}, batch {plan.batch}, {plan.workers} threads"),
+            (
+                "table",
+                bytes_text(plan.table_bytes) + ("" if plan.settings.table is None else f" in {plan.settings.table}"),
+            ),
+            ("memory", f"at most {bytes_text(plan.host_bytes)}, whatever the slide's size"),
+            ("disk", f"at most {bytes_text(plan.disk_bytes)} while working"),
+            ("output", str(plan.settings.output.path)),
+        ]
+    )
+
+
+def mpp_text(mpp: float | None) -> str:
+    """Pixel size with its unit."""
+    return "pixel size unknown" if mpp is None else f"{mpp:.4g} µm/px"
+
+
+# FROM commands.check: ``kin check``: is a finished file sound, tile by tile?
+
+
+@click.command()
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+def check(files: tuple[Path, ...]) -> int:
+    """Read every tile of every level of each FILE; exit 1 if one is damaged or missing."""
+    from kin_cli.pyramid.check import check_file
+
+    bad = 0
+    for file in files:
+        problems = check_file(file)
+        bad += bool(problems)
+        for problem in problems:
+            click.echo(f"{file}: {problem}")
+        if not problems:
+            click.echo(f"{file}: sound")
+    return 1 if bad else 0

@@ -16,20 +16,17 @@ import click
 
 from kin_cli import __version__
 from kin_cli.commands.analyse import analyse
-from kin_cli.commands.assemble import assemble
 from kin_cli.commands.batch import batch
 from kin_cli.commands.bench import bench
-from kin_cli.commands.check import check
-from kin_cli.commands.compare import compare
+from kin_cli.commands.compare import compare, sweep
 from kin_cli.commands.evaluate import evaluate
-from kin_cli.commands.info import info
+from kin_cli.commands.info import check, info
 from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
-from kin_cli.commands.sweep import sweep
 from kin_cli.commands.train import train
-from kin_cli.commands.translate import translate
+from kin_cli.commands.translate import assemble, translate
 from kin_cli.errors import KinError, Stopped
-from kin_cli.pipeline.stopping import heed_no_more, leave, requested, stop_on_signals
+from kin_cli.signals import heed_no_more, leave, requested, stop_on_signals
 
 _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], "max_content_width": 100}
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kin_cli.batch.shard import Share
 from kin_cli.commands.parameters import AutoInt, KernelType, RegionType, TissueType, auto_as_none, config_option
 from kin_cli.errors import UsageError
-from kin_cli.pipeline.share import Share
 
 if TYPE_CHECKING:
     from kin_cli.settings import Settings
@@ -171,7 +171,7 @@ _OPTIONS = (
 
 def generator_in_the_box() -> Path:
     """The generator that comes with the program, with a note on stderr that it is used."""
-    from kin_cli.models.box import NOTICE, default_model
+    from kin_cli.models.checkpoint import NOTICE, default_model
 
     click.echo(f"kin: {NOTICE}", err=True)
     return default_model()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kin_cli.pipeline.stopping import heedful
+from kin_cli.signals import heedful
 
 if TYPE_CHECKING:
-    from kin_cli.pipeline.reporting import Advance
+    from kin_cli.progress import Advance
 
 _LINE_EVERY_SECONDS = 30.0
 

@@ -12,8 +12,8 @@ from kin_cli.commands.parameters import RegionType, TissueType
 from kin_cli.commands.progress import ConsoleReporter
 
 if TYPE_CHECKING:
-    from kin_cli.evaluation.slide_seams import SlideSeams
-    from kin_cli.metrics.seam_figures import SeamFigure
+    from kin_cli.evaluation.seams import SlideSeams
+    from kin_cli.metrics.seams import SeamFigure
 
 _FILE = click.Path(path_type=Path)
 _LISTED = 10
@@ -39,10 +39,11 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, **options: Any) -> N
     """
     from contextlib import ExitStack
 
+    from kin_cli.concurrency import available_cores
+    from kin_cli.evaluation.seams import measure_slide_seams
     from kin_cli.evaluation.settings import SeamChoice, SlideChoice
-    from kin_cli.evaluation.slide_seams import measure_slide_seams
-    from kin_cli.evaluation.views import opened, tissue_of
-    from kin_cli.pipeline.stages import available_cores
+    from kin_cli.evaluation.tiles import opened
+    from kin_cli.slide.mask_file import tissue_mask
 
     with ExitStack() as stack:
         view, source = stack.enter_context(opened(SlideChoice(slide))), None
@@ -53,7 +54,7 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, **options: Any) -> N
             view,
             SeamChoice(options["tile"], options["origin"]),
             source=source,
-            mask=tissue_of(source or view, options["tissue"]),
+            mask=tissue_mask(source or view, options["tissue"]),
             reporter=ConsoleReporter(),
             workers=options["workers"] or available_cores(),
         )
@@ -70,7 +71,7 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, **options: Any) -> N
 def _write_map(file: Path, found: SlideSeams, thumbnail: Any) -> None:
     import io
 
-    from kin_cli.evaluation.heatmap import seam_map
+    from kin_cli.evaluation.seams import seam_map
     from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 
     encoded = io.BytesIO()
@@ -81,7 +82,7 @@ def _write_map(file: Path, found: SlideSeams, thumbnail: Any) -> None:
 
 def _figures(found: SlideSeams) -> list[str]:
     """The headline by direction, then the other statistics over both."""
-    from kin_cli.metrics.seam_lines import UNITS
+    from kin_cli.metrics.seams import UNITS
 
     report = found.report
     head = f"{'':<22}{'R':>7}" if report.table.source is None else f"{'':<22}{'R*':>7}{'R':>8}{'source':>8}"

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.commands.figures import describe_plan
+from kin_cli.commands.info import describe_plan
 from kin_cli.commands.options import ShareType, settings_from, translation_options
 from kin_cli.commands.progress import ConsoleReporter
 from kin_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kin_cli.pipeline.share import Share
+    from kin_cli.batch.shard import Share
     from kin_cli.settings import Settings
 
 _FILE = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path)
+
+
+# FROM commands.translate: ``kin translate``: one slide in, a translated pyramid out.
 
 
 @click.command()
@@ -77,7 +81,7 @@ def show_record(record: dict[str, Any], settings: Settings, as_json: bool) -> in
 
 
 def _show_plan(settings: Settings, as_json: bool) -> None:
-    from kin_cli.planning import make_plan
+    from kin_cli.plan import make_plan
 
     plan = make_plan(settings)
     with plan.view.slide:
@@ -85,10 +89,31 @@ def _show_plan(settings: Settings, as_json: bool) -> None:
 
 
 def _one_pass(settings: Settings, name: str, rows: Share | None) -> None:
-    from kin_cli.batch.rows import apply_rows, measure_rows
-    from kin_cli.pipeline.share import Share
+    from kin_cli.batch.one_slide import apply_rows, measure_rows
+    from kin_cli.batch.shard import Share
 
     if settings.output.overwrite:
         raise UsageError("--overwrite and --pass exclude each other", "remove the output and its work folder first")
     work = measure_rows if name == "measure" else apply_rows
     work(settings, rows or Share(1, 1), reporter=ConsoleReporter())
+
+
+# FROM commands.assemble: ``kin assemble``: the file from the finished rows of a slide that several jobs translated.
+
+
+@click.command()
+@click.argument("slide", type=_FILE)
+@click.option("-o", "--output", type=_FILE, help="As given to kin translate.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run record as JSON.")
+@translation_options
+def assemble(slide: Path, as_json: bool, **options: Any) -> int:
+    """Write the output of SLIDE, whose passes were run as `kin translate --rows i/n --pass measure` and `--pass apply`.
+
+    Give the same options as there. The file is the same, byte for byte, as that of one process on equal hardware.
+    """
+    settings = settings_from(slide, options)
+    if settings.output.overwrite:
+        raise UsageError("--overwrite makes no sense here", "remove the old output before the passes")
+    from kin_cli.batch.one_slide import assemble as run
+
+    return show_record(run(settings, ConsoleReporter()), settings, as_json)

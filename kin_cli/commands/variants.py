@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kin_cli.commands.options import generator_in_the_box, settings_from, translation_options
-from kin_cli.store.begin import work_folder
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
+from kin_cli.store.work import work_folder
 
 if TYPE_CHECKING:
-    from kin_cli.compare.settings import Variant, Yardstick
+    from kin_cli.figures.compare import Variant, Yardstick
     from kin_cli.settings import Settings
 
 _FILE = click.Path(path_type=Path)
@@ -87,7 +87,7 @@ def base_settings(slide: Path, options: dict[str, Any], *, folder: Path) -> Sett
 
 def variant(base: Settings, options: dict[str, Any], *, flags: dict[str, Any], name: str, title: str) -> Variant:
     """A variant by its ``flags`` of ``kin translate``; ``title`` may hold ``{kernel}``."""
-    from kin_cli.compare.settings import Variant
+    from kin_cli.figures.compare import Variant
 
     given = {**_defaults(), **options, **flags, "table": None, "output": base.output.path}
     norm = settings_from(base.source.slide, given).norm
@@ -99,7 +99,7 @@ def prepared_folder(output: Path, keep: Path | None, *, overwrite: bool) -> Path
 
     Checks first that a picture can be drawn and written there.
     """
-    from kin_cli.plots import check_figure_file
+    from kin_cli.figures.plots import check_figure_file
 
     check_figure_file(output)
     if keep is not None:
@@ -114,7 +114,7 @@ def prepared_folder(output: Path, keep: Path | None, *, overwrite: bool) -> Path
 
 def yardstick_from(options: dict[str, Any]) -> Yardstick:
     """What is measured beside the seams."""
-    from kin_cli.compare.settings import Yardstick
+    from kin_cli.figures.compare import Yardstick
 
     names = options["metrics"]
     metrics = None if names is None else tuple(name.strip() for name in names.lower().split(","))

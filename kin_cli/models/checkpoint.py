@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from kin_cli.errors import UsageError
-from kin_cli.models.layouts import Spec, build, detect
-from kin_cli.models.receptive import halo_px
+from kin_cli.models.architectures import Spec, build, detect, halo_px
 from kin_cli.models.unet import UnetSpec
 from kin_cli.models.weights import Weights, listed, read_weights
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
+
+NOTICE = "no --model given: using the generator in the box, H&E to synaptophysin IHC; research only, not for diagnosis"
+
+
+# FROM models.checkpoint: Generators in and out of files: strict, weights only, everything read off the keys and shapes.
 
 
 @dataclass(frozen=True)
@@ -136,3 +140,11 @@ def _as_float32(weights: Weights, shapes: Mapping[str, torch.Size]) -> tuple[dic
             )
     notes = [f"converted weights from {' and '.join(sorted(other_dtypes))} to float32"] if other_dtypes else []
     return state, notes
+
+
+# FROM models.box: The generator in the box: what ``kin translate`` uses when no checkpoint is named.
+
+
+def default_model() -> Path:
+    """The checkpoint that is installed with the package."""
+    return Path(__file__).parents[1] / "weights" / "he2syn.safetensors"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kin_cli.norm.fused import Affine, Axis, Finish, Plain, Sweep, Varying
 from kin_cli.norm.lookup import Lookup
-from kin_cli.norm.sweep import Affine, Axis, Finish, Plain, Sweep, Varying
 
 
 class MeasuredError(Exception):

@@ -8,6 +8,7 @@ order in which the network runs them. Cells live in a file; nothing here grows w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,24 @@ class StatTable:
         for index in range(self.rows * self.cols):
             if index in self._store:
                 yield Cell(*divmod(index, self.cols))
+
+
+class Statistics(Protocol):
+    """What pass 2 normalises with: means and scales of the cells of the patch grid."""
+
+    def block(self, rows: range, cols: range) -> Floats:
+        """Means and scales of a block of cells: (len(rows), len(cols), 2, ΣC) float32, or (1, 1, 2, ΣC) if uniform."""
+
+
+class UniformStatistics:
+    """The same statistics everywhere: those of TIN's thumbnail. ``stats`` is (2, ΣC) float32, means and scales."""
+
+    def __init__(self, stats: Floats) -> None:
+        self._stats = stats
+
+    def block(self, rows: range, cols: range) -> Floats:  # noqa: ARG002
+        """See ``Statistics``: (1, 1, 2, ΣC)."""
+        return self._stats[None, None]
 
 
 class SmoothedTable:

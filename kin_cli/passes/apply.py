@@ -10,31 +10,23 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from kin_cli.concurrency import Sink, prefetch
 from kin_cli.geometry import Box, Cell
 from kin_cli.norm.lookup import Lookup
-from kin_cli.norm.table import SmoothedTable
-from kin_cli.passes.engine import Engine
-from kin_cli.passes.fleet import Fleet
+from kin_cli.norm.table import Statistics
+from kin_cli.passes.engine import Engine, Fleet
 from kin_cli.passes.measure import batched, same_shape
 from kin_cli.passes.windows import Block, Window, WindowPlan
-from kin_cli.pipeline.reporting import Reporter
-from kin_cli.pipeline.stages import Sink, prefetch
-from kin_cli.pyramid.build import pad_tile
+from kin_cli.progress import Reporter
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.layout import PyramidLayout
-from kin_cli.slide.mask import TissueMask
+from kin_cli.pyramid.levels import pad_tile
+from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
 from kin_cli.store.blobs import BlobStore
 
 Pixels = NDArray[np.uint8]
 Read = tuple[tuple[Window, NDArray[np.float32]], Pixels]
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Statistics that are the same everywhere, (2, ΣC) of means and scales: TIN's thumbnail."""
-
-    stats: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ class Painter:
 
 def apply_slide(
     view: SlideView,
-    table: SmoothedTable | Uniform,
+    table: Statistics,
     painter: Painter,
     *,
     fleet: Fleet,
@@ -133,9 +125,7 @@ def apply_slide(
     return remaining
 
 
-def _cells(table: SmoothedTable | Uniform, window: Window, lookup: Lookup) -> NDArray[np.float32]:
-    if isinstance(table, Uniform):
-        return table.stats[None, None]
+def _cells(table: Statistics, window: Window, lookup: Lookup) -> NDArray[np.float32]:
     rows, cols = lookup.span(window.rows), lookup.span(window.cols)
     first = window.first
     return table.block(

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from kin_cli.concurrency import prefetch
 from kin_cli.geometry import Cell, Grid
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.apply import Painter, unpack_mixed
-from kin_cli.pipeline.reporting import Reporter
-from kin_cli.pipeline.stages import prefetch
-from kin_cli.pyramid.build import pad_tile
+from kin_cli.progress import Reporter
+from kin_cli.pyramid.levels import pad_tile
 from kin_cli.slide.view import SlideView
 from kin_cli.store.blobs import BlobStore
 

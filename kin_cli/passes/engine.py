@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from queue import SimpleQueue
 from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kin_cli.concurrency import prefetch
 from kin_cli.errors import DeviceError
 from kin_cli.models.checkpoint import Generator
-from kin_cli.models.patch import patch
+from kin_cli.models.exchange import patch
+from kin_cli.norm.fused import Compiled
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
-from kin_cli.norm.sweep import Compiled
 from kin_cli.passes.devices import DTYPES, Precision
-from kin_cli.passes.transfer import Transfer
+from kin_cli.progress import Reporter
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_LANES = {"cpu": 1, "cuda": 2}  # on a GPU one batch is launched while the results of another are on their way
 
 
-@dataclass(frozen=True)
-class Convention:
-    """How statistics are taken: ``correction`` 0 biased, 1 unbiased; ``eps`` None is each layer's own."""
-
-    correction: int = 0
-    eps: float | None = None
+# FROM passes.engine: The device that runs a generator: uint8 images in, statistics or uint8 images out.
 
 
 class Engine:
@@ -45,7 +47,8 @@ class Engine:
         *,
         device: torch.device,
         precision: Precision,
-        convention: Convention,
+        correction: int = 0,
+        eps: float | None = None,
         compiled: bool = False,
     ) -> None:
         if device.type == "cuda" and precision == "fp32":
@@ -55,9 +58,7 @@ class Engine:
         # 16 patches of the deepest feature map: enough for reflection padding in every known layout.
         side = max(64, 2 * generator.stride)
         module = copy.deepcopy(generator.module)
-        network = patch(
-            module, side=side, eps=convention.eps, correction=convention.correction, reach_px=generator.halo
-        )
+        network = patch(module, side=side, eps=eps, correction=correction, reach_px=generator.halo)
         network.module.to(device=device, dtype=self._dtype)
         network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
         if compiled:
@@ -134,3 +135,103 @@ def _to_bytes(y: Tensor) -> Tensor:
     """[-1, 1] (B, 3, H, W) to uint8 (B, H, W, 3), rounded half up as the authors do; NaN becomes 0."""
     grey = y.float().clamp(-1, 1).mul_(127.5).add_(128).nan_to_num_(0)
     return grey.clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+# FROM passes.fleet: The engines of a run: batches are dealt to whichever is free, results come back in order.
+
+
+class Fleet:
+    """Engines with the same generator and settings, one for each device.
+
+    Which engine takes a batch changes nothing in its results, if the devices are of one kind.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.engines = tuple(engines)
+        self.channels, self.stride = engines[0].channels, engines[0].stride
+        self._lanes = [engine for engine in engines for _ in range(_LANES[engine.device.type])]
+
+    @property
+    def first(self) -> Engine:
+        """The engine of the first device, for what is done once."""
+        return self.engines[0]
+
+    def run(
+        self, work: Callable[[Engine, Item], Result], batches: Iterable[Item], *, reporter: Reporter
+    ) -> Iterator[Result]:
+        """``work`` with a free engine for every batch, in order.
+
+        Memory bound: two batches and their results for each lane, of which a GPU has two and a CPU one.
+        """
+        free: SimpleQueue[Engine] = SimpleQueue()
+        for engine in self._lanes:
+            engine.tell = reporter.note
+            free.put(engine)
+
+        def with_free_engine(batch: Item) -> Result:
+            engine = free.get()
+            try:
+                return work(engine, batch)
+            finally:
+                free.put(engine)
+
+        return prefetch(with_free_engine, batches, workers=len(self._lanes), ahead=2 * len(self._lanes))
+
+
+# FROM passes.transfer: Arrays to a device and back, beside its work: pinned memory, and a stream for each direction.
+
+
+class Transfer:
+    """Copies that a device makes while it computes; on a CPU there is nothing to copy.
+
+    Both methods return at once and hand out a function. ``send``'s is called by whoever launches the work, before it;
+    ``fetch``'s waits for the results, and lets other threads launch meanwhile.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._there: torch.cuda.Stream | None = None
+        self._back: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._there = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._back = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def send(self, arrays: Sequence[NDArray[Any]]) -> Callable[[], Tensor]:
+        """Arrays of one shape and dtype as one tensor, stacked along a new first axis."""
+        if self._there is None:
+            stacked = torch.from_numpy(np.stack(arrays) if len(arrays) > 1 else np.ascontiguousarray(arrays[0])[None])
+            return lambda: stacked
+        stream = self._there
+        shape, kind = (len(arrays), *arrays[0].shape), torch.from_numpy(arrays[0][:0]).dtype
+        host = torch.empty(shape, dtype=kind, pin_memory=True)
+        np.stack(arrays, out=host.numpy())
+        with torch.cuda.stream(stream):
+            sent = host.to(self._device, non_blocking=True)
+            arrived = stream.record_event()
+
+        def ready() -> Tensor:
+            computing = torch.cuda.current_stream(self._device)
+            computing.wait_event(arrived)
+            sent.record_stream(computing)  # or its memory is given to the next copy while it is still read
+            return sent
+
+        return ready
+
+    def fetch(self, made: Tensor) -> Callable[[], NDArray[Any]]:
+        """A tensor, launched by the caller on the device's current stream, as an array of its own."""
+        if self._back is None:
+            return made.numpy
+        stream, computed = self._back, torch.cuda.current_stream(self._device).record_event()
+        host = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
+        with torch.cuda.stream(stream):
+            stream.wait_event(computed)
+            host.copy_(made, non_blocking=True)
+            made.record_stream(stream)
+            done = stream.record_event()
+
+        def wait() -> NDArray[Any]:
+            done.synchronize()
+            result: NDArray[Any] = host.numpy().copy()  # pinned memory is scarce, and results may be kept for long
+            return result
+
+        return wait

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Cell, Grid, Size
@@ -14,6 +16,9 @@ from kin_cli.geometry import Cell, Grid, Size
 _TIFF_UNIT = 16  # TIFF wants tile sides in multiples of 16
 _TILE_MIN = 128
 _TILE_MAX = 512
+
+
+# FROM pyramid.layout: How the image written is cut up: windows into blocks into TIFF tiles, and the levels of the pyramid.
 
 
 @dataclass(frozen=True)
@@ -121,3 +126,30 @@ class PyramidLayout:
         for row in range(2 * cell.row, row_stop):
             for col in range(2 * cell.col, col_stop):
                 yield Cell(row, col)
+
+
+# FROM pyramid.formats: The kinds of output, told by the name of the file.
+
+
+class OutputFormat(Enum):
+    """A kind of output and the endings of names that ask for it."""
+
+    OME_TIFF = (".ome.tif", ".ome.tiff")
+    PLAIN_TIFF = (".tif", ".tiff")
+    PNG = (".png",)
+    JPEG = (".jpg", ".jpeg")
+
+    @classmethod
+    def of(cls, path: Path) -> OutputFormat:
+        """The kind that a name asks for; ``UsageError`` if none."""
+        name = path.name.lower()
+        for kind in cls:  # the OME endings first: the plain ones are their ends
+            if name.endswith(kind.value):
+                return kind
+        known = ", ".join(suffix for kind in cls for suffix in kind.value)
+        raise UsageError(f"{path}: cannot tell the format from the name", f"end it in one of {known}")
+
+    @property
+    def pyramidal(self) -> bool:
+        """Whether the file holds all levels (``write_pyramid``) or the image alone (``write_flat``)."""
+        return self in (OutputFormat.OME_TIFF, OutputFormat.PLAIN_TIFF)

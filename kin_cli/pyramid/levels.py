@@ -1,148 +1,133 @@
-"""The images of a finished TIFF as a check sees them: where their tiles lie, and whether these can be read."""
+"""The levels above level 0, made from its encoded tiles."""
 
 from __future__ import annotations
 
-import zlib
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tifffile
-from numpy.typing import NDArray
 
-from kin_cli.geometry import Cell, Size
-from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.directories import Directory, MalformedTiffError, Tag, TiffDirectories
+from kin_cli.concurrency import prefetch
+from kin_cli.errors import OutputError
+from kin_cli.geometry import Cell
+from kin_cli.pyramid.codec import Codec, Pixels, halved
+from kin_cli.pyramid.layout import PyramidLayout
+from kin_cli.store.blobs import BlobStore
 
-Decoder = Callable[[bytes, int], None]  # decodes the bytes of the tile of a number, raises where that fails
+_TASK_LEVELS = 3  # one task of a worker: a tile of level 3 with the 8×8 tiles of level 0 below it
 
-_JPEG, _DEFLATE = 7, 8
+
+def build_levels(
+    store: BlobStore,
+    layout: PyramidLayout,
+    *,
+    codec: Codec,
+    workers: int,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Make every tile above level 0 that ``store`` lacks and put it there, under ``layout.key``.
+
+    Level 1 is decoded from level 0 at half scale; each further level is the 2×2 means of the one below as it was
+    before its encoding, so no loss adds up, and the bytes depend on level 0 only: neither on ``workers`` nor on
+    interruptions. ``progress`` is called with the number of tiles newly done or found done (``layout.reduced_count``
+    in all), from the working threads, one at a time.
+
+    Memory bound, whatever the size of the image: each worker walks one subtree depth-first and holds at most 5 tiles of
+    pixels, the calling thread one tile a level and one quarter tile for each of 2 × ``workers`` finished subtrees.
+
+    Raises ``OutputError`` where a tile of level 0 is missing or damaged or the store cannot be written; the first
+    failure stops all threads.
+    """
+    absent = next(store.missing(layout.keys(0)), None)
+    if absent is not None:
+        raise OutputError(f"tile {tuple(layout.place(absent)[1])} (row, col) of level 0 is missing", "run it again")
+    if layout.top == 0:
+        return
+    builder = _Builder(store, layout, codec, progress)
+    split = min(_TASK_LEVELS, layout.top)
+    roots = list(layout.grid(layout.top))
+    needs = (need for root in roots for need in builder.needs_at(split, layout.top, root, False))
+
+    def subtree(need: tuple[Cell, bool]) -> Pixels | None:
+        return builder.quarter(split, *need, builder.base)
+
+    with closing(prefetch(subtree, needs, workers=workers, ahead=2 * workers - 1)) as finished:
+        for root in roots:
+            # the same walk as needs_at, so each subtree is met when its result is next
+            builder.quarter(layout.top, root, False, _Below(split, lambda *_: next(finished)))
+    store.commit()
+
+
+def pad_tile(pixels: Pixels, tile: int) -> Pixels:
+    """``pixels`` (H, W, 3), at most ``tile`` a side, filled up to (tile, tile, 3) by repeating its edge."""
+    height, width = pixels.shape[:2]
+    if (height, width) == (tile, tile):
+        return pixels
+    return np.pad(pixels, ((0, tile - height), (0, tile - width), (0, 0)), mode="edge")
 
 
 @dataclass(frozen=True)
-class Level:
-    """One image of the file: offsets and sizes of its tiles, row by row; strips count as tiles in one column."""
+class _Below:
+    """Where a walk ends: at ``level``, ``quarter`` gives a cell's pixels at half scale (None if not wanted)."""
 
-    number: int
-    directory: Directory
-    size: Size
-    tile_size: Size
-    offsets: NDArray[Any]
-    sizes: NDArray[Any]
-
-    @property
-    def cols(self) -> int:
-        """Tiles in a row."""
-        return -(-self.size.width // self.tile_size.width)
-
-    @property
-    def rows(self) -> int:
-        """Rows of tiles; where the colours lie apart, those of all colours."""
-        return -(-len(self.offsets) // self.cols)
-
-    def __str__(self) -> str:
-        return f"level {self.number}"
+    level: int
+    quarter: Callable[[Cell, bool], Pixels | None]
 
 
-@dataclass(frozen=True)
-class RowReport:
-    """CRC-32s of the tiles of a row, uint32 (cols,), and what is wrong with which."""
+class _Builder:
+    """A depth-first walk over the quadtree; a tile's pixels are made only where it or one above it is missing."""
 
-    crcs: NDArray[np.uint32]
-    bad: dict[Cell, str]
+    def __init__(
+        self, store: BlobStore, layout: PyramidLayout, codec: Codec, progress: Callable[[int], None] | None
+    ) -> None:
+        self._store, self._layout, self._codec, self._progress = store, layout, codec, progress
+        self._lock = threading.Lock()
+        self.base = _Below(0, self._decoded)
 
+    def needs_at(self, split: int, level: int, cell: Cell, wanted: bool) -> Iterator[tuple[Cell, bool]]:
+        """The cells of level ``split`` below ``cell`` in the order of the walk, and whether their pixels are wanted."""
+        if level == split:
+            yield cell, wanted
+            return
+        needed = wanted or self._layout.key(level, cell) not in self._store
+        for child in self._layout.children(level, cell):
+            yield from self.needs_at(split, level - 1, child, needed and _gives_pixels(cell, child))
 
-def read_levels(tiff: TiffDirectories) -> list[Level]:
-    """The images in the main chain, then those that are only SubIFDs; raises ``MalformedTiffError``."""
-    directories = {directory.offset: directory for directory in tiff.chain()}
-    for directory in list(directories.values()):
-        for offset in tiff.values(directory, Tag.SUB_IFDS).flat:
-            if int(offset) not in directories:
-                directories[int(offset)] = tiff.directory(int(offset))
-    return [_level(tiff, number, directory) for number, directory in enumerate(directories.values())]
+    def quarter(self, level: int, cell: Cell, wanted: bool, below: _Below) -> Pixels | None:
+        """Make what is missing from ``cell`` down; its own pixels at half scale, if ``wanted``."""
+        if level == below.level:
+            return below.quarter(cell, wanted)
+        layout, key = self._layout, self._layout.key(level, cell)
+        needed = wanted or key not in self._store
+        half = layout.tile // 2
+        mosaic = np.zeros((layout.tile, layout.tile, 3), np.uint8) if needed else None
+        for child in layout.children(level, cell):
+            pixels = self.quarter(level - 1, child, needed and _gives_pixels(cell, child), below)
+            if pixels is not None and mosaic is not None:
+                y, x = (child.row - 2 * cell.row) * half, (child.col - 2 * cell.col) * half
+                mosaic[y : y + half, x : x + half] = pixels
+        result = None
+        if mosaic is not None:
+            inside = layout.grid(level).clipped(cell)
+            tile = pad_tile(mosaic[: inside.height, : inside.width], layout.tile)
+            if key not in self._store:
+                self._store.put(key, self._codec.encode(tile))
+            result = halved(tile) if wanted else None
+        self._report()
+        return result
 
+    def _decoded(self, cell: Cell, wanted: bool) -> Pixels | None:
+        if not wanted:
+            return None
+        return self._codec.decode_half(self._store.get(self._layout.key(0, cell)), self._layout.tile)
 
-def _level(tiff: TiffDirectories, number: int, directory: Directory) -> Level:
-    sides = [tiff.number(directory, tag) for tag in (Tag.WIDTH, Tag.HEIGHT)]
-    if Tag.TILE_OFFSETS in directory.entries:
-        tile_sides = [tiff.number(directory, tag) for tag in (Tag.TILE_WIDTH, Tag.TILE_HEIGHT)]
-        tables = [tiff.values(directory, tag) for tag in (Tag.TILE_OFFSETS, Tag.TILE_BYTES)]
-    else:
-        tile_sides = [sides[0], min(tiff.number(directory, Tag.ROWS_PER_STRIP, sides[1]), sides[1])]
-        tables = [tiff.values(directory, tag) for tag in (Tag.STRIP_OFFSETS, Tag.STRIP_BYTES)]
-    if min(sides + tile_sides) < 1:
-        raise MalformedTiffError(f"level {number} has the size {sides} in tiles of {tile_sides}")
-    level = Level(number, directory, Size(*sides), Size(*tile_sides), *tables)
-    tiles = level.cols * -(-sides[1] // tile_sides[1])
-    planes = tiff.number(directory, Tag.SAMPLES, 1) if tiff.number(directory, Tag.PLANAR, 1) == 2 else 1
-    if [len(table) for table in tables] != [tiles * planes] * 2:
-        raise MalformedTiffError(
-            f"level {number} has {len(tables[0])} offsets and {len(tables[1])} sizes for {tiles * planes} tiles"
-        )
-    return level
-
-
-def read_row(row: int, *, tiff: TiffDirectories, level: Level, decoder: Decoder | None) -> RowReport:
-    """Read every tile in a row of ``level``, and decode it if there is a ``decoder``; may run in several threads."""
-    crcs, bad = np.zeros(level.cols, np.uint32), {}
-    first = row * level.cols
-    for index in range(first, min(first + level.cols, len(level.offsets))):
-        col = index - first
-        offset, size = int(level.offsets[index]), int(level.sizes[index])
-        if offset == 0 or size == 0:
-            bad[Cell(row, col)] = "has no bytes"
-        elif offset + size > tiff.file_bytes:
-            bad[Cell(row, col)] = f"ends at byte {offset + size}, beyond the end of the file at {tiff.file_bytes}"
-        else:
-            payload = tiff.bytes_at(offset, size)
-            crcs[col] = zlib.crc32(payload)
-            try:
-                if decoder is not None:
-                    decoder(payload, index)
-            except Exception as error:  # whatever a codec raises is the finding
-                bad[Cell(row, col)] = f"does not decode: {' '.join(str(error).split()) or type(error).__name__}"
-    return RowReport(crcs, bad)
+    def _report(self) -> None:
+        if self._progress is not None:
+            with self._lock:
+                self._progress(1)
 
 
-def own_decoder(tiff: TiffDirectories, level: Level) -> Decoder:
-    """The decoder of a level that kin wrote; ``MalformedTiffError`` if the compression is none that kin writes."""
-    compression = tiff.number(level.directory, Tag.COMPRESSION)
-    if compression not in (_JPEG, _DEFLATE):
-        raise MalformedTiffError(f"{level} has compression {compression}, which kin does not write")
-    codec, side = Codec("jpeg" if compression == _JPEG else "deflate"), level.tile_size.width
-
-    def decode(payload: bytes, _index: int) -> None:
-        shape = codec.decode(payload, side).shape
-        if shape != (side, side, 3):
-            raise ValueError(f"its pixels have the shape {shape}")
-
-    return decode
-
-
-def foreign_decoders(path: Path, levels: list[Level]) -> list[Decoder]:
-    """The decoders of the levels of any TIFF that tifffile can read, else ``MalformedTiffError``."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            pages = {page.offset: page for page in _pages(tiff)}
-            return [_foreign_decoder(pages[level.directory.offset]) for level in levels]
-    except Exception as error:  # on damaged files it raises almost anything
-        raise MalformedTiffError(f"tifffile cannot read it: {' '.join(str(error).split())}") from error
-
-
-def _pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
-    for page in tiff.pages:
-        yield page
-        yield from page.pages or ()
-
-
-def _foreign_decoder(page: Any) -> Decoder:
-    # now, while tifffile has the file open: both are made on first use
-    decode_tile, tables = page.decode, page.jpegtables
-
-    def decode(payload: bytes, index: int) -> None:
-        if decode_tile(payload, index, jpegtables=tables)[0] is None:
-            raise ValueError("it has no pixels")
-
-    return decode
+def _gives_pixels(cell: Cell, child: Cell) -> bool:
+    return child.row - 2 * cell.row < 2 and child.col - 2 * cell.col < 2

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Size
-from kin_cli.slide.mask import Mask, TissueMask
+from kin_cli.slide.tissue import Mask, TissueMask, all_tissue, detect_tissue
 from kin_cli.slide.view import SlideView
 
 Ring = npt.NDArray[np.float64]  # points (n, 2), (x, y)
@@ -24,6 +24,19 @@ Polygon = list[Ring]  # the outer ring, then its holes
 _MAX_SIDE = 4096
 _CHILDREN = {"FeatureCollection": "features", "Feature": "geometry", "GeometryCollection": "geometries"}
 _GEOJSON_HINT = "export annotations from QuPath as GeoJSON: polygons in pixels of level 0"
+
+
+def tissue_mask(view: SlideView, tissue: str | Path) -> TissueMask:
+    """The tissue of a view: detected ("auto"), everything ("none", and photographs by "auto"), or read from a file.
+
+    Raises:
+        InputError: the mask file cannot be used (see ``load_mask``), or the slide is damaged.
+    """
+    if isinstance(tissue, Path):
+        return load_mask(tissue, view)
+    if tissue == "none" or not view.slide.has_glass_by_default:
+        return all_tissue(view.size)
+    return detect_tissue(view)
 
 
 def load_mask(path: Path, view: SlideView) -> TissueMask:

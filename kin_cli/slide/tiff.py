@@ -13,7 +13,7 @@ import tifffile
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box
-from kin_cli.slide.source import Pixels, Slide, credible_mpp, downsamples_of
+from kin_cli.slide.base import Pixels, Slide, credible_mpp, downsamples_of
 from kin_cli.slide.tiff_layout import Segment, Unsupported, levels_of, resolution_mpp
 
 _CACHE_BYTES, _STRIPS_CACHE_BYTES = 64 << 20, 512 << 20
@@ -92,7 +92,8 @@ class TiffSlide(Slide):
         self._big_lock = threading.Lock()
         self._cache = _Cache(self._cache_bytes())
 
-    def _release(self) -> None:
+    def close(self) -> None:
+        """See ``Slide.close``."""
         self._file.close()
         self._cache.clear()
 

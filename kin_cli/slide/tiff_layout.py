@@ -13,8 +13,7 @@ import numpy.typing as npt
 import tifffile
 
 from kin_cli.geometry import Box, Size
-from kin_cli.slide.colour import composite, composite_premultiplied, to_uint8
-from kin_cli.slide.source import WHITE, Pixels
+from kin_cli.slide.base import WHITE, Pixels, composite, composite_premultiplied, to_uint8
 
 Samples = npt.NDArray[Any]
 ReadAt = Callable[[int, int], bytes]

@@ -6,20 +6,19 @@ Coordinates are continuous: pixel (x, y) fills [x, x + 1) × [y, y + 1), in ever
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from kin_cli.concurrency import prefetch
 from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Box, Size
-from kin_cli.slide.area import Edges, Sums, sums_between
-from kin_cli.slide.resample import axis, resample
-from kin_cli.slide.source import Pixels, Slide
+from kin_cli.slide.base import Pixels, Slide
+from kin_cli.slide.resample import Edges, Sums, axis, resample, sums_between
 
 Number = TypeVar("Number", float, npt.NDArray[np.float64])
 
@@ -148,24 +147,11 @@ def overview(view: SlideView, max_side: int = 2048) -> Pixels:
     level, rows, cols = _overview_source(view, out)
     means = np.zeros((out.height, out.width, 3), np.float32)
     per_pixel = 1 / ((rows[1] - rows[0]) * (cols[1] - cols[0]))
-    pool = ThreadPoolExecutor(_OVERVIEW_THREADS)
-    pending: deque[Future[tuple[tuple[slice, slice], Sums]]] = deque()
-    try:
-        for block in _blocks(rows, cols):
-            pending.append(pool.submit(_block_sums, view.slide, level, rows, cols, block))
-            if len(pending) > 2 * _OVERVIEW_THREADS:
-                _add(pending.popleft().result(), means)
-        for future in pending:
-            _add(future.result(), means)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    sums = partial(_block_sums, view.slide, level, rows, cols)
+    for where, part in prefetch(sums, _blocks(rows, cols), workers=_OVERVIEW_THREADS, ahead=2 * _OVERVIEW_THREADS):
+        means[where] += part
     means *= per_pixel
     return np.rint(means, out=means).astype(np.uint8)
-
-
-def _add(part: tuple[tuple[slice, slice], Sums], total: Sums) -> None:
-    where, sums = part
-    total[where] += sums
 
 
 def _mirrored(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:

@@ -12,8 +12,7 @@ from PIL import ImageCms
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Size
-from kin_cli.slide.colour import composite
-from kin_cli.slide.source import WHITE, Pixels, Slide, credible_mpp
+from kin_cli.slide.base import WHITE, Pixels, Slide, composite, credible_mpp
 
 _BLOCK_PX = 512
 _DAMAGED_HINT = "the file is damaged or incomplete; copy it again from the scanner, or look at it with another viewer"
@@ -41,7 +40,8 @@ class WholeSlide(Slide):
         self.background = _colour(properties.get("openslide.background-color"))
         self.icc = self._profile()
 
-    def _release(self) -> None:
+    def close(self) -> None:
+        """See ``Slide.close``."""
         self._handle.close()
 
     def _fetch(self, level: int, box: Box) -> Pixels:

@@ -1,8 +1,4 @@
-"""Numbered payloads (encoded tiles) in append-only files that several jobs fill together and that survive any crash.
-
-Each writer, called a shard, appends payloads to ``<name>-<shard>.dat`` and, once they are on the disk, their records to
-``<name>-<shard>.journal``. Nobody writes another's files, so shards on different machines need no lock between them.
-"""
+"""The records by which a blob store remembers what it holds: 28 bytes each, little-endian, each with its own CRC."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import struct
 import threading
 import time
 import zlib
@@ -17,17 +14,56 @@ from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
 from kin_cli.errors import OutputError
 from kin_cli.store.files import os_errors_as_output_errors, output_error, read_at, sync_data, sync_folder, write_at
-from kin_cli.store.journal import RECORD_BYTES, Record, sound_records
 
+_FIELDS = struct.Struct("<QQII")  # key, offset, size, CRC-32 of the payload
+_CRC = struct.Struct("<I")  # CRC-32 of the fields
+RECORD_BYTES = _FIELDS.size + _CRC.size
 _OWN = 0  # number of our own shard in a store that is written
 _COMMIT_PUTS = 256
 _COMMIT_SECONDS = 5.0
 _REPLAY_BYTES = RECORD_BYTES << 16  # read at once from a journal
+
+
+# FROM store.journal: The records by which a blob store remembers what it holds: 28 bytes each, little-endian, each with its own CRC.
+
+
+class Record(NamedTuple):
+    """Where one payload lies in the data file, and its CRC-32."""
+
+    key: int
+    offset: int
+    size: int
+    crc: int
+
+    def packed(self) -> bytes:
+        """The record's 28 bytes."""
+        fields = _FIELDS.pack(*self)
+        return fields + _CRC.pack(zlib.crc32(fields))
+
+
+def sound_records(journal: bytes, data_bytes: int) -> Iterator[Record]:
+    """The records of ``journal`` in order, up to the first that is torn, damaged or beyond the data file's end.
+
+    What follows a bad record is not trusted: records are appended only after their payloads are on the disk.
+    """
+    for start in range(0, len(journal) - RECORD_BYTES + 1, RECORD_BYTES):
+        fields = journal[start : start + _FIELDS.size]
+        (crc,) = _CRC.unpack_from(journal, start + _FIELDS.size)
+        if zlib.crc32(fields) != crc:
+            return
+        record = Record(*_FIELDS.unpack(fields))
+        if record.offset + record.size > data_bytes:
+            return
+        yield record
+
+
+# FROM store.blobs: Numbered payloads (encoded tiles) in append-only files that several jobs fill together and that survive any crash. Each writer, called a shard, appends payloads to ``<name>-<shard>.dat`` and, once they are on the disk, their records to ``<name>-<shard>.journal``. Nobody writes another's files, so shards on different machines need no lock between them.
 
 
 class _Shard:

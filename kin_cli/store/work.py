@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from kin_cli.errors import OutputError
+from kin_cli.store.blobs import BlobStore
 from kin_cli.store.claim import Claim
-from kin_cli.store.files import create_atomic, os_errors_as_output_errors, sync_folder, write_atomic
-from kin_cli.store.fingerprint import as_json, as_text, differences, parsed
+from kin_cli.store.files import amount, create_atomic, os_errors_as_output_errors, sync_folder, write_atomic
 
 _FINGERPRINT = "fingerprint.json"
 _OVERWRITE_HINT = "--overwrite starts afresh"
+_BEGUN = "begun"
+ALONE = "0"  # the shard of a process that does all the work
+_FINGERPRINT = "fingerprint.json"
+
+
+# FROM store.work: The folder ``<output>.kin-work/`` that holds unfinished work, so that the same command continues it.
 
 
 class WorkFolder:
@@ -124,3 +131,155 @@ class WorkFolder:
         found = parsed(path, path.read_bytes(), hint=_OVERWRITE_HINT)
         if differing := differences(found, wanted):
             raise OutputError(f"{self.folder}: holds unfinished work of other settings ({differing})", _OVERWRITE_HINT)
+
+
+# FROM store.begin: Beginning work on an output, or going on with it: what an earlier run left, and whether the disk has room.
+
+
+def open_work(
+    output: Path, fingerprint: Mapping[str, object], *, overwrite: bool = False, shard: str = ALONE
+) -> WorkFolder:
+    """The claimed work folder of ``output``: as an interrupted run with the same fingerprint left it, or a fresh one.
+
+    ``overwrite`` clears what a run without it left, and goes on where a run with it was interrupted. Raises what
+    ``WorkFolder.open`` raises.
+    """
+    try:
+        work = WorkFolder.open(output, fingerprint, shard=shard)
+    except OutputError:
+        # Other settings, which overwrite clears; or another job of an array made the folder this very moment.
+        work = WorkFolder.open(output, fingerprint, overwrite=overwrite, shard=shard)
+    try:
+        begun = work.read_state(_BEGUN)
+        if overwrite and not (begun and begun["overwrite"]):
+            work.close()
+            work = WorkFolder.open(output, fingerprint, overwrite=True, shard=shard)
+            begun = None
+        if begun is None:
+            work.write_state(_BEGUN, {"overwrite": overwrite, "found": _identity(output)})
+    except BaseException:
+        work.close()
+        raise
+    return work
+
+
+def made_by(work: WorkFolder, output: Path) -> bool:
+    """Whether ``output`` is there and was not when this work began: so an earlier run of this work has finished it."""
+    begun, found = work.read_state(_BEGUN), _identity(output)
+    return begun is not None and found is not None and found != begun["found"]
+
+
+def work_folder(output: Path) -> Path:
+    """Where the unfinished work of ``output`` lies, if there is any."""
+    return output.with_name(f"{output.name}.kin-work")
+
+
+def check_disk(output: Path, bytes_needed: int) -> None:
+    """Raise ``OutputError`` unless the disk has room for ``bytes_needed``, counting what the work holds already."""
+    with os_errors_as_output_errors(output):
+        held = sum(path.stat().st_size for path in work_folder(output).glob("*-*.dat"))
+        free = shutil.disk_usage(output.parent).free
+    if free < bytes_needed - held:
+        raise OutputError(
+            f"{output}: needs up to {amount(bytes_needed - held)} more, but {amount(free)} are free there",
+            "free some space or choose another disk, then run the same command again",
+        )
+
+
+def _identity(file: Path) -> list[int] | None:
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+# FROM store.kept: A store that outlives the work that filled it, in a folder of its own with the fingerprint of what it holds.
+
+
+@contextmanager
+def kept_store(
+    folder: Path,
+    fingerprint: Mapping[str, object],
+    *,
+    name: str,
+    shard: str,
+    capacity: int,
+    wanted: Iterable[int],
+) -> Iterator[BlobStore]:
+    """The store ``name`` in ``folder``, which is made where it is missing, for as long as the block runs.
+
+    Where all keys ``wanted`` are there it is opened to be read only, so that any number of processes share it;
+    otherwise it is claimed and written, by jobs of different ``shard`` together, and survives any crash.
+
+    Raises ``OutputError`` where the folder holds something else or a store of another ``fingerprint`` (naming what
+    differs), and where a live process is writing this shard.
+    """
+    hint = f"choose another folder, or remove {folder}"
+    _agree(folder, as_json(fingerprint), name=name, hint=hint)
+    complete = BlobStore(folder, name, capacity=capacity, read_only=True, remedy=hint)
+    with complete:
+        if all(key in complete for key in wanted):
+            yield complete
+            return
+    claim = Claim.take(folder, shard, of=folder)
+    try:
+        with BlobStore(folder, name, shard=shard, capacity=capacity, remedy=hint) as store:
+            yield store
+    finally:
+        claim.release()
+
+
+def _agree(folder: Path, wanted: dict[str, object], *, name: str, hint: str) -> None:
+    path = folder / _FINGERPRINT
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is not a folder with a {name}", "name a folder, a new one or one made before")
+    with os_errors_as_output_errors(folder):
+        if not folder.exists():
+            folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
+        if not path.exists():
+            if any(not Claim.owns(other) for other in folder.iterdir() if not other.name.startswith(".")):
+                raise OutputError(f"{folder}: holds files but no {name}", "name a new folder, or an empty one")
+            create_atomic(path, as_text(wanted))
+        found = parsed(path, path.read_bytes(), hint=hint)
+    if differing := differences(found, wanted):
+        raise OutputError(f"{folder}: holds a {name} of other settings ({differing})", hint)
+
+
+# FROM store.fingerprint: Fingerprints: everything that decides some result, as JSON, and how two of them differ.
+
+
+def as_text(state: Mapping[str, object]) -> bytes:
+    """The mapping as JSON with its keys in order."""
+    return json.dumps(dict(state), sort_keys=True, ensure_ascii=False, indent=1).encode()
+
+
+def as_json(state: Mapping[str, object]) -> dict[str, Any]:
+    """The mapping as it will be read back, tuples as lists."""
+    result: dict[str, Any] = json.loads(as_text(state))
+    return result
+
+
+def parsed(path: Path, content: bytes, *, hint: str) -> dict[str, Any]:
+    """The JSON object that ``path`` held; ``OutputError`` with ``hint`` where it is none."""
+    try:
+        state = json.loads(content)
+    except ValueError:
+        state = None
+    if not isinstance(state, dict):
+        raise OutputError(f"{path}: is damaged (not a JSON object)", hint)
+    return state
+
+
+def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """``name: old → new`` for every entry that differs, in one line; "" where none does."""
+    return "; ".join(
+        f"{name}: {_shown(found, name)} → {_shown(wanted, name)}"
+        for name in sorted(found.keys() | wanted.keys())
+        if name not in found or name not in wanted or found[name] != wanted[name]
+    )
+
+
+def _shown(settings: Mapping[str, object], name: str) -> str:
+    return json.dumps(settings[name], ensure_ascii=False) if name in settings else "(not set)"

@@ -23,8 +23,15 @@ from kin_cli.training.framework import (
 )
 from kin_cli.training.guide import misplaced_brown
 from kin_cli.training.losses import patch_nce
-from kin_cli.training.networks import PatchProjection, encode, forward_with_features, initialise, random_places
-from kin_cli.training.opponents import build_opponents, fooled
+from kin_cli.training.networks import (
+    PatchProjection,
+    build_opponents,
+    encode,
+    fooled,
+    forward_with_features,
+    initialise,
+    random_places,
+)
 from kin_cli.training.settings import CutLosses, NetworkSettings
 
 

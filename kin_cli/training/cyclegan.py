@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kin_cli.training.framework import Batch, Framework, Objective, Phase, adam, build_generator, warm_terms
-from kin_cli.training.opponents import build_opponents, fooled
+from kin_cli.training.networks import build_opponents, fooled
 from kin_cli.training.settings import CycleGanLosses, NetworkSettings
 
 

@@ -11,20 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from kin_cli.evaluation.panel import Panel
+from kin_cli.concurrency import prefetch
+from kin_cli.evaluation.seams import SlideSeams, measure_slide_seams
 from kin_cli.evaluation.settings import SeamChoice, SlideChoice
-from kin_cli.evaluation.slide_seams import SlideSeams, measure_slide_seams
-from kin_cli.evaluation.views import opened, tissue_boxes, tissue_of
+from kin_cli.evaluation.tiles import Panel, opened, tissue_boxes
 from kin_cli.geometry import Size
 from kin_cli.metrics.fid import FeatureExtractor, FeatureSums, FidTiles, frechet_distance
-from kin_cli.metrics.seam_lines import SeamGrid
+from kin_cli.metrics.seams import SeamGrid
 from kin_cli.passes.devices import resolve_device
-from kin_cli.pipeline.reporting import SilentReporter
-from kin_cli.pipeline.stages import prefetch
+from kin_cli.progress import SilentReporter
 from kin_cli.settings import ComputeSettings, Method, NormSettings, OutputSettings, Settings, SourceSettings
+from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.store.files import os_errors_as_output_errors
-from kin_cli.training.patches import PatchSource
-from kin_cli.training.pieces import Piece, find_pieces
+from kin_cli.training.patches import PatchSource, Piece, find_pieces
 from kin_cli.training.settings import TrainSettings
 from kin_cli.translate import translate
 
@@ -76,7 +75,7 @@ class Trial:
             opened(SlideChoice(self._translated(piece, method, generator))) as view,
             opened(SlideChoice(piece.path, mpp=piece.mpp, region=piece.region)) as source,
         ):
-            mask = tissue_of(source, "auto")
+            mask = tissue_mask(source, "auto")
             if tiles is not None:
                 boxes = tissue_boxes(view, mask, patch_px)
                 Panel([tiles]).run(boxes, view.read, source=None, stage="fid", reporter=_SILENT, workers=workers)

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kin_cli.training.augment import recoloured
 from kin_cli.training.framework import Batch, Framework, Objective, Phase, adam, build_generator, warm_terms
 from kin_cli.training.losses import correlation_map, map_contrast, spatial_correlation
-from kin_cli.training.networks import VggFeatures, frozen, initialise, random_places
-from kin_cli.training.opponents import build_opponents, fooled
+from kin_cli.training.networks import VggFeatures, build_opponents, fooled, frozen, initialise, random_places
+from kin_cli.training.patches import recoloured
 from kin_cli.training.settings import LsesimLosses, NetworkSettings
 
 

@@ -5,21 +5,24 @@ The patch of a number depends on the seed and that number alone, so that neither
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from kin_cli.errors import InputError, UsageError
+from kin_cli.evaluation.tiles import tissue_boxes
 from kin_cli.geometry import Box, Grid, Size
-from kin_cli.slide.opening import open_slide
-from kin_cli.slide.source import Pixels, Slide
-from kin_cli.slide.tissue import all_tissue, detect_tissue
+from kin_cli.slide.base import Pixels, Slide
+from kin_cli.slide.mask_file import tissue_mask
+from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view
-from kin_cli.training.augment import jittered, oriented, resized
-from kin_cli.training.settings import PatchSettings
+from kin_cli.training.settings import PatchSettings, TrainSettings
 
 SUFFIXES = frozenset(
     {
@@ -41,6 +44,10 @@ SUFFIXES = frozenset(
 )
 _CELLS_PER_PATCH = 8
 _STREAMS = {"source": 0, "target": 1}
+_SIDE_PATCHES = 8
+
+
+# FROM training.patches: Patches of one stain, drawn at random places of slides and images; nothing is cropped beforehand. The patch of a number depends on the seed and that number alone, so that neither threads nor an interruption change it.
 
 
 def find_images(path: Path) -> list[Path]:
@@ -173,7 +180,7 @@ class PatchSource:
             raise InputError(f"{file}: {view.size} px is smaller than a patch of {side} px", "lower --patch-size")
         if view.mpp is not None:
             self._mpps.append(view.mpp)
-        mask = detect_tissue(view) if slide.has_glass_by_default else all_tissue(view.size)
+        mask = tissue_mask(view, "auto")
         share = mask.share(Grid(view.size, self._cell)).astype(np.float64)
         self._area_px += float(share.sum()) * self._cell**2
         number = len(self._views)
@@ -202,3 +209,118 @@ def _moved_inside(box: Box, size: Size) -> Box:
     x = max(0, min(box.x, size.width - box.width))
     y = max(0, min(box.y, size.height - box.height))
     return Box(x, y, box.width, box.height)
+
+
+# FROM training.pieces: What is evaluated while a run goes on: pieces of slides, given or held out of training.
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a slide, in pixels at ``mpp`` (of level 0, where None)."""
+
+    path: Path
+    mpp: float | None
+    region: Box
+
+
+def find_pieces(settings: TrainSettings) -> list[Piece]:
+    """What is translated, in the order of the files.
+
+    Raises ``UsageError`` where nothing is held out that a patch fits into, ``InputError`` where there is no tissue.
+    """
+    choice, patches = settings.evaluation, settings.patches
+    files = find_images(choice.slides) if choice.slides is not None else find_images(patches.source)[:1]
+    pieces = []
+    for file in files:
+        with open_slide(file) as slide:
+            mpp = patches.mpp if slide.mpp else None
+            view = open_view(slide, mpp=mpp, region=choice.region)
+            region = choice.region
+            if region is None:
+                kept_out = patches.source_region if choice.slides is None else None
+                within = view.region if kept_out is None else largest_left_out(view.size, kept_out)
+                region = _richest(view, within, patches.patch_px)
+                view = open_view(slide, mpp=mpp, region=region)
+            if not tissue_boxes(view, tissue_mask(view, "auto"), patches.patch_px):
+                raise InputError(
+                    f"{file}: no patch of the piece to evaluate is at least half tissue", "--evaluation-region"
+                )
+        pieces.append(Piece(file, mpp, region))
+    return pieces
+
+
+def largest_left_out(size: Size, region: Box) -> Box:
+    """The largest rectangle of an image beside a region of it; empty where the region leaves nothing out."""
+    return max(_strips(size, region), key=lambda strip: strip.width * strip.height)
+
+
+def _strips(size: Size, region: Box) -> Iterator[Box]:
+    yield Box(0, 0, size.width, region.y)
+    yield Box(0, region.bottom, size.width, size.height - region.bottom)
+    yield Box(0, 0, region.x, size.height)
+    yield Box(region.right, 0, size.width - region.right, size.height)
+
+
+def _richest(view: SlideView, within: Box, patch_px: int) -> Box:
+    """The square of up to 8 × 8 whole patches inside ``within`` that holds the most tissue, the first of several."""
+    rows, cols = min(_SIDE_PATCHES, within.height // patch_px), min(_SIDE_PATCHES, within.width // patch_px)
+    if min(rows, cols) < 1:
+        raise UsageError(
+            f"{view.slide.path}: --source-region leaves no patch of {patch_px} px out to evaluate on",
+            "--evaluation SLIDE, or --evaluation-region",
+        )
+    share = tissue_mask(view, "auto").share(Grid(view.size, patch_px)).astype(np.float64)
+    top, left = -(-within.y // patch_px), -(-within.x // patch_px)
+    bottom, right = max(within.bottom // patch_px, top + rows), max(within.right // patch_px, left + cols)
+    share = np.pad(share, ((0, max(0, bottom - share.shape[0])), (0, max(0, right - share.shape[1]))))
+    windows = np.lib.stride_tricks.sliding_window_view(share[top:bottom, left:right], (rows, cols))
+    row, col = np.unravel_index(int(windows.sum((2, 3)).argmax()), windows.shape[:2])
+    x, y = (left + int(col)) * patch_px, (top + int(row)) * patch_px
+    # the grid may not fit a narrow strip: moved back inside, its first patch is no longer on a multiple
+    return Box(
+        min(x, within.right - cols * patch_px),
+        min(y, within.bottom - rows * patch_px),
+        cols * patch_px,
+        rows * patch_px,
+    )
+
+
+# FROM training.augment: Variation of patches: orientation, size and colour, all drawn from a generator that the caller seeds.
+
+
+def oriented(patch: Pixels, rng: np.random.Generator, *, flip: bool, rotate: bool) -> Pixels:
+    """A square patch (H, W, 3), mirrored half of the time, turned by a multiple of 90°."""
+    if flip and rng.random() < 0.5:
+        patch = patch[:, ::-1]
+    return np.rot90(patch, int(rng.integers(4))) if rotate else patch
+
+
+def resized(patch: Pixels, side: int) -> Pixels:
+    """A square patch at another size, antialiased."""
+    if patch.shape[0] == side:
+        return patch
+    return np.asarray(Image.fromarray(patch).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def jittered(patch: Pixels, rng: np.random.Generator, *, amount: float) -> Pixels:
+    """Optical density of each channel scaled by up to ``amount`` either way: another strength of staining."""
+    if amount == 0:
+        return patch
+    gain = 1.0 + amount * rng.uniform(-1.0, 1.0, 3)
+    levels = np.arange(256)[:, None] / 255.0
+    table = np.round(255.0 * levels**gain).astype(np.uint8)  # 10^(-gain · OD) in grey levels
+    return np.stack([table[patch[..., channel], channel] for channel in range(3)], axis=-1)
+
+
+def recoloured(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] with the same structure in other colours, each its own: a contrastive view.
+
+    Random gain and gamma of each channel and a random mixture with grey, from torch's CPU generator.
+    """
+    count = len(images)
+    gain, gamma, mix = torch.rand(3, count, 3, 1, 1).to(images.device)
+    unit = images.float() * 0.5 + 0.5
+    varied = (0.6 + 0.4 * gain) * unit.clamp(1e-3, 1.0) ** (0.5 + gamma)
+    blend = 0.8 * mix[:, :1]
+    mixed: Tensor = (1.0 - blend) * varied + blend * varied.mean(1, keepdim=True)
+    return mixed * 2.0 - 1.0

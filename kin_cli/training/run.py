@@ -5,41 +5,50 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from kin_cli import __version__
+from kin_cli.concurrency import prefetch
 from kin_cli.errors import OutputError
 from kin_cli.models.checkpoint import save_generator
-from kin_cli.models.images import to_tensor
-from kin_cli.pipeline.reporting import Reporter, SilentReporter
-from kin_cli.pipeline.stages import prefetch
-from kin_cli.slide.source import Pixels
+from kin_cli.models.images import to_pixels, to_tensor
+from kin_cli.passes.devices import resolve_device
+from kin_cli.progress import Reporter, SilentReporter
+from kin_cli.slide.base import Pixels
 from kin_cli.store.claim import Claim
 from kin_cli.store.files import os_errors_as_output_errors
-from kin_cli.training.average import Average
 from kin_cli.training.cut import build_cut
 from kin_cli.training.cyclegan import build_cyclegan
-from kin_cli.training.devices import Worker, worker
-from kin_cli.training.framework import Batch, Framework
+from kin_cli.training.framework import Batch, Framework, Phase, Stepper, means
 from kin_cli.training.heldout import Trial, summary
 from kin_cli.training.lsesim import build_lsesim
+from kin_cli.training.networks import Average
 from kin_cli.training.patches import PatchSource, find_images
-from kin_cli.training.samples import write_samples
 from kin_cli.training.settings import CutLosses, CycleGanLosses, TrainSettings
 from kin_cli.training.state import STATE_FILE, CsvLog, RunState
-from kin_cli.training.step import Stepper, means
 
 GENERATOR_FILE = "generator.safetensors"
 _SAMPLES = 4
 _SAMPLE_NUMBERS = 1 << 40  # beyond any patch that training draws
 _MPP_TOLERANCE = 0.1
+_PATIENCE = timedelta(hours=2)
+
+
+# FROM training.run: A training run: draw patches, step, log, and leave a generator that ``kin translate`` takes.
 
 
 @dataclass(frozen=True)
@@ -278,3 +287,98 @@ def _open(settings: TrainSettings, stack: ExitStack) -> Stains:
         stack.callback(source.close)
         sources.append(source)
     return Stains(*sources)
+
+
+# FROM training.devices: One process or several: torch's own DistributedDataParallel where ``torchrun`` started several.
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among ``world``; ``rank`` 0 writes files. ``bf16`` runs networks under autocast."""
+
+    device: torch.device
+    bf16: bool
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and reports."""
+        return self.rank == 0
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Channels last where it is faster: on a GPU, and for bf16 on a CPU."""
+        last = self.device.type == "cuda" or self.bf16
+        return torch.channels_last if last else torch.contiguous_format
+
+    def place(self, framework: Framework) -> None:
+        """Move all networks to the device, in place."""
+        for module in (*framework.networks.values(), *framework.fixed):
+            module.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def wrap(self, phase: Phase, *, unused: bool) -> nn.Module:
+        """The phase's objective, averaging gradients over all processes; ``unused`` where some may get none."""
+        if self.world == 1:
+            return phase.objective
+        return DistributedDataParallel(phase.objective, find_unused_parameters=unused)
+
+    def terms(self, objective: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The terms of an objective, under autocast if asked for."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return cast(dict[str, Tensor], objective(batch))
+
+    def barrier(self) -> None:
+        """Wait for the other processes."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def worker(settings: TrainSettings) -> Iterator[Worker]:
+    """This process as a worker: alone, or as one of those that ``torchrun`` started.
+
+    Raises ``DeviceError`` where the device is not there.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    name = settings.device
+    if world > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    device = resolve_device(name)
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and _bf16_is_fast(device))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world == 1:
+        yield Worker(device, bf16)
+        return
+    # the others wait while the first evaluates, and at the very beginning while it reads the slides
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield Worker(device, bf16, rank, world)
+    finally:
+        dist.destroy_process_group()
+
+
+def _bf16_is_fast(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def unsynchronised(objective: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Keep gradients of all but the ``last`` accumulated batch within this process."""
+    if last or not isinstance(objective, DistributedDataParallel):
+        return nullcontext()
+    return cast(AbstractContextManager[None], objective.no_sync())
+
+
+# FROM training.samples: Pictures of a run's progress: the same patches every time.
+
+
+@torch.inference_mode()
+def write_samples(path: Path, generator: nn.Module, *, source: Sequence[Pixels], target: Sequence[Pixels]) -> None:
+    """A PNG of three rows: patches of the source, what the generator makes of them, patches of the target."""
+    device = next(generator.parameters()).device
+    # one at a time: the peak of a step must not be exceeded for a picture
+    made = [to_pixels(generator(to_tensor([patch], device)))[0] for patch in source]
+    rows = [np.concatenate(list(row), axis=1) for row in (source, made, target)]
+    with os_errors_as_output_errors(path):
+        Image.fromarray(np.concatenate(rows)).save(path)

@@ -18,8 +18,8 @@ import torch
 
 from kin_cli.errors import OutputError
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
-from kin_cli.training.average import Average
 from kin_cli.training.framework import Framework
+from kin_cli.training.networks import Average
 
 STATE_FILE = "state.pt"
 _OVERWRITE_HINT = "--overwrite starts afresh"

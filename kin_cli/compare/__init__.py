@@ -1,1 +1,0 @@
-"""One slide, several normalisations, one table: pictures and figures side by side."""

@@ -1,0 +1,1 @@
+"""The paper's figures: comparisons of normalisations, kernels side by side, and the statistics of the patches."""

@@ -1,0 +1,348 @@
+"""Cosine similarity of the patches' statistics, by the distance between them and against one that stands for all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kin_cli import __version__
+from kin_cli.errors import InputError
+from kin_cli.geometry import Cell, Grid
+from kin_cli.job import kept_table
+from kin_cli.models.architectures import LayerBlock, layer_blocks
+from kin_cli.norm.kernel import Kernel
+from kin_cli.norm.table import SmoothedTable, StatTable
+from kin_cli.passes.measure import batched, measure_slide, thumbnail_statistics
+from kin_cli.plan import Plan, make_plan
+from kin_cli.progress import Reporter
+from kin_cli.settings import Settings
+
+Floats = npt.NDArray[np.float64]
+Stats = npt.NDArray[np.float32]
+
+STATISTICS = ("mean", "std")
+"""The rows of a cell of the table, in its order."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Those that describe a distribution of similarities."""
+_LEAST_TISSUE = 0.5  # of a patch; glass and tissue differ anyhow
+_PAIRS_AT_ONCE = 256
+
+
+# FROM analysis.similarity: Cosine similarity of the patches' statistics, by the distance between them and against one that stands for all.
+
+
+def cosine(one: Stats, others: Stats, *, blocks: Sequence[LayerBlock]) -> Floats:
+    """Cosine similarity of the statistics of one patch (2, C) with those of others (n, 2, C): (n, 2, blocks).
+
+    For each layer block on its own, all its channels as one vector, as in the paper's Figures S1 and S2; NaN where a
+    vector is zero.
+    """
+    found = np.empty((len(others), 2, len(blocks)))
+    for number, block in enumerate(blocks):
+        a, b = (stats[..., block.channels].astype(np.float64) for stats in (one, others))
+        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found[..., number] = (b * a).sum(axis=-1) / norms
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceCurve:
+    """Similarity by distance, for each of the distances (patches) that occur: arrays (2, blocks, distances).
+
+    Attributes:
+        distance: (distances,) mean of the pairs' distances in patches.
+        mean: of their similarities.
+        deviation: their standard deviation (biased).
+        pairs: their number.
+    """
+
+    distance: Floats
+    mean: Floats
+    deviation: Floats
+    pairs: npt.NDArray[np.int64]
+
+
+class SimilarityByDistance:
+    """Gathers pairs of patches in classes of distance one patch wide, around 1, 2, … ``reach`` patches.
+
+    Memory bound: five numbers for each class, block and statistic.
+    """
+
+    def __init__(self, blocks: Sequence[LayerBlock], *, reach: int) -> None:
+        self._blocks, self.reach = blocks, reach
+        self._sums = np.zeros((3, reach + 1, 2, len(blocks)))  # number, sum and sum of squares of the similarities
+        self._distances = np.zeros((2, reach + 1))
+
+    def add(self, one: Stats, others: Stats, *, distances: Floats) -> None:
+        """Take in the pairs of a patch (2, C) with others (n, 2, C) that lie ``distances`` (n,) patches away."""
+        near = np.rint(distances).astype(np.intp)
+        wanted = (near >= 1) & (near <= self.reach)
+        near, similarity = near[wanted], cosine(one, others[wanted], blocks=self._blocks)
+        finite = np.isfinite(similarity)
+        values = np.where(finite, similarity, 0.0)
+        for total, part in zip(self._sums, (finite, values, values**2), strict=True):
+            np.add.at(total, near, part)
+        np.add.at(self._distances[0], near, 1)
+        np.add.at(self._distances[1], near, distances[wanted])
+
+    def curve(self) -> DistanceCurve:
+        """The curve over all classes that hold a pair; NaN where all of them are of zero vectors."""
+        found = self._distances[0] > 0
+        count, total, squares = (part[found].transpose(1, 2, 0) for part in self._sums)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = total / count
+            deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        distance = self._distances[1, found] / self._distances[0, found]
+        return DistanceCurve(distance, mean, deviation, count.astype(np.int64))
+
+
+def quantiles(similarity: Floats) -> Floats:
+    """``QUANTILES`` of similarities (n, 2, blocks) over the patches, (quantiles, 2, blocks); NaN are left out."""
+    found = np.full((len(QUANTILES), *similarity.shape[1:]), np.nan)
+    for row, block in np.ndindex(*similarity.shape[1:]):
+        values = similarity[:, row, block]
+        values = values[np.isfinite(values)]
+        if len(values):
+            found[:, row, block] = np.quantile(values, QUANTILES)
+    return found
+
+
+def outside(one: Stats, patches: Stats, *, blocks: Sequence[LayerBlock]) -> Floats:
+    """Share of the channels in which ``one`` (2, C) lies beyond what 90 % of the patches (n, 2, C) have: (2, blocks).
+
+    One of the patches would be there in a tenth of its channels.
+    """
+    low, high = np.quantile(patches, (0.05, 0.95), axis=0)
+    beyond = (one < low) | (one > high)
+    return np.stack([beyond[:, block.channels].mean(axis=1) for block in blocks], axis=1)
+
+
+def deviation_ratio(one: Stats, patches: Stats, *, blocks: Sequence[LayerBlock]) -> Floats:
+    """Median over the channels of ``one``'s standard deviation over the patches' median: (blocks,)."""
+    usual = np.median(patches[:, 1], axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(usual > 0, one[1] / usual, np.nan)
+    return np.array([np.nanmedian(ratio[block.channels]) for block in blocks])
+
+
+# FROM analysis.run: ``analyse``: measure the patches, compare them with each other and with what would stand for all of them.
+
+
+@dataclass(frozen=True)
+class AnalysisSettings:
+    """What is analysed.
+
+    ``patches`` of the patches that are at least half tissue are drawn with ``seed`` and compared with all others up to
+    ``reach_px`` away. ``base`` says how they are measured, and its kernel which neighbourhood is looked at.
+    """
+
+    base: Settings
+    table: Path
+    patches: int = 500
+    seed: int = 0
+    reach_px: int = 5000
+
+
+@dataclass(frozen=True, eq=False)
+class Standin:
+    """How alike the patches are to statistics that would be used instead of their own.
+
+    ``name`` says which: thumbnail (TIN), all patches (kernel global), or their neighbourhood (KIN). ``quantiles``
+    (quantiles, 2, blocks) of the cosine similarity; of a single set of statistics also its place in the distribution.
+    """
+
+    name: str
+    quantiles: Floats
+    outside: Floats | None = None
+    deviation_ratio: Floats | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What came out; lengths in patches unless they say otherwise."""
+
+    settings: AnalysisSettings
+    blocks: list[LayerBlock]
+    curve: DistanceCurve
+    standins: list[Standin]
+    patches: int
+    drawn: int
+    mpp: float | None
+    seconds: float
+
+    @property
+    def patch_px(self) -> int:
+        """Side of a patch."""
+        return self.settings.base.norm.patch_px
+
+    def rows(self) -> list[list[object]]:
+        """A heading and all figures, a line each: what with what, and how alike."""
+        head = ["statistic", "block", "with", "distance_patches", "distance_um", "pairs", "mean", "deviation"]
+        rows: list[list[object]] = [[*head, *(f"q{100 * q:02.0f}" for q in QUANTILES)]]
+        for s, statistic in enumerate(STATISTICS):
+            for b, block in enumerate(self.blocks):
+                for d, distance in enumerate(self.curve.distance.tolist()):
+                    um = None if self.mpp is None else distance * self.patch_px * self.mpp
+                    found = (self.curve.pairs, self.curve.mean, self.curve.deviation)
+                    pair = [_number(values[s, b, d]) for values in found]
+                    rows.append([statistic, block.name, "patches", distance, um, *pair, *[None] * len(QUANTILES)])
+                for standin in self.standins:
+                    values = [_number(value) for value in standin.quantiles[:, s, b]]
+                    rows.append([statistic, block.name, standin.name, None, None, self.drawn, None, None, *values])
+        return rows
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        base, (head, *rows) = self.settings.base, self.rows()
+        thumbnail = self.standins[0]
+        return {
+            "kin": __version__,
+            "slide": str(base.source.slide),
+            "model": str(base.model),
+            "patch_px": self.patch_px,
+            "mpp": self.mpp,
+            "patches": self.patches,
+            "drawn": self.drawn,
+            "seed": self.settings.seed,
+            "blocks": [{**asdict(block), "channels": _extent(block)} for block in self.blocks],
+            "similarity": [dict(zip(map(str, head), row, strict=True)) for row in rows],
+            "thumbnail": {
+                "outside_90_percent": _by_block(self.blocks, thumbnail.outside),
+                "deviation_over_usual": _by_block(self.blocks, thumbnail.deviation_ratio),
+            },
+            "seconds": self.seconds,
+        }
+
+
+def analyse(settings: AnalysisSettings, reporter: Reporter) -> Analysis:
+    """Measure a slide's patches, or take them from the table there is, and compare them.
+
+    Memory bound: that of pass 1, the statistics of the patches drawn and of 256 more.
+
+    Raises:
+        InputError: fewer than two patches are at least half tissue.
+    """
+    start = time.monotonic()
+    plan = make_plan(settings.base)
+    with plan.view.slide, kept_table(plan, settings.table) as store:
+        fleet = plan.fleet()
+        table = StatTable(store, rows=plan.grid.rows, cols=plan.grid.cols, channels=fleet.channels)
+        measured = measure_slide(
+            plan.view,
+            plan.grid,
+            plan.measured_cells,
+            fleet=fleet,
+            table=table,
+            side_px=plan.settings.norm.measured_px,
+            batch=plan.batch,
+            workers=plan.workers,
+            reporter=reporter,
+        )
+        if measured:
+            store.commit()
+        patches = _Patches(plan, table, settings)
+        blocks = layer_blocks(fleet.first.layers)
+        curve = patches.by_distance(blocks, reporter)
+        thumbnail = thumbnail_statistics(plan.view, None, engine=fleet.first, patch_px=settings.base.norm.patch_px)
+        standins = patches.standins(_with_deviations(thumbnail), blocks)
+    seconds = round(time.monotonic() - start, 1)
+    found, drawn = int(patches.wanted.sum()), len(patches.drawn)
+    return Analysis(settings, blocks, curve, standins, found, drawn, plan.view.mpp, seconds)
+
+
+class _Patches:
+    """The patches with enough tissue, and those drawn among them."""
+
+    def __init__(self, plan: Plan, table: StatTable, settings: AnalysisSettings) -> None:
+        self._plan, self._table = plan, table
+        self._reach = max(1, round(settings.reach_px / plan.settings.norm.patch_px))
+        self.wanted: npt.NDArray[np.bool_] = plan.weights >= _LEAST_TISSUE
+        places = np.argwhere(self.wanted)
+        if len(places) < 2:
+            slide = plan.settings.source.slide
+            hint = "take smaller ones by --patch-size, or all of them by --tissue none"
+            raise InputError(f"{slide}: {len(places)} patches are at least half tissue, so there are no pairs", hint)
+        if settings.patches < len(places):
+            chosen = np.random.default_rng(settings.seed).choice(len(places), settings.patches, replace=False)
+            places = places[np.sort(chosen)]
+        self.drawn = [Cell(int(row), int(col)) for row, col in places]
+
+    def by_distance(self, blocks: list[LayerBlock], reporter: Reporter) -> DistanceCurve:
+        """Every patch drawn with all others within reach, each pair once."""
+        grid = self._plan.grid
+        order = {cell: number for number, cell in enumerate(self.drawn)}
+        found = SimilarityByDistance(blocks, reach=self._reach)
+        with reporter.stage("pairs", len(self.drawn), "patches") as advance:
+            for cell in self.drawn:
+                own = self._table.read(cell)
+                others = (c for c in self._around(cell, grid) if order.get(c, len(order)) > order[cell])
+                for group in batched(others, _PAIRS_AT_ONCE):
+                    stats = np.stack([self._table.read(other) for other in group])
+                    away = np.array(group, np.float64) - np.array(cell)
+                    found.add(own, stats, distances=np.hypot(away[:, 0], away[:, 1]))
+                advance(1)
+        return found.curve()
+
+    def standins(self, thumbnail: Stats, blocks: list[LayerBlock]) -> list[Standin]:
+        """What the thumbnail, the average of all and the neighbourhood have instead of a patch's own statistics."""
+        plan = self._plan
+        own = np.stack([self._table.read(cell) for cell in self.drawn])
+        every = SmoothedTable(self._table, plan.weights, Kernel.parse("global")).block(range(1), range(1))[0, 0]
+        average = _with_deviations(every)
+        kernel = plan.settings.norm.effective_kernel
+        smooth = SmoothedTable(self._table, plan.weights, kernel, prior=plan.prior)
+        near = [
+            cosine(
+                _with_deviations(smooth.block(range(row, row + 1), range(col, col + 1))[0, 0]),
+                own[n : n + 1],
+                blocks=blocks,
+            )
+            for n, (row, col) in enumerate(self.drawn)
+        ]
+        return [
+            Standin(
+                "thumbnail",
+                quantiles(cosine(thumbnail, own, blocks=blocks)),
+                outside(thumbnail, own, blocks=blocks),
+                deviation_ratio(thumbnail, own, blocks=blocks),
+            ),
+            Standin("all patches", quantiles(cosine(average, own, blocks=blocks))),
+            Standin(f"neighbourhood {kernel}", quantiles(np.concatenate(near))),
+        ]
+
+    def _around(self, cell: Cell, grid: Grid) -> Iterator[Cell]:
+        reach = self._reach
+        rows = range(max(0, cell.row - reach), min(grid.rows, cell.row + reach + 1))
+        cols = range(max(0, cell.col - reach), min(grid.cols, cell.col + reach + 1))
+        return (Cell(row, col) for row in rows for col in cols if self.wanted[row, col])
+
+
+def _with_deviations(stats: Stats) -> Stats:
+    """Means and scales (2, C) as means and standard deviations; a scale of 0 is a deviation of 0."""
+    scale = stats[1]
+    return np.stack([stats[0], np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)])
+
+
+def _number(value: np.generic) -> float | int | None:
+    number: float | int = value.item()
+    return number if math.isfinite(number) else None
+
+
+def _extent(block: LayerBlock) -> list[int]:
+    return [block.channels.start, block.channels.stop]
+
+
+def _by_block(blocks: list[LayerBlock], values: Floats | None) -> dict[str, object]:
+    if values is None:
+        return {}
+    return {
+        block.name: [_number(value) for value in values[..., number].ravel()] for number, block in enumerate(blocks)
+    }

@@ -1,0 +1,149 @@
+"""Figures by matplotlib, an optional dependency: without pyplot, so without global state or a display."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from kin_cli.errors import OutputError, UsageError
+from kin_cli.figures.analysis import QUANTILES, STATISTICS, Analysis
+from kin_cli.store.files import os_errors_as_output_errors, write_atomic
+
+_KINDS = (".png", ".pdf", ".svg")
+_DPI = 200
+_SHADES = ("#c03030", "#4878b0", "#60a060")
+_GREY = "#555555"
+_LONGEST = 14  # characters of a line of the legend
+_NOTE = (
+    "Boxes: half of the patches, whiskers: 90 %.  "
+    "Cosine similarity over all channels of a block's norm layers; 1 is alike."
+)
+
+
+# FROM plots: Figures by matplotlib, an optional dependency: without pyplot, so without global state or a display.
+
+
+def check_figure_file(file: Path) -> None:
+    """Raise, before any work, what would keep a figure from being drawn and written to ``file``.
+
+    Raises:
+        UsageError: matplotlib cannot be used, or the file's ending is not .png, .pdf or .svg.
+        OutputError: there is no such folder, or ``file`` is one.
+    """
+    if file.suffix.lower() not in _KINDS:
+        raise UsageError(f"{file}: no known ending of a figure", "write " + ", ".join(_KINDS))
+    if file.is_dir() or not file.parent.is_dir():
+        what = "is a folder" if file.is_dir() else "there is no such folder to write it to"
+        raise OutputError(f"{file}: {what}", "choose another output with -o")
+    new_figure(1, 1)
+
+
+def new_figure(width_in: float, height_in: float) -> Any:
+    """An empty ``matplotlib.figure.Figure``; ``UsageError`` where matplotlib cannot be used."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except Exception as error:  # a broken installation may raise anything
+        reason = "" if isinstance(error, ModuleNotFoundError) else f" ({type(error).__name__}: {error})"
+        raise UsageError(f"figures need matplotlib{reason}", "pip install 'kin-cli[figures]'") from error
+    figure = Figure(figsize=(width_in, height_in), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, file: Path) -> None:
+    """Write a figure, whole or not at all, in the format of the file's ending; a PNG has 200 pixels per inch."""
+    kind, encoded = file.suffix.lower()[1:], io.BytesIO()
+    # dates and random ids would make every file another
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+    figure.savefig(encoded, format=kind, dpi=_DPI, metadata=metadata)
+    with os_errors_as_output_errors(file):
+        write_atomic(file, encoded.getvalue())
+
+
+# FROM analysis.pictures: Figures S1 and S2 of the paper for any slide and generator, on one page.
+
+
+def analysis_figure(found: Analysis) -> Any:
+    """Above: similarity against distance, per layer block. Below: of the patches to what stands for them."""
+    figure = new_figure(12.5, 8.6)
+    base = found.settings.base
+    heading = f"{base.source.slide.name}   ·   {base.model.name}   ·   {found.patches} patches of {found.patch_px} px"
+    if found.drawn < found.patches:
+        heading += f", {found.drawn} of them drawn"
+    figure.text(0.03, 0.975, heading, fontsize=10.5, weight="bold", va="top")
+    axes = figure.subplots(2, 2, gridspec_kw={"left": 0.065, "right": 0.875, "top": 0.915, "bottom": 0.11})
+    figure.subplots_adjust(hspace=0.34, wspace=0.16)
+    for s, statistic in enumerate(STATISTICS):
+        _draw_curves(axes[0][s], found, row=s)
+        axes[0][s].set_title(f"{statistic} of two patches, by their distance (S1)", fontsize=10, loc="left")
+        _draw_standins(axes[1][s], found, row=s)
+        axes[1][s].set_title(f"{statistic} of a patch, and what would stand for it (S2)", fontsize=10, loc="left")
+    axes[0][1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5, frameon=False, title="layer block")
+    handles = [_patch(shade) for shade, _ in zip(_SHADES, found.standins, strict=False)]
+    labels = [_wrapped(standin.name) for standin in found.standins]
+    axes[1][1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5, frameon=False)
+    figure.text(0.03, 0.01, _NOTE, fontsize=8, color=_GREY)
+    return figure
+
+
+def _draw_curves(axes: Any, found: Analysis, *, row: int) -> None:
+    from matplotlib import colormaps
+
+    count = len(found.blocks)
+    shades = colormaps["viridis"]
+    for b, block in enumerate(found.blocks):
+        shade = shades(0.92 * b / max(1, count - 1))
+        axes.plot(found.curve.distance, found.curve.mean[row, b], "o-", color=shade, label=block.name, ms=3.5, lw=1.6)
+    axes.set_ylabel("cosine similarity", fontsize=9)
+    where = f"distance, patches of {found.patch_px} px"
+    if found.mpp is not None:
+        where += f" = {found.patch_px * found.mpp:.0f} µm"
+    axes.set_xlabel(where, fontsize=9)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _plain(axes)
+
+
+def _draw_standins(axes: Any, found: Analysis, *, row: int) -> None:
+    count = len(found.standins)
+    width = 0.8 / count
+    for n, (standin, shade) in enumerate(zip(found.standins, _SHADES, strict=False)):
+        places = [b + (n - (count - 1) / 2) * width for b in range(len(found.blocks))]
+        low, lower, middle, upper, high = (standin.quantiles[q, row].tolist() for q in range(len(QUANTILES)))
+        boxes = [
+            {"whislo": a, "q1": b, "med": c, "q3": d, "whishi": e, "fliers": []}
+            for a, b, c, d, e in zip(low, lower, middle, upper, high, strict=True)
+        ]
+        style = {"boxprops": {"facecolor": shade, "alpha": 0.75, "lw": 0.6}, "medianprops": {"color": "black"}}
+        axes.bxp(
+            boxes,
+            positions=places,
+            widths=0.85 * width,
+            patch_artist=True,
+            showfliers=False,
+            manage_ticks=False,
+            **style,
+        )
+    axes.set_xticks(range(len(found.blocks)), [block.name for block in found.blocks], fontsize=8.5)
+    if len(found.blocks) > 8:
+        axes.tick_params(axis="x", rotation=50)
+    axes.set_ylabel("cosine similarity", fontsize=9)
+    _plain(axes)
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5)
+
+
+def _patch(shade: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=shade, alpha=0.75, edgecolor="black", linewidth=0.6)
+
+
+def _wrapped(name: str) -> str:
+    return name.replace(" ", "\n", 1) if len(name) > _LONGEST else name

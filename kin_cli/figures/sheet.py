@@ -1,0 +1,279 @@
+"""A sheet of pictures: rows and columns that show the same places, and a table of figures under the columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kin_cli.figures.compare import Column, Comparison
+from kin_cli.figures.plots import new_figure
+from kin_cli.geometry import Box, Size
+
+Pixels = npt.NDArray[np.uint8]
+
+_COLUMN_IN = 2.5
+_TALLEST = 1.5  # of a column's width
+_LEFT_IN, _GAP_IN, _EDGE_IN = 1.35, 0.09, 0.15
+_TITLE_IN, _LINE_IN, _SECTION_IN = 0.27, 0.2, 0.3
+_BOLD_CHARACTER_IN, _SMALL_CHARACTER_IN = 0.1, 0.06  # a little more than the mean of each font's characters
+_GREY = "#555555"
+_SHOWN = {
+    "ssim": "SSIM ↑",
+    "fsim": "FSIM ↑",
+    "sobel_y": "Sobel, Y ↓",
+    "piqe": "PIQE ↓",
+    "niqe": "NIQE ↓",
+    "histogram": "histogram ↑",
+    "fid": "FID ↓",
+}
+_NOTE = (
+    "R*: step in colour across the patch borders over that beside them, relative to the source; 1 is seamless.  "
+    "excess: the step alone; under 0.5 ΔE it is not visible.  Red ticks: patch borders."
+)
+
+
+# FROM compare.sheet: A sheet of pictures: rows and columns that show the same places, and a table of figures under the columns.
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A box on an overview, in pixels of an image of ``size``, with the name of the row that shows it."""
+
+    box: Box
+    size: Size
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Pictures side by side, one for each column; ``ticks``: (x, y) in shares of their sides, where a border runs."""
+
+    name: str
+    pictures: Sequence[Pixels]
+    marks: Sequence[Mark] = ()
+    ticks: tuple[float, float] | None = None
+
+    @property
+    def height_in(self) -> float:
+        """Height of the tallest picture, all being as wide as a column or as tall as is allowed."""
+        tallest: float = max(picture.shape[0] / picture.shape[1] for picture in self.pictures)
+        return _COLUMN_IN * min(tallest, _TALLEST)
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Columns with their titles, rows of pictures, and the lines of the table: a name and a text for each column."""
+
+    titles: Sequence[str]
+    rows: Sequence[Row]
+    table: Sequence[tuple[str, Sequence[str]]]
+    name: str = ""
+
+    @property
+    def height_in(self) -> float:
+        """Height with all gaps."""
+        pictures = sum(row.height_in + _GAP_IN for row in self.rows)
+        return _TITLE_IN + pictures + _GAP_IN + _LINE_IN * len(self.table) + _SECTION_IN
+
+
+@dataclass
+class _Page:
+    """A figure that is filled from the top; all measures in inches, ``y`` downwards."""
+
+    width: float
+    height: float
+    y: float = 0.0
+    figure: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.figure = new_figure(self.width, self.height)
+
+    def text(self, x: float, text: str, **style: Any) -> None:
+        style = {"ha": "center", "va": "top", "fontsize": 8.5} | style
+        self.figure.text(x / self.width, 1 - self.y / self.height, text, **style)
+
+    def axes(self, x: float, *, width: float, height: float) -> Any:
+        place = (x / self.width, 1 - (self.y + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(place)
+
+
+def draw_sheet(sections: Sequence[Section], *, heading: str, footnotes: Sequence[str] = ()) -> Any:
+    """The sheet as a ``matplotlib.figure.Figure``."""
+    columns = max(len(section.titles) for section in sections)
+    width = _LEFT_IN + columns * (_COLUMN_IN + _GAP_IN) + _EDGE_IN
+    head = _wrapped(heading, width, character_in=_BOLD_CHARACTER_IN)
+    notes = [line for note in footnotes for line in _wrapped(note, width, character_in=_SMALL_CHARACTER_IN)]
+    height = sum(section.height_in for section in sections) + _LINE_IN * (len(head) + len(notes) + 1) + 2 * _EDGE_IN
+    page = _Page(width, height, _EDGE_IN)
+    for line in head:
+        page.text(_EDGE_IN, line, ha="left", fontsize=10, weight="bold")
+        page.y += _LINE_IN
+    page.y += _EDGE_IN / 2
+    for section in sections:
+        _draw_section(page, section)
+    for line in notes:
+        page.text(_EDGE_IN, line, ha="left", fontsize=7.5, color=_GREY)
+        page.y += _LINE_IN
+    return page.figure
+
+
+def _wrapped(text: str, width_in: float, *, character_in: float) -> list[str]:
+    return textwrap.wrap(text, int((width_in - 2 * _EDGE_IN) / character_in))
+
+
+def _draw_section(page: _Page, section: Section) -> None:
+    left = [_LEFT_IN + number * (_COLUMN_IN + _GAP_IN) for number in range(len(section.titles))]
+    if section.name:
+        page.text(_LEFT_IN - 0.1, section.name, ha="right", fontsize=9.5, weight="bold")
+    for x, title in zip(left, section.titles, strict=True):
+        page.text(x + _COLUMN_IN / 2, title, fontsize=9.5, weight="bold")
+    page.y += _TITLE_IN
+    for row in section.rows:
+        for number, (x, picture) in enumerate(zip(left, row.pictures, strict=True)):
+            axes = page.axes(x, width=_COLUMN_IN, height=row.height_in)
+            _draw_picture(axes, picture, row=row, named=number == 0)
+        page.y += row.height_in / 2
+        page.text(_LEFT_IN - 0.1, row.name, ha="right", va="center", fontsize=9)
+        page.y += row.height_in / 2 + _GAP_IN
+    page.y += _GAP_IN  # below the ticks of the last row
+    for name, values in section.table:
+        page.text(_LEFT_IN - 0.1, name, ha="right", color=_GREY)
+        for x, value in zip(left, values, strict=True):
+            page.text(x + _COLUMN_IN / 2, value)
+        page.y += _LINE_IN
+    page.y += _SECTION_IN
+
+
+def _draw_picture(axes: Any, picture: Pixels, *, row: Row, named: bool) -> None:
+    height, width = picture.shape[:2]
+    axes.imshow(picture, extent=(0, width, height, 0))
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(linewidth=0.5, color=_GREY)
+    if row.ticks is not None:
+        x, y = row.ticks[0] * width, row.ticks[1] * height
+        # outside the picture, so that they hide nothing of the border that they point at
+        axes.set(xticks=[x], yticks=[y], xticklabels=[], yticklabels=[])
+        axes.tick_params(length=4, width=1.2, color="#c00000", top=True, right=True)
+    for mark in row.marks:
+        _draw_mark(axes, mark, scale=(width / mark.size.width, height / mark.size.height), named=named)
+
+
+def _draw_mark(axes: Any, mark: Mark, *, scale: tuple[float, float], named: bool) -> None:
+    from matplotlib.patches import Rectangle
+
+    x, y = mark.box.x * scale[0], mark.box.y * scale[1]
+    width, height = mark.box.width * scale[0], mark.box.height * scale[1]
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, linewidth=2, edgecolor="white"))
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, linewidth=0.9, edgecolor="black"))
+    if named:
+        box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.6}
+        axes.text(x, y, mark.name, fontsize=7.5, ha="center", va="center", bbox=box, clip_on=False)
+
+
+# FROM compare.pictures: A comparison as a sheet: Figure 4 of the paper for any slide, and its Figures S8 and S9.
+
+
+def comparison_sheet(found: Comparison) -> Any:
+    """Figure 4: the source and all variants side by side, the whole and close-ups, and the figures below."""
+    columns = (found.source, *found.variants)
+    section = Section([column.title for column in columns], _rows(found, columns), _table(found, columns))
+    return draw_sheet([section], heading=_heading(found), footnotes=[_NOTE, *found.notes])
+
+
+def sweep_sheet(found: Comparison, kinds: Sequence[tuple[str, Sequence[str]]]) -> Any:
+    """Figures S8 and S9: a section for each kind of kernel, in it a column for each size.
+
+    ``kinds`` names the variants of each section, which begins with the source; one may stand in several.
+    """
+    by_name = {column.name: column for column in found.variants}
+    sections = []
+    for kind, names in kinds:
+        columns = [found.source, *(by_name[name] for name in names)]
+        titles = [column.title for column in columns]
+        sections.append(Section(titles, _rows(found, columns), _table(found, columns), name=kind))
+    return draw_sheet(sections, heading=_heading(found), footnotes=[_NOTE, *found.notes])
+
+
+def csv_rows(found: Comparison) -> list[list[object]]:
+    """A heading and a row for every figure of every column."""
+    rows: list[list[object]] = [["column", "metric", "value", "better", "detail"]]
+    for column in (found.source, *found.variants):
+        for direction in ("both", "vertical", "horizontal"):
+            seam = column.seam(direction)
+            if seam is not None and column.seams is not None:
+                detail = f"{column.seams.statistic}, {seam.n} boundaries"
+                rows.append([column.name, f"R* {direction}", seam.headline, "lower", detail])
+                rows.append([column.name, f"R of the source {direction}", seam.source_ratio, "", detail])
+                rows.append([column.name, f"excess {direction}", seam.excess, "lower", column.seams.unit])
+        for figure in column.figures:
+            if not figure.metric.startswith("seams "):
+                rows.append([column.name, figure.metric, figure.value, figure.better, figure.detail])
+    return rows
+
+
+def figures_text(found: Comparison) -> str:
+    """The table of figures for a terminal: a line for each column of the sheet."""
+    columns = (found.source, *found.variants)
+    table = _table(found, columns)
+    lines = [("", *(name for name, _ in table))]
+    lines += [(column.title, *(texts[n] for _, texts in table)) for n, column in enumerate(columns)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
+
+
+def _heading(found: Comparison) -> str:
+    base, view = found.settings.base, found.view
+    scale = "" if view.mpp is None else f", {view.mpp:.3g} µm/px"
+    parts = (f"{base.source.slide.name}, {view.size} px{scale}", base.model.name, f"patches of {base.norm.patch_px} px")
+    return "   ·   ".join(parts)
+
+
+def _rows(found: Comparison, columns: Sequence[Column]) -> list[Row]:
+    names = [chr(ord("a") + number) for number in range(len(found.boxes))]
+    marks = [Mark(box, found.view.size, name) for box, name in zip(found.boxes, names, strict=True)]
+    rows = [Row("whole", [column.overview for column in columns], marks)]
+    for number, (box, corner) in enumerate(zip(found.boxes, found.corners, strict=True)):
+        ticks = None if corner is None else ((corner.x - box.x) / box.width, (corner.y - box.y) / box.height)
+        name = f"{names[number]}   {box.width} px"
+        rows.append(Row(name, [column.close_ups[number] for column in columns], ticks=ticks))
+    return rows
+
+
+def _table(found: Comparison, columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
+    unit = next((column.seams.unit for column in found.variants if column.seams is not None), "ΔE")
+    table = [
+        ("R* vertical ↓", [_ratio(found, column, direction="vertical") for column in columns]),
+        ("R* horizontal ↓", [_ratio(found, column, direction="horizontal") for column in columns]),
+        (f"excess, {unit} ↓", [_excess(column) for column in columns]),
+    ]
+    for metric, name in _SHOWN.items():
+        values = [_value(column, metric) for column in columns]
+        if any(values):
+            table.append((name, [value or "–" for value in values]))
+    return table
+
+
+def _ratio(found: Comparison, column: Column, *, direction: str) -> str:
+    seam = column.seam(direction)
+    if seam is not None:
+        return "–" if seam.headline is None else f"{seam.headline:.3g}"
+    control = found.variants[0].seam(direction)
+    return "–" if control is None or control.source_ratio is None else f"(R {control.source_ratio:.2f})"
+
+
+def _excess(column: Column) -> str:
+    seam = column.seam()
+    return "–" if seam is None or seam.excess is None else f"{seam.excess:.2f}"
+
+
+def _value(column: Column, metric: str) -> str:
+    value = next((figure.value for figure in column.figures if figure.metric == metric), None)
+    return "" if value is None else f"{value:.3g}"

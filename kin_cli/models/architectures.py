@@ -1,0 +1,295 @@
+"""Which generator a state dict belongs to: layout and sizes from its keys and shapes alone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, groupby
+from typing import NoReturn
+
+import torch
+from torch import nn
+
+from kin_cli.models.resnet import BlurDownsample, BlurUpsample, ResnetGenerator, ResnetSpec, UrustGenerator, UrustSpec
+from kin_cli.models.unet import MIN_DOWNS, UnetGenerator, UnetSpec
+from kin_cli.models.weights import Weights, listed
+
+Spec = ResnetSpec | UrustSpec | UnetSpec
+
+_KNOWN_HINT = (
+    "known layouts: resnet-cyclegan, resnet-cut, resnet (antialias down or up only), urust, unet_128, unet_256"
+)
+
+# keys of weights inside the blocks that only this layout has
+_RESNET = re.compile(r"model\.(\d+)\.conv_block\.\d+\.weight")
+_RESNET_LAYER = re.compile(r"model\.(\d+)\.")
+_URUST = re.compile(r"resnetblocks4\.(\d+)\.model\.\d+\.weight")
+_UNET = re.compile(r"(model\.model\.)(?:1\.model\.)(?:3\.model\.)*\d+\.weight")
+
+_OTHER_NETWORKS = (
+    (r"model\.0\.weight", "a PatchGAN discriminator"),
+    (r"features\.\d+\.weight", "a VGG or another classifier"),
+    (r"layer1\.0\.conv1\.weight", "a ResNet classifier"),
+    (r"mlp_\d+\.", "the projection head of CUT (net_F)"),
+)
+_RESIDUAL = ("conv_block", "resnetblocks")
+_UNET_DOWN = ".2"  # in each of a U-Net's blocks the norm on the way down is layer 2, that on the way up 6 or 4
+_MAX_STRIP_PX = 1 << 14
+
+
+# FROM models.layouts: Which generator a state dict belongs to: layout and sizes from its keys and shapes alone.
+
+
+def build(spec: Spec) -> nn.Module:
+    """The generator of a spec, freshly initialised by PyTorch's defaults; build it on ``meta`` to learn its keys."""
+    if isinstance(spec, ResnetSpec):
+        return ResnetGenerator(spec)
+    return UrustGenerator(spec) if isinstance(spec, UrustSpec) else UnetGenerator(spec)
+
+
+def detect(weights: Weights) -> Spec:
+    """The spec whose keys and shapes these are, all of them and no others.
+
+    Affine parameters may have the shape (1, C, 1, 1) instead of (C,). Dropout in a U-Net leaves no trace and is
+    reported as False.
+
+    Raises ``ModelError`` naming what does not fit: another network, BatchNorm, missing or unexpected keys, other
+    shapes, other than three channels in or out, a blur filter other than the official one.
+    """
+    names = list(weights.tensors)
+    # by what lies inside, not by the first key: a discriminator has model.0 and model.2, too
+    if any(_RESNET.fullmatch(name) for name in names):
+        spec: Spec = _resnet_spec(weights)
+    elif any(_URUST.fullmatch(name) for name in names):
+        spec = _urust_spec(weights)
+    elif any(_UNET.fullmatch(name) for name in names):
+        spec = _unet_spec(weights)
+    else:
+        _refuse_unknown(weights)
+    # official generators give their convolutions no bias in front of BatchNorm, and only there
+    if weights.running_stats and not isinstance(spec, UrustSpec) and spec.affine and not spec.bias:
+        weights.refuse("is a generator with BatchNorm", "KIN needs InstanceNorm: train with --norm instance")
+    _require_fit(weights, spec)
+    if (spec.in_channels, spec.out_channels) != (3, 3):
+        weights.refuse(
+            f"translates {spec.in_channels} channels to {spec.out_channels}", "KIN needs a generator from RGB to RGB"
+        )
+    return spec
+
+
+def _resnet_spec(weights: Weights) -> ResnetSpec:
+    names = weights.tensors
+    first, last = _numbers(weights, _RESNET, "model.{}.conv_block")
+    filters = [int(name.split(".")[1]) for name in names if re.fullmatch(r"model\.\d+\.filt", name)]
+    tail = max(int(match[1]) for name in names if (match := _RESNET_LAYER.match(name)))
+    width, in_channels = _channels(weights, "model.1.weight")
+    out_channels, _ = _channels(weights, f"model.{tail}.weight")
+    return ResnetSpec(
+        width=width,
+        blocks=last - first + 1,
+        # a blur is one more layer in each of two steps, so it shows in the numbers, too: a missing key can be named
+        antialias_down=first == 12 or any(layer < first for layer in filters),
+        antialias_up=tail - last == 10 or any(layer > last for layer in filters),
+        affine=_any_key(weights, r"model\.2\.weight|model\.\d+\.conv_block\.2\.weight"),
+        dropout=not _any_key(weights, r"model\.\d+\.conv_block\.5\.weight"),
+        in_channels=in_channels,
+        out_channels=out_channels,
+        bias=_any_key(weights, r"model\.1\.bias|model\.\d+\.conv_block\.1\.bias"),
+    )
+
+
+def _urust_spec(weights: Weights) -> UrustSpec:
+    _, last = _numbers(weights, _URUST, "resnetblocks4.{}")
+    width, in_channels = _channels(weights, "block1.0.weight")
+    out_channels, _ = _channels(weights, "block7.1.weight")
+    return UrustSpec(
+        width=width,
+        blocks=last + 1,
+        affine=_any_key(weights, r"block1\.1\.weight|resnetblocks4\.\d+\.model\.2\.weight"),
+        in_channels=in_channels,
+        out_channels=out_channels,
+    )
+
+
+def _unet_spec(weights: Weights) -> UnetSpec:
+    width, in_channels = _channels(weights, "model.model.0.weight")
+    # of a transposed convolution the outputs come second
+    _, out_channels = _channels(weights, "model.model.3.weight")
+    # every halving nests its keys one "model." deeper
+    downs = max(name.count("model.") for name in weights.tensors if _UNET.fullmatch(name)) - 1
+    if downs < MIN_DOWNS:
+        weights.refuse(f"is a U-Net of {downs} halvings", f"official U-Nets have at least {MIN_DOWNS}")
+    return UnetSpec(
+        width=width,
+        downs=downs,
+        affine="model.model.1.model.2.weight" in weights.tensors,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        bias=_any_key(weights, r"model\.model\.0\.bias|model\.model\.1\.model\.1\.bias"),
+    )
+
+
+def _numbers(weights: Weights, pattern: re.Pattern[str], block: str) -> tuple[int, int]:
+    """First and last number of the residual blocks, which must be consecutive."""
+    seen = {int(match[1]) for name in weights.tensors if (match := pattern.fullmatch(name))}
+    first, last = min(seen), max(seen)
+    if last - first + 1 != len(seen):
+        gap = next(number for number in range(first, last) if number not in seen)
+        weights.refuse(f"lacks the residual block {block.format(gap)}", "export the whole state dict of the generator")
+    return first, last
+
+
+def _channels(weights: Weights, name: str) -> tuple[int, int]:
+    """First two extents of a convolution's weight."""
+    tensor = weights.tensors.get(name)
+    if tensor is None:
+        weights.refuse(f"lacks the key {name}", "export the whole state dict of the generator")
+    if tensor.dim() != 4 or tensor.numel() == 0:
+        weights.refuse(f"has a {name} of shape {tuple(tensor.shape)}, which no convolution has", _KNOWN_HINT)
+    return tensor.shape[0], tensor.shape[1]
+
+
+def _any_key(weights: Weights, pattern: str) -> bool:
+    return any(re.fullmatch(pattern, name) for name in weights.tensors)
+
+
+def _require_fit(weights: Weights, spec: Spec) -> None:
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in build(spec).state_dict().items()}
+    missing = [name for name in expected if name not in weights.tensors]
+    unexpected = [name for name in weights.tensors if name not in expected]
+    problems = [f"lacks {listed(missing)}"] if missing else []
+    problems += [f"has unexpected keys: {listed(unexpected)}"] if unexpected else []
+    if problems:
+        weights.refuse(
+            f"does not fit the layout {spec.layout}: it {' and '.join(problems)}",
+            "export the whole state dict of the generator, unchanged",
+        )
+    for name, tensor in weights.tensors.items():
+        shape, found = expected[name], tuple(tensor.shape)
+        if found not in (shape, (1, *shape, 1, 1)):
+            weights.refuse(f"has a {name} of shape {found} where {spec.layout} needs {shape}", _KNOWN_HINT)
+        if tensor.layout != torch.strided or tensor.is_meta or not tensor.dtype.is_floating_point:
+            weights.refuse(
+                f"holds no plain floating-point weights in {name}: {tensor.dtype}, {tensor.layout}, {tensor.device}",
+                "export the weights as they were in training",
+            )
+        if name.endswith(".filt"):
+            _require_official_blur(weights, name)
+
+
+def _require_official_blur(weights: Weights, name: str) -> None:
+    """The generator does not read these buffers, so another filter would be another network."""
+    found = weights.tensors[name]
+    official = BlurDownsample(len(found)) if found.shape[-1] == 3 else BlurUpsample(len(found))
+    if not torch.equal(found.float(), official.filt):
+        weights.refuse(f"has a blur filter {name} other than the official one", _KNOWN_HINT)
+
+
+def _refuse_unknown(weights: Weights) -> NoReturn:
+    names = list(weights.tensors)
+    other = next((what for pattern, what in _OTHER_NETWORKS if any(re.match(pattern, name) for name in names)), None)
+    what = f"looks like {other}, not like a generator" if other else "is of an unknown network"
+    weights.refuse(f"{what}; keys seen: {listed(names)}", _KNOWN_HINT)
+
+
+# FROM models.blocks: The norm layers of a generator in the blocks that its authors speak of: conv, down, residual, up.
+
+
+@dataclass(frozen=True)
+class LayerBlock:
+    """Consecutive norm layers, and the channels of the table that are theirs."""
+
+    name: str
+    layers: int
+    channels: slice
+
+
+def layer_blocks(layers: Sequence[tuple[str, int]]) -> list[LayerBlock]:
+    """The blocks of ``PatchedNetwork.layers``, (name, channels) in the order in which they run.
+
+    A ResNet has ``conv``, ``down 1``, ``down 2``, ``residual`` (all of them), ``up 1``, ``up 2``, as in the paper's
+    Figure S1; a U-Net has one block for every norm layer. Names are those of the known layouts.
+    """
+    starts = [0, *accumulate(channels for _, channels in layers)]
+    blocks: list[LayerBlock] = []
+    numbered = enumerate(_kinds([name for name, _ in layers]))
+    for kind, group in groupby(numbered, key=lambda pair: pair[1] if pair[1] == "residual" else pair):
+        members = [number for number, _ in group]
+        name = kind if isinstance(kind, str) else kind[1]
+        if name in ("down", "up"):
+            name = f"{name} {1 + sum(block.name.startswith(name) for block in blocks)}"
+        channels = slice(starts[members[0]], starts[members[-1] + 1])
+        blocks.append(LayerBlock(name, len(members), channels))
+    return blocks
+
+
+def _kinds(names: list[str]) -> list[str]:
+    residual = [number for number, name in enumerate(names) if any(part in name for part in _RESIDUAL)]
+    if not residual:
+        return ["down" if name.endswith(_UNET_DOWN) else "up" for name in names]
+    kinds = []
+    for number in range(len(names)):
+        before = "conv" if number == 0 else "down"
+        kinds.append("residual" if number in residual else before if number < residual[0] else "up")
+    return kinds
+
+
+# FROM models.receptive: How far the network looks: the halo of real pixels that makes a window's inner pixels independent of its border. Norm layers do not count: under KIN their statistics come from the table.
+
+
+@lru_cache
+def halo_px(spec: Spec) -> int:
+    """Largest distance in pixels between an input pixel and an output pixel that it can change.
+
+    A U-Net of n halvings has a closed form: n convolutions of 4 taps and stride 2 down and n up reach 3 · (2ⁿ - 1)
+    pixels, 765 for ``unet_256``. All others are measured, as ``measured_radius_px`` does, at a width of 1.
+    """
+    if isinstance(spec, UnetSpec):
+        return 3 * (spec.stride - 1)
+    narrow = dataclasses.replace(spec, width=1, in_channels=1, out_channels=1, affine=False)
+    with torch.device("meta"):
+        module = build(narrow)
+    return measured_radius_px(module, stride=spec.stride, in_channels=1)
+
+
+def measured_radius_px(module: nn.Module, *, stride: int, in_channels: int = 3) -> int:
+    """Largest distance over which a convolutional network (B, C, H, W) → (B, C', H, W) carries an impulse, in pixels.
+
+    In a copy without InstanceNorm every weight is positive, in float64, so that nothing cancels and the response is
+    non-zero exactly where the receptive field reaches. Impulses at every phase of ``stride`` are tried, along x;
+    kernels are taken to be square. The module may be on the ``meta`` device.
+
+    Raises ``ValueError`` where the response reaches the border of every strip tried (16,384 px wide).
+    """
+    probe = _positive_copy(module)
+    height, width = max(8, stride), 64 * stride
+    while width <= _MAX_STRIP_PX:
+        impulses = torch.zeros(stride, in_channels, height, width, dtype=torch.float64)
+        columns = [width // 2 + phase for phase in range(stride)]
+        for phase, column in enumerate(columns):
+            impulses[phase, :, height // 2, column] = 1.0
+        with torch.inference_mode():
+            response = probe(impulses).ne(0).any(dim=2).any(dim=1)  # (stride, width)
+        if not response[:, [0, -1]].any():
+            reached = [row.nonzero().flatten() for row in response]
+            return max(max(c - int(hit[0]), int(hit[-1]) - c) for c, hit in zip(columns, reached, strict=True))
+        width *= 2
+    raise ValueError(f"the receptive field of the network is wider than {_MAX_STRIP_PX} px")
+
+
+def _positive_copy(module: nn.Module) -> nn.Module:
+    probe = copy.deepcopy(module).to_empty(device="cpu").double().eval()
+    for name, layer in list(probe.named_modules()):
+        if isinstance(layer, nn.InstanceNorm2d):
+            parent, _, attribute = name.rpartition(".")
+            setattr(probe.get_submodule(parent), attribute, nn.Identity())
+    with torch.no_grad():
+        for tensor in (*probe.parameters(), *probe.buffers()):
+            # kernels small enough that Tanh does not saturate, large enough that nothing underflows; biases 0
+            tensor.fill_(1.0 / tensor[0].numel() if tensor.dim() > 1 else 0.0)
+    return probe

@@ -1,1 +1,0 @@
-"""Threads with bounded queues; knows nothing of slides or networks."""
