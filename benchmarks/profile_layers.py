@@ -38,7 +38,7 @@ def table(name: str, work: Callable[[], object], *, device: torch.device, calls:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layout", default="cut", choices=["cut", "cyclegan", "urust"])
+    parser.add_argument("--architecture", default="cut", choices=["cut", "cyclegan", "urust"])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=9)
     parser.add_argument("--patch-size", type=int, default=512)
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=30)
     options = parser.parse_args()
     device = ready_devices(options.device)[0]
-    spec = RandomGenerator(options.layout, options.width, options.blocks).spec
+    spec = RandomGenerator(options.architecture, options.width, options.blocks).spec
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "random.safetensors"
         torch.manual_seed(0)
@@ -65,7 +65,7 @@ def main() -> None:
     cells, lookup = np.ascontiguousarray(stats[:, None, None]), Lookup(side, 0, "nearest")
     kind = {"device": device, "calls": options.calls, "rows": options.rows}
     kernels = "compiled" if options.compile else "eager"
-    print(f"{options.layout}, width {options.width}, {options.blocks} blocks, {precision}, {kernels}", end=", ")
+    print(f"{options.architecture}, width {options.width}, {options.blocks} blocks, {precision}, {kernels}", end=", ")
     print(f"batch {options.batch_size}")
     table("measure (pass 1)", lambda: engine.measure(images), **kind)
     table("apply (pass 2)", lambda: engine.apply(images, cells, lookup), **kind)

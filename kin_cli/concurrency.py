@@ -41,7 +41,7 @@ def prefetch(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Sink(Generic[Item]):
+class WorkQueue(Generic[Item]):
     """Threads that consume what the caller submits; ``submit`` waits while ``limit`` items are under way.
 
     Memory bound: ``limit`` items. The first failure is raised by the next ``submit`` or at the end of the ``with``.
@@ -58,7 +58,7 @@ class Sink(Generic[Item]):
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._function, item))
 
-    def __enter__(self) -> Sink[Item]:
+    def __enter__(self) -> WorkQueue[Item]:
         return self
 
     def __exit__(

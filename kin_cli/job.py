@@ -18,20 +18,20 @@ from kin_cli import __version__
 from kin_cli.errors import OutputError
 from kin_cli.geometry import Cell
 from kin_cli.norm.table import SmoothedTable, Statistics, StatTable, UniformStatistics
-from kin_cli.passes.apply import Painter, TileStores, apply_slide
+from kin_cli.passes.apply import TileSink, TileStores, apply_slide
 from kin_cli.passes.background import fill_background
-from kin_cli.passes.engine import Fleet
+from kin_cli.passes.engine import EnginePool, Execution
 from kin_cli.passes.measure import measure_slide, thumbnail_statistics
 from kin_cli.plan import Plan
-from kin_cli.progress import Reporter
+from kin_cli.progress import Progress
 from kin_cli.pyramid.check import finished_record, verified_record
 from kin_cli.pyramid.levels import build_levels
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_flat, write_pyramid
 from kin_cli.slide.unreadable import Faults, strict
 from kin_cli.store.blobs import BlobStore
-from kin_cli.store.files import os_errors_as_output_errors, sync_folder, write_atomic
-from kin_cli.store.work import ALONE, WorkFolder, check_disk, kept_store, made_by, open_work, work_folder
+from kin_cli.store.files import os_errors_as_output_errors, sync_folder, work_folder, write_atomic
+from kin_cli.store.work import ALONE, WorkFolder, check_disk, kept_store, made_by, open_work
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 1 << 16
@@ -66,9 +66,9 @@ class Job:
                 yield job
 
     @cached_property
-    def fleet(self) -> Fleet:
+    def engines(self) -> EnginePool:
         """The generator on its devices."""
-        return self.plan.fleet()
+        return self.plan.engines()
 
     @cached_property
     def _table_store(self) -> BlobStore:
@@ -99,60 +99,56 @@ class Job:
                 raise
             return None  # killed between giving the output its name and writing the record: do that again
 
-    def painter(self, block_rows: range | None = None) -> Painter:
+    def sink(self, block_rows: range | None = None) -> TileSink:
         """What keeps finished tiles."""
         layout, base = self.plan.layout, len(self.plan.layout.grid(0))
         stores = TileStores(
-            self._store("tiles", layout.tile_count), self._store("mixed", base), self._store("glass", base)
+            self._store("tiles", layout.tile_count), self._store("partial", base), self._store("background", base)
         )
-        return Painter(self.plan.windows, layout, self.plan.codec, stores, self.plan.mask, block_rows)
+        return TileSink(self.plan.windows, layout, self.plan.codec, stores, self.plan.mask, block_rows)
 
-    def statistics(self, cells: Sequence[Cell], reporter: Reporter) -> Statistics:
+    def statistics(self, cells: Sequence[Cell], progress: Progress) -> Statistics:
         """Pass 1 over those of ``cells`` that no job has measured yet, and the kernel."""
         plan, norm = self.plan, self.plan.settings.norm
         with self._clock("measure"):
             if norm.method == "tin":
-                stats = thumbnail_statistics(plan.view, norm.thumbnail, engine=self.fleet.first, patch_px=norm.patch_px)
+                stats = thumbnail_statistics(
+                    plan.view, norm.thumbnail, engine=self.engines.first, patch_px=norm.patch_px
+                )
                 return UniformStatistics(stats)
             fill = plan.settings.source.on_read_error == "fill"
             measured = measure_slide(
                 strict(plan.view),
                 plan.grid,
                 cells,
-                fleet=self.fleet,
-                table=self._table,
+                self._table,
                 side_px=norm.measured_px,
-                batch=plan.batch,
-                workers=plan.workers,
-                reporter=reporter,
+                execution=self._execution(progress),
                 unreadable=self.faults.add_patch if fill else None,
             )
             if measured:
                 self._table_store.commit()
             return SmoothedTable(self._table, plan.table_weights, norm.effective_kernel, prior=plan.prior)
 
-    def apply(self, table: Statistics, painter: Painter, reporter: Reporter) -> None:
+    def apply(self, statistics: Statistics, sink: TileSink, progress: Progress) -> None:
         """Pass 2."""
         plan = self.plan
         with self._clock("apply"):
             apply_slide(
                 plan.view,
-                table,
-                painter,
-                fleet=self.fleet,
+                statistics,
+                sink,
                 lookup=plan.lookup,
-                batch=plan.batch,
-                workers=plan.workers,
-                reporter=reporter,
+                execution=self._execution(progress),
             )
 
-    def finish(self, painter: Painter, reporter: Reporter) -> dict[str, object]:
+    def finish(self, sink: TileSink, progress: Progress) -> dict[str, object]:
         """Fill the background, make the levels, write the output and its record, which is returned."""
         plan, output = self.plan, self.plan.settings.output
         with self._clock("background"):
-            fill_background(plan.view, painter, mode=output.background, workers=plan.workers, reporter=reporter)
+            fill_background(plan.view, sink, mode=output.background, workers=plan.workers, progress=progress)
         with self._clock("pyramid"):
-            finish_pyramid(painter.stores.tiles, plan, reporter)
+            finish_pyramid(sink.stores.tiles, plan, progress)
         record = _record(plan, self._clock, self.faults)
         draft = self._work.path("record.json")  # here, so that a death leaves no temporary file beside the output
         with os_errors_as_output_errors(output.record_path):
@@ -166,12 +162,15 @@ class Job:
         self._stores.close()
         self._work.remove()
 
+    def _execution(self, progress: Progress) -> Execution:
+        return Execution(self.engines, self.plan.batch, self.plan.workers, progress)
+
     def _store(self, name: str, capacity: int) -> BlobStore:
         store = BlobStore(self._work.folder, name, shard=self._shard, capacity=capacity)
         return self._stores.enter_context(store)
 
 
-def skipped(plan: Plan, reporter: Reporter) -> dict[str, object] | None:
+def skipped(plan: Plan, progress: Progress) -> dict[str, object] | None:
     """The record of an output that needs no work, if that may be skipped and there is one; it is verified first."""
     output = plan.settings.output
     if not output.skip_existing or not output.path.exists() or work_folder(output.path).exists():
@@ -181,20 +180,20 @@ def skipped(plan: Plan, reporter: Reporter) -> dict[str, object] | None:
     except OutputError as error:
         if not output.overwrite:
             raise
-        reporter.note(f"{error.message}: it is replaced")
+        progress.note(f"{error.message}: it is replaced")
         return None
 
 
-def finish_pyramid(tiles: BlobStore, plan: Plan, reporter: Reporter) -> None:
+def finish_pyramid(tiles: BlobStore, plan: Plan, progress: Progress) -> None:
     """Make the levels above the base and write the output under its final name."""
     layout, codec, output = plan.layout, plan.codec, plan.settings.output
-    with reporter.stage("pyramid", layout.reduced_count) as advance:
-        build_levels(tiles, layout, codec=codec, workers=plan.workers, progress=advance)
+    with progress.stage("pyramid", layout.reduced_count) as advance:
+        build_levels(tiles, layout, codec=codec, workers=plan.workers, advance=advance)
     if output.flat:
         write_flat(tiles, layout, codec=codec, info=_info(plan), destination=output.path)
         return
-    with reporter.stage("write", layout.tile_count) as advance:
-        write_pyramid(tiles, layout, codec=codec, info=_info(plan), destination=output.path, progress=advance)
+    with progress.stage("write", layout.tile_count) as advance:
+        write_pyramid(tiles, layout, codec=codec, info=_info(plan), destination=output.path, advance=advance)
 
 
 def _info(plan: Plan) -> ImageInfo:
@@ -215,7 +214,7 @@ def _record(plan: Plan, clock: _Clock, faults: Faults) -> dict[str, object]:
         "torch": torch.__version__,
         "slide": str(plan.settings.source.slide),
         "model": str(plan.settings.model),
-        "layout": plan.generator.layout,
+        "architecture": plan.generator.architecture,
         "model_notes": list(plan.generator.notes),
         "output": str(output),
         "settings": plan.fingerprint(),

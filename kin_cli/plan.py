@@ -19,16 +19,16 @@ from kin_cli.geometry import Cell, Grid
 from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
-from kin_cli.passes.engine import Engine, Fleet
-from kin_cli.passes.windows import WindowPlan
+from kin_cli.passes.engine import Engine, EnginePool
+from kin_cli.passes.windows import WindowGrid
 from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.layout import Blocks, PyramidLayout, plan_blocks
+from kin_cli.pyramid.layout import Blocks, PyramidLayout, fit_blocks
 from kin_cli.settings import Settings, SourceSettings
 from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.slide.open import open_source
 from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
-from kin_cli.store.work import work_folder
+from kin_cli.store.files import work_folder
 
 _WORTH_COMPILING = 256  # patches
 _PRIOR = 0.01  # of a kernel full of tissue: 1 % inside tissue, most of it around specks of dust
@@ -41,7 +41,7 @@ _WINDOW_BYTES = {"cpu": 3 << 30, "cuda": 6 << 30}
 _WINDOW_PX = {"cpu": 1024, "cuda": 2048}
 _BATCH_BYTES = 3 << 29
 _BATCH = 8  # more gained nothing: each patch is work enough to fill a GPU
-_FREE_SHARE = 0.7  # of a device that others may use, too
+_FREE_FRACTION = 0.7  # of a device that others may use, too
 
 
 # FROM plan: What a translation will do, known before any work: grid, tissue, windows, memory and disk.
@@ -73,9 +73,9 @@ class Plan:
         wanted = self.settings.compute.compile
         return wanted == "on" or (wanted == "auto" and self.device.type == "cuda" and self.cells >= _WORTH_COMPILING)
 
-    def fleet(self) -> Fleet:
+    def engines(self) -> EnginePool:
         """The generator on every device."""
-        return Fleet(
+        return EnginePool(
             [
                 Engine(
                     self.generator,
@@ -99,7 +99,7 @@ class Plan:
         """Tissue share of every cell (rows, cols): its weight in the kernel; 1 everywhere without a mask."""
         if not self._masked:
             return np.ones((self.grid.rows, self.grid.cols), np.float32)
-        return self.mask.share(self.grid)
+        return self.mask.fraction(self.grid)
 
     @cached_property
     def table_weights(self) -> NDArray[np.float32]:
@@ -107,7 +107,7 @@ class Plan:
         norm = self.settings.norm
         if norm.measured_px == norm.patch_px or not self._masked:
             return self.weights
-        return self.mask.share(self.grid, side=norm.measured_px)
+        return self.mask.fraction(self.grid, side=norm.measured_px)
 
     @property
     def prior(self) -> float:
@@ -120,12 +120,12 @@ class Plan:
     @property
     def _masked(self) -> bool:
         tissue = self.settings.source.tissue
-        return tissue != "none" and (tissue != "auto" or self.view.slide.has_glass_by_default)
+        return tissue != "none" and (tissue != "auto" or self.view.slide.expects_background)
 
     @cached_property
     def blocks(self) -> Blocks:
         """How windows and tiles nest."""
-        return plan_blocks(self.window_px, self.view.size)
+        return fit_blocks(self.window_px, self.view.size)
 
     @cached_property
     def layout(self) -> PyramidLayout:
@@ -137,9 +137,9 @@ class Plan:
         return PyramidLayout(self.view.size, tile)
 
     @cached_property
-    def windows(self) -> WindowPlan:
+    def windows(self) -> WindowGrid:
         """The windows of pass 2."""
-        return WindowPlan(
+        return WindowGrid(
             self.grid,
             self.layout.grid(0),
             self.weights > 0,
@@ -289,7 +289,7 @@ def make_plan(settings: Settings) -> Plan:
     for name, side in (("patch", patch_px), ("measure", settings.norm.measured_px)):
         if side % generator.stride:
             raise UsageError(
-                f"{name} size {side} is not a multiple of {generator.stride}", f"{generator.layout} needs that"
+                f"{name} size {side} is not a multiple of {generator.stride}", f"{generator.architecture} needs that"
             )
     halo = generator.halo if settings.norm.halo_px is None else settings.norm.halo_px
     halo = math.ceil(halo / generator.stride) * generator.stride
@@ -364,7 +364,7 @@ def activation_bytes(generator: Generator, side_px: int, precision: Precision) -
     At the widest place of full resolution a convolution's input, its output and a padded copy of that are alive: three
     maps. The fourth is what the allocator loses between them.
     """
-    widest = 2 * generator.width if "cyclegan" not in generator.layout else generator.width
+    widest = 2 * generator.width if "cyclegan" not in generator.architecture else generator.width
     return 4 * widest * side_px**2 * (4 if precision == "fp32" else 2)
 
 
@@ -383,5 +383,5 @@ def auto_batch(generator: Generator, side_px: int, *, device: torch.device, prec
     if device.type == "cpu":
         return 1
     free, _total = torch.cuda.mem_get_info(device)
-    allowed = min(_BATCH_BYTES, int(_FREE_SHARE * free))
+    allowed = min(_BATCH_BYTES, int(_FREE_FRACTION * free))
     return max(1, min(_BATCH, allowed // activation_bytes(generator, side_px, precision)))

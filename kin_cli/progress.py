@@ -14,7 +14,7 @@ class Advance(Protocol):
         """So many units are finished; ``detail`` is what there is to say about the last of them."""
 
 
-class Reporter(Protocol):
+class Progress(Protocol):
     """Receives the progress of a run."""
 
     def stage(self, name: str, total: int, unit: str = "tiles") -> AbstractContextManager[Advance]:
@@ -24,7 +24,7 @@ class Reporter(Protocol):
         """One line that the user should read."""
 
 
-class SilentReporter:
+class SilentProgress:
     """Reports to nobody."""
 
     @contextmanager

@@ -6,9 +6,9 @@ from kin_cli import __version__
 from kin_cli.concurrency import available_cores, prefetch
 from kin_cli.errors import OutputError
 from kin_cli.geometry import Cell, Size
-from kin_cli.progress import Reporter
+from kin_cli.progress import Progress
 from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.layout import PyramidLayout, plan_blocks
+from kin_cli.pyramid.layout import PyramidLayout, fit_blocks
 from kin_cli.pyramid.levels import build_levels, pad_tile
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_flat, write_pyramid
@@ -20,7 +20,7 @@ from kin_cli.store.work import WorkFolder
 _TILE_PX = 512
 
 
-def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int | None, reporter: Reporter) -> None:
+def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int | None, progress: Progress) -> None:
     """Write a procedural H&E-like slide; the same size and seed give the same file.
 
     Memory bound: 2 tiles for each of ``workers`` threads.
@@ -28,7 +28,7 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
     if output.path.exists() and not output.overwrite:
         raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")
     workers = workers or min(8, available_cores())
-    slide, tile = SampleSlide(size, seed=seed), plan_blocks(_TILE_PX, size).tile
+    slide, tile = SampleSlide(size, seed=seed), fit_blocks(_TILE_PX, size).tile
     codec = Codec("deflate" if output.flat else output.compression, output.quality, output.subsampling)
     layout = PyramidLayout(size, tile, min_side=max(size.width, size.height) + 1 if output.flat else 1024)
     grid = layout.grid(0)
@@ -41,17 +41,17 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
                 tiles.put(layout.key(0, cell), codec.encode(pixels))
 
             todo = [cell for cell in grid if layout.key(0, cell) not in tiles]
-            with reporter.stage("sample", len(todo)) as advance:
+            with progress.stage("sample", len(todo)) as advance:
                 for _ in prefetch(make, todo, workers=workers, ahead=2 * workers):
                     advance(1)
-            with reporter.stage("pyramid", layout.reduced_count) as advance:
-                build_levels(tiles, layout, codec=codec, workers=workers, progress=advance)
+            with progress.stage("pyramid", layout.reduced_count) as advance:
+                build_levels(tiles, layout, codec=codec, workers=workers, advance=advance)
             info = ImageInfo(
                 mpp=slide.mpp, icc=None, software=f"kin {__version__}", name=output.path.name, settings=fingerprint
             )
             if output.flat:
                 write_flat(tiles, layout, codec=codec, info=info, destination=output.path)
             else:
-                with reporter.stage("write", layout.tile_count) as advance:
-                    write_pyramid(tiles, layout, codec=codec, info=info, destination=output.path, progress=advance)
+                with progress.stage("write", layout.tile_count) as advance:
+                    write_pyramid(tiles, layout, codec=codec, info=info, destination=output.path, advance=advance)
         work.remove()

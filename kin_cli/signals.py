@@ -44,18 +44,18 @@ def stop_on_signals(*, interrupt: bool = True) -> None:
     threading.Thread(target=_end_at_second_interrupt, args=(heard,), name="kin-signals", daemon=True).start()
 
 
-def take_along(process: subprocess.Popen[bytes]) -> None:
+def end_with_us(process: subprocess.Popen[bytes]) -> None:
     """Let a child process be killed, too, where a second Ctrl-C ends this one: its claim must not outlive us."""
     _companions.add(process)
 
 
-def heed_no_more() -> None:
+def ignore_signals() -> None:
     """From here on SIGTERM changes nothing, as the exit code is decided; Ctrl-C ends the process without a word."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def leave(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """End the process now. Taking down an interpreter that has loaded torch lasts seconds on a busy machine.
 
     A scheduler's patience may end in them. Nothing may be left to do but to flush the standard streams.
@@ -66,7 +66,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def requested() -> Stopped | None:
+def stop_requested() -> Stopped | None:
     """What the first signal asked for, or None; any other failure after it is its consequence."""
     return _requested
 
@@ -77,7 +77,7 @@ def raise_if_requested() -> None:
         raise _requested
 
 
-def heedful(advance: Advance) -> Advance:
+def interruptible(advance: Advance) -> Advance:
     """``advance`` of a stage, but raising what was requested first."""
 
     def advance_or_stop(count: int, detail: str = "", /) -> None:

@@ -17,8 +17,8 @@ job=$(printf '%q ' "$slide" -o "$output" "$@")
 # exec in every job: without it signals stop at the shell, and kin cannot end in order.
 submit() { sbatch "${options[@]}" "$@"; }
 measure=$(submit --job-name=kin-measure --array="1-$tasks" --output=kin-%A_%a.out \
-  --wrap "exec kin translate $job --pass measure --rows auto/$tasks")
+  --wrap "exec kin translate $job --pass measure --shard auto/$tasks")
 apply=$(submit --job-name=kin-apply --array="1-$tasks" --output=kin-%A_%a.out --dependency="afterok:$measure" \
-  --wrap "exec kin translate $job --pass apply --rows auto/$tasks")
+  --wrap "exec kin translate $job --pass apply --shard auto/$tasks")
 submit --job-name=kin-assemble --output=kin-%j.out --dependency="afterok:$apply" \
   --wrap "exec kin assemble $job --skip-existing"

@@ -33,7 +33,7 @@ import kin_cli.commands.translate
 from kin_cli.commands.main import main
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
 from kin_cli.progress import Advance
-from kin_cli.signals import heedful
+from kin_cli.signals import interruptible
 
 STAGES = ("measure", "apply", "background", "pyramid", "write", "end")
 BLOWS = {  # signals, sent shortly after one another, and the exit codes that they may lead to
@@ -93,15 +93,15 @@ def _child(arguments: list[str], tell: int) -> None:
         @contextmanager
         def stage(self, name: str, _total: int, _unit: str = "") -> Iterator[Advance]:
             os.write(tell, f"{name}\n".encode())
-            yield heedful(lambda *_: os.write(tell, f"{name}\n".encode()) and None)
+            yield interruptible(lambda *_: os.write(tell, f"{name}\n".encode()) and None)
             if name == "write":
                 os.write(tell, b"end\n")
 
         def note(self, message: str) -> None:
             pass
 
-    kin_cli.commands.translate.ConsoleReporter = Teller  # type: ignore[misc]
-    kin_cli.commands.translate.ConsoleReporter = Teller  # type: ignore[misc]
+    kin_cli.commands.translate.ConsoleProgress = Teller  # type: ignore[misc]
+    kin_cli.commands.translate.ConsoleProgress = Teller  # type: ignore[misc]
     sys.argv[1:] = arguments
     code = 1
     try:
@@ -152,7 +152,7 @@ class Torture:
             for name in ("measure", "apply"):
                 parts = self.random.randint(1, 4)
                 for part in self.random.sample(range(1, parts + 1), parts):
-                    self._until_done(["translate", *common, "--pass", name, "--rows", f"{part}/{parts}"])
+                    self._until_done(["translate", *common, "--pass", name, "--shard", f"{part}/{parts}"])
             self._until_done(["assemble", *common])
         self.files += 1
         left = sorted(path.name for path in place.iterdir())

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batch_slides import SMALL, Watcher, digest, kin, write_slide
 from PIL import Image
 
 from kin_cli.commands.options import settings_from
@@ -17,6 +16,7 @@ from kin_cli.errors import OutputError
 from kin_cli.passes.engine import Engine
 from kin_cli.settings import Settings
 from kin_cli.translate import translate
+from tests.helpers.batch_slides import SMALL, Watcher, digest, kin, write_slide
 
 
 class Killed(BaseException):
@@ -147,13 +147,13 @@ def test_jobs_fill_it_together(slide: Path, tiny_generator: Path, tmp_path: Path
     shared = ("-m", tiny_generator, "-o", tmp_path / "out.ome.tif", *SMALL)
     keeping = (*shared, "--table", tmp_path / "t")
     for part in ("1/2", "2/2"):
-        done = kin("translate", slide, *keeping, "--pass", "measure", "--rows", part)
+        done = kin("translate", slide, *keeping, "--pass", "measure", "--shard", part)
         assert done.code == 0, done.err
     assert {path.name for path in (tmp_path / "t").glob("*.dat")} == {
         f"table-measure-{part}-of-2.dat" for part in (1, 2)
     }
     for part in ("1/2", "2/2"):
-        done = kin("translate", slide, *keeping, "--pass", "apply", "--rows", part)
+        done = kin("translate", slide, *keeping, "--pass", "apply", "--shard", part)
         assert done.code == 0, done.err
     done = kin("assemble", slide, *shared)
     assert done.code == 0, done.err

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from kin_cli.errors import OutputError
 from kin_cli.geometry import Box
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.models.exchange import patch
+from kin_cli.models.exchange import exchange_norms
 from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.windows import WindowPlan
+from kin_cli.passes.windows import WindowGrid
 from kin_cli.plan import make_plan
-from kin_cli.progress import SilentReporter
+from kin_cli.progress import SilentProgress
 from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
 from kin_cli.translate import carry_out, translate
 
@@ -61,7 +61,7 @@ def settings(slide: Path, model: Path, output: Path, **changes: object) -> Setti
 
 
 def run(slide: Path, model: Path, output: Path, **changes: object) -> np.ndarray:
-    translate(settings(slide, model, output, **changes), SilentReporter())
+    translate(settings(slide, model, output, **changes), SilentProgress())
     return tifffile.imread(output)
 
 
@@ -81,7 +81,7 @@ def run_identity(wanted: Settings) -> None:
     plan = make_plan(wanted)
     generator = dataclasses.replace(plan.generator, module=Identity(), norm_layers=1, channels=3)
     with plan.view.slide:
-        carry_out(dataclasses.replace(plan, generator=generator), SilentReporter())
+        carry_out(dataclasses.replace(plan, generator=generator), SilentProgress())
 
 
 @pytest.mark.parametrize("region", [None, Box(3, 5, 1001, 733), Box(0, 0, 512, 512), Box(17, 9, 1, 700)])
@@ -108,7 +108,7 @@ def test_an_identity_generator_keeps_every_patch_size_exact(
 def test_kernel_one_is_the_unpatched_generator(shared_reference: Path, layout: str) -> None:
     file, x = shared_reference / f"{layout}.pth", torch.rand(2, 3, 128, 128) * 2 - 1
     plain = load_generator(file).module
-    network = patch(load_generator(file).module)
+    network = exchange_norms(load_generator(file).module)
     stats = network.measure(x)
     cells = torch.stack([stats[:, 0], 1 / stats[:, 1]], dim=1)[:, None, None]
     out = network.apply(x, Field(cells, Lookup(128, 0, "nearest"), (1, 1)))
@@ -138,12 +138,12 @@ def test_batches_workers_and_order_do_not_change_a_byte(
     for batch, workers in ((3, 2), (8, 4)):
         run(photo, tiny_generator, tmp_path / "o.ome.tif", batch_size=batch, workers=workers, overwrite=True)
         assert (tmp_path / "o.ome.tif").read_bytes() == expected
-    straight = WindowPlan.blocks
+    straight = WindowGrid.blocks
 
-    def shuffled(self: WindowPlan, *args: object, **kwargs: object) -> list[object]:
+    def shuffled(self: WindowGrid, *args: object, **kwargs: object) -> list[object]:
         return random.Random(1).sample(blocks := list(straight(self, *args, **kwargs)), len(blocks))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(WindowPlan, "blocks", shuffled)
+    monkeypatch.setattr(WindowGrid, "blocks", shuffled)
     run(photo, tiny_generator, tmp_path / "o.ome.tif", overwrite=True)
     assert (tmp_path / "o.ome.tif").read_bytes() == expected
 
@@ -193,10 +193,10 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     wanted = settings(photo, tiny_generator, tmp_path / "a" / "o.ome.tif", tissue="auto")
-    translate(wanted, SilentReporter())
+    translate(wanted, SilentProgress())
     again = dataclasses.replace(wanted, output=dataclasses.replace(wanted.output, path=tmp_path / "b" / "o.ome.tif"))
 
-    class Interrupting(SilentReporter):
+    class Interrupting(SilentProgress):
         left = 9
 
         def stage(self, name: str, total: int, unit: str = "tiles"):  # type: ignore[no-untyped-def]
@@ -270,7 +270,7 @@ def test_cells_without_tissue_are_filled_with_the_generators_glass(
 def test_background_neither_enters_the_statistics_nor_costs_work(
     tmp_path: Path, photo: Path, tiny_generator: Path, tissue_mask: Path
 ) -> None:
-    record = translate(settings(photo, tiny_generator, tmp_path / "o.tif", tissue=tissue_mask), SilentReporter())
+    record = translate(settings(photo, tiny_generator, tmp_path / "o.tif", tissue=tissue_mask), SilentProgress())
     plan = record["plan"]
     assert isinstance(plan, dict)
     assert (plan["patches"], plan["patches_with_tissue"]) == (35, 25)
@@ -294,7 +294,7 @@ def test_the_record_tells_how_the_output_was_made(tmp_path: Path, photo: Path, t
 
 def test_a_flat_output_is_the_pyramids_base(tmp_path: Path, photo: Path, tiny_generator: Path) -> None:
     pyramid = run(photo, tiny_generator, tmp_path / "o.tif")
-    translate(settings(photo, tiny_generator, tmp_path / "o.png"), SilentReporter())
+    translate(settings(photo, tiny_generator, tmp_path / "o.png"), SilentProgress())
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), pyramid)
 
 
@@ -315,6 +315,6 @@ def test_small_images_are_written_so_that_libvips_reads_them(
     pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "small.png")
     pyramid = run(tmp_path / "small.png", tiny_generator, tmp_path / "o.ome.tif")
-    translate(settings(tmp_path / "small.png", tiny_generator, tmp_path / "o.png"), SilentReporter())
+    translate(settings(tmp_path / "small.png", tiny_generator, tmp_path / "o.png"), SilentProgress())
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), pyramid)
     np.testing.assert_array_equal(pyvips.Image.new_from_file(str(tmp_path / "o.ome.tif")).numpy(), pyramid)

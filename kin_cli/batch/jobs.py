@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kin_cli.errors import UsageError
 from kin_cli.settings import OutputSettings, default_output
+from kin_cli.store.files import WORK_ENDING
 
 EXTENSIONS = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
 _OWN_ENDING = ".kin.ome.tif"
@@ -22,7 +23,7 @@ COLUMNS = ("wsi", "mpp", "output", "model", "mask")
 
 
 @dataclass(frozen=True)
-class Job:
+class SlideTask:
     """One slide of a batch; None leaves what the command's own options say."""
 
     slide: Path
@@ -46,7 +47,7 @@ class Search:
         return cls(recursive, dotted or EXTENSIONS)
 
 
-def find_jobs(inputs: Sequence[Path], folder: Path, search: Search) -> list[Job]:
+def find_tasks(inputs: Sequence[Path], folder: Path, search: Search) -> list[SlideTask]:
     """A job for every file named and every slide in the folders named, whose sub-folders ``folder`` will repeat.
 
     Raises ``UsageError`` where an input does not exist and where nothing matches.
@@ -55,9 +56,9 @@ def find_jobs(inputs: Sequence[Path], folder: Path, search: Search) -> list[Job]
     for given in inputs:
         if given.is_dir():
             found = slides_in(given, search, without=folder)
-            jobs += [Job(slide, folder / default_output(slide.relative_to(given))) for slide in found]
+            jobs += [SlideTask(slide, folder / default_output(slide.relative_to(given))) for slide in found]
         elif given.exists():
-            jobs.append(Job(given, folder / default_output(Path(given.name))))
+            jobs.append(SlideTask(given, folder / default_output(Path(given.name))))
         else:
             raise UsageError(f"{given}: no such file or folder", "check the path and its spelling")
     if not jobs:
@@ -85,7 +86,7 @@ def slides_in(folder: Path, search: Search, *, without: Path) -> list[Path]:
 
 
 def _is_searched(folder: Path, output: Path) -> bool:
-    hidden = folder.name.startswith(".") or folder.name.endswith(".kin-work")
+    hidden = folder.name.startswith(".") or folder.name.endswith(WORK_ENDING)
     return not hidden and folder.resolve() != output.resolve()
 
 
@@ -94,12 +95,12 @@ def _is_slide(name: str, search: Search) -> bool:
     return lower.endswith(search.extensions) and not lower.startswith(".") and not lower.endswith(_OWN_ENDING)
 
 
-def refuse_collisions(jobs: Sequence[Job]) -> None:
+def refuse_collisions(jobs: Sequence[SlideTask]) -> None:
     """Raise ``UsageError`` where two jobs would write one file, or one would replace a slide.
 
     Names are compared as a file system does that ignores case, and with the record beside each output.
     """
-    owners: dict[str, Job] = {}
+    owners: dict[str, SlideTask] = {}
     for job in jobs:
         for path in _written(job):
             other = owners.setdefault(str(path.resolve()).lower(), job)
@@ -115,7 +116,7 @@ def refuse_collisions(jobs: Sequence[Job]) -> None:
                 raise UsageError(f"{path} is a slide of this batch and would be replaced", "choose another -o")
 
 
-def _written(job: Job) -> Iterator[Path]:
+def _written(job: SlideTask) -> Iterator[Path]:
     yield job.output
     yield OutputSettings(job.output).record_path
 
@@ -127,7 +128,7 @@ def _written(job: Job) -> Iterator[Path]:
 class Manifest:
     """Its jobs, and the columns that mean nothing to us."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[SlideTask, ...]
     ignored: tuple[str, ...]
 
 
@@ -164,13 +165,13 @@ def read_manifest(file: Path, *, slides: Path | None, outputs: Path) -> Manifest
     return Manifest(tuple(jobs), tuple(name for name in names if name not in COLUMNS))
 
 
-def _job(fields: Mapping[str, str], where: str, folders: tuple[Path, Path, Path]) -> Job:
+def _job(fields: Mapping[str, str], where: str, folders: tuple[Path, Path, Path]) -> SlideTask:
     slides, beside, outputs = folders
     if not fields["wsi"]:
         raise UsageError(f"{where}: names no slide", "fill the column 'wsi'")
     slide = slides / fields["wsi"]
     output = outputs / (fields["output"] or default_output(Path(slide.name)))
-    return Job(
+    return SlideTask(
         slide,
         output,
         source_mpp=_mpp(fields["mpp"], where),

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kin_cli import __version__
-from kin_cli.batch.jobs import Job, refuse_collisions
-from kin_cli.batch.shard import Share
-from kin_cli.batch.worker import Worker
+from kin_cli.batch.child import ChildProcess
+from kin_cli.batch.jobs import SlideTask, refuse_collisions
+from kin_cli.batch.shard import Shard
 from kin_cli.errors import KinError, OutputError, Stopped, UsageError
-from kin_cli.progress import Reporter
+from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 from kin_cli.store.files import create_atomic, os_errors_as_output_errors, write_atomic
 
@@ -30,16 +30,16 @@ State = Literal["pending", "running", "done", "skipped", "filled", "failed", "st
 
 
 @dataclass(frozen=True)
-class Batch:
+class SlideBatch:
     """Jobs with their settings, where their outputs go, and the part of them that is ours (None: all)."""
 
-    jobs: Sequence[Job]
-    settings: Callable[[Job], Settings]
+    jobs: Sequence[SlideTask]
+    settings: Callable[[SlideTask], Settings]
     outputs: Path
-    share: Share | None = None
+    shard: Shard | None = None
 
 
-def run_batch(batch: Batch, reporter: Reporter) -> Status:
+def run_batch(batch: SlideBatch, progress: Progress) -> Status:
     """Translate our part of the jobs, one after another, and return what became of each.
 
     The status is in ``<outputs>/kin-batch/`` all the time. Raises ``UsageError`` for collisions, settings that make no
@@ -52,36 +52,36 @@ def run_batch(batch: Batch, reporter: Reporter) -> Status:
     with os_errors_as_output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     jobs, stem = batch.jobs, "status"
-    if batch.share is not None:
-        agree_on_plan(folder, batch.jobs, batch.share)
-        jobs, stem = batch.share.of(batch.jobs), f"status-{batch.share}"
-    status, worker = Status(folder, stem, jobs), Worker()
+    if batch.shard is not None:
+        agree_on_slides(folder, batch.jobs, batch.shard)
+        jobs, stem = batch.shard.of(batch.jobs), f"status-{batch.shard}"
+    status, child = Status(folder, stem, jobs), ChildProcess()
     status.save()
     try:
-        with reporter.stage("slides", len(jobs), "slides") as advance:
+        with progress.stage("slides", len(jobs), "slides") as advance:
             for number, (job, row) in enumerate(zip(jobs, status.rows, strict=True), 1):
                 row.status = "running"
                 status.save()
-                _translate(worker, settings[job], row, reporter)
+                _translate(child, settings[job], row, progress)
                 status.save()
                 reason = f": {row.reason}" if row.reason else ""
-                reporter.note(f"[{number}/{len(jobs)}] {job.slide}: {row.status} in {row.seconds:.1f} s{reason}")
+                progress.note(f"[{number}/{len(jobs)}] {job.slide}: {row.status} in {row.seconds:.1f} s{reason}")
                 advance(1)
     except Stopped:
         status.save()
         raise
     finally:
-        worker.close()
+        child.close()
     return status
 
 
-def _translate(worker: Worker, settings: Settings, row: Row, reporter: Reporter) -> None:
+def _translate(child: ChildProcess, settings: Settings, row: SlideStatus, progress: Progress) -> None:
     start = time.monotonic()
     try:
-        worker.start()
+        child.start()
         start = time.monotonic()
         _make_folder(settings.output.path.parent)
-        row.take(worker.translate(settings, reporter))
+        row.take(child.translate(settings, progress))
     except Stopped:
         row.status, row.reason = "stopped", "interrupted; the same command continues"
         raise
@@ -101,7 +101,7 @@ def _make_folder(folder: Path) -> None:
 # FROM batch.plan_file: The plan of a batch that several jobs share: its slides and the number of its parts, the same for all of them.
 
 
-def agree_on_plan(folder: Path, jobs: Sequence[Job], share: Share) -> None:
+def agree_on_slides(folder: Path, jobs: Sequence[SlideTask], shard: Shard) -> None:
     """Write the plan into ``folder``, or see that the one there has the same slides and the same number of parts.
 
     Otherwise slides would be left out or done twice without anybody noticing. Raises ``UsageError`` where they differ,
@@ -109,14 +109,14 @@ def agree_on_plan(folder: Path, jobs: Sequence[Job], share: Share) -> None:
     """
     path = folder / _NAME
     slides = [[str(job.slide), str(job.output)] for job in jobs]
-    wanted = {"parts": share.total, "slides": slides}
+    wanted = {"parts": shard.total, "slides": slides}
     with os_errors_as_output_errors(path):
         if create_atomic(path, json.dumps(wanted, indent=1, ensure_ascii=True).encode()):
             return
         found = _parsed(path, path.read_bytes())
     hint = f"if no part is running any more, remove {path} to begin anew"
-    if found["parts"] != share.total:
-        raise UsageError(f"{path}: this batch was begun in {found['parts']} parts, not {share.total}", hint)
+    if found["parts"] != shard.total:
+        raise UsageError(f"{path}: this batch was begun in {found['parts']} parts, not {shard.total}", hint)
     if found["slides"] != slides:
         changed = [pair for pair in found["slides"] + slides if (pair in found["slides"]) != (pair in slides)]
         example = f", such as {changed[0][0]}" if changed else ": their order is another"
@@ -135,7 +135,7 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
 
 
 @dataclass
-class Row:
+class SlideStatus:
     """One slide. ``filled``: done, but parts could not be read; ``skipped``: was there already, and was verified."""
 
     slide: str
@@ -169,8 +169,8 @@ class Row:
 class Status:
     """The rows of a batch, kept in ``<stem>.csv`` and ``<stem>.json``, which are replaced at every ``save``."""
 
-    def __init__(self, folder: Path, stem: str, jobs: Sequence[Job]) -> None:
-        self.rows = [Row(str(job.slide), str(job.output)) for job in jobs]
+    def __init__(self, folder: Path, stem: str, jobs: Sequence[SlideTask]) -> None:
+        self.rows = [SlideStatus(str(job.slide), str(job.output)) for job in jobs]
         self.paths = (folder / f"{stem}.csv", folder / f"{stem}.json")
         self._stem, self._started = stem, _now()
 
@@ -187,7 +187,7 @@ class Status:
     def save(self) -> None:
         """Write both files; ``OutputError`` where that fails."""
         table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(table, [field.name for field in fields(SlideStatus)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in self.rows)
         texts = (table.getvalue(), json.dumps(self.summary(), indent=1, ensure_ascii=False) + "\n")

@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 
 from kin_cli.errors import DeviceError, KinError, Stopped
 from kin_cli.progress import Advance
-from kin_cli.report.write import report_if_asked
+from kin_cli.report.page import report_if_asked
 from kin_cli.settings import Settings
-from kin_cli.signals import leave, raise_if_requested, requested, stop_on_signals
+from kin_cli.signals import exit_now, raise_if_requested, stop_on_signals, stop_requested
 from kin_cli.translate import translate
 
 _TELL_EVERY_SECONDS = 0.2
@@ -39,7 +39,7 @@ def main() -> int:
         connection.send("ready")
         while (settings := jobs.get()) is not None:
             busy.set()
-            answer = _answer(settings, _PipeReporter(connection))
+            answer = _answer(settings, _PipeProgress(connection))
             busy.clear()
             connection.send(answer)
             raise_if_requested()
@@ -62,12 +62,12 @@ def _receive(connection: Connection, jobs: queue.SimpleQueue[Settings | None], b
         jobs.put(None)
 
 
-def _answer(settings: Settings, reporter: _PipeReporter) -> tuple[object, ...]:
+def _answer(settings: Settings, progress: _PipeProgress) -> tuple[object, ...]:
     """``done`` with the record; ``refused`` (we can go on), ``failed`` (we cannot) or ``stopped`` with the reason."""
     slide = settings.source.slide
     try:
-        record = translate(settings, reporter)
-        report_if_asked(settings, record, reporter)
+        record = translate(settings, progress)
+        report_if_asked(settings, record, progress)
         return "done", record
     except Stopped as stop:
         return "stopped", stop.message, stop.hint, stop.exit_code
@@ -81,11 +81,11 @@ def _answer(settings: Settings, reporter: _PipeReporter) -> tuple[object, ...]:
         traceback.print_exc()
         hint = "run kin --debug translate on it and report it"
         answer = "failed", f"{slide}: unexpected {type(error).__name__}: {error}", hint, 1
-    told = requested()  # then whatever failed is its consequence
+    told = stop_requested()  # then whatever failed is its consequence
     return answer if told is None else ("stopped", told.message, told.hint, told.exit_code)
 
 
-class _PipeReporter:
+class _PipeProgress:
     """Tells the parent, a few times a second."""
 
     def __init__(self, connection: Connection) -> None:
@@ -120,4 +120,4 @@ class _PipeReporter:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_now(main())

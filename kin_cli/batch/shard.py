@@ -19,7 +19,7 @@ _NO_INDEX = ("", "undefined")
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Part ``index`` (1 … ``total``) of ``total``."""
 
     index: int
@@ -33,7 +33,7 @@ class Share:
             )
 
     @classmethod
-    def parse(cls, text: str, environment: Mapping[str, str]) -> Share:
+    def parse(cls, text: str, environment: Mapping[str, str]) -> Shard:
         """``3/16``, or ``auto/16`` for the index of this task in a scheduler's array; ``UsageError`` for all else.
 
         The total is never taken from the scheduler: a single task that is submitted again reports a total of 1.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -10,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kin_cli.bench.stages import Timing, repeated
 from kin_cli.geometry import Size
 from kin_cli.models.architectures import Spec, build
 
@@ -167,3 +169,41 @@ def _largest(layers: list[Layer]) -> Layer:
     for layer in layers:
         spent[layer.name] += layer.flop
     return max(layers, key=lambda layer: spent[layer.name])
+
+
+# FROM bench.timing: Timing a piece of work: a warm-up, repeats of at least some length, the median.
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per unit of work: the median of the repeats, the fastest and the slowest."""
+
+    seconds: float
+    fastest: float
+    slowest: float
+    repeats: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """From one number for each repeat."""
+        return cls(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
+
+    def per(self, units: float) -> Timing:
+        """The same for a unit of which the work had ``units``."""
+        return Timing(self.seconds / units, self.fastest / units, self.slowest / units, self.repeats)
+
+
+def repeated(work: Callable[[], object], *, repeats: int, at_least_s: float) -> Timing:
+    """Seconds per call of ``work``, which is called once before to warm up, then in each repeat until time is up."""
+    work()
+    return Timing.of([_one(work, at_least_s) for _ in range(repeats)])
+
+
+def _one(work: Callable[[], object], at_least_s: float) -> float:
+    calls, start = 0, time.perf_counter()
+    while True:
+        work()
+        calls += 1
+        elapsed = time.perf_counter() - start
+        if elapsed >= at_least_s:
+            return elapsed / calls

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 
 from kin_cli import __version__
-from kin_cli.bench.limits import Clock, Limit, Limits, measure_limits
-from kin_cli.bench.stages import Bench, Stage, Timing, end_to_end, plain_loops
+from kin_cli.bench.limits import Clock, Limit, Limits, Timing, measure_limits
+from kin_cli.bench.stages import Bench, Stage, end_to_end, plain_loops
 from kin_cli.concurrency import available_cores
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Box, Size
@@ -24,12 +24,12 @@ from kin_cli.models.checkpoint import save_generator
 from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.passes.devices import DTYPES, ready_devices
 from kin_cli.plan import Plan, make_plan
-from kin_cli.progress import Reporter, SilentReporter
+from kin_cli.progress import Progress, SilentProgress
 from kin_cli.sample import write_sample
 from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
 from kin_cli.slide.open import open_slide
 
-Layout = Literal["cut", "cyclegan", "urust"]
+Architecture = Literal["cut", "cyclegan", "urust"]
 _STEPS = 9  # the whole, six stages, the limits and the plain loops
 
 
@@ -40,7 +40,7 @@ _STEPS = 9  # the whole, six stages, the limits and the plain loops
 class RandomGenerator:
     """A generator with random weights: it is as fast as a trained one of its layout."""
 
-    layout: Layout = "cut"
+    architecture: Architecture = "cut"
     width: int = 64
     blocks: int = 9
 
@@ -53,9 +53,9 @@ class RandomGenerator:
     @property
     def spec(self) -> Spec:
         """The spec of its network."""
-        if self.layout == "urust":
+        if self.architecture == "urust":
             return UrustSpec(width=self.width, blocks=self.blocks)
-        blurs = self.layout == "cut"
+        blurs = self.architecture == "cut"
         return ResnetSpec(width=self.width, blocks=self.blocks, antialias_down=blurs, antialias_up=blurs)
 
 
@@ -127,7 +127,7 @@ class BenchResult:
         return self.plain_twice.seconds / self.whole.seconds
 
     @property
-    def share_of_slowest(self) -> float:
+    def fraction_of_slowest(self) -> float:
         """Time that both passes need, each as long as its slowest stage, as a share of what the whole took."""
         found = {stage.name: stage.timing.seconds for stage in self.stages}
         passes = (("read", "measure"), ("read", "apply", "encode"))
@@ -146,7 +146,7 @@ class BenchResult:
             "plan": self.plan,
             "limits": {"product": _limit(self.limits.product), "convolution": _limit(self.limits.convolution)},
             "stages": [self._stage(stage, pixels) for stage in self.stages],
-            "end_to_end": {**_timing(self.whole, pixels), "share_of_slowest_stages": self.share_of_slowest},
+            "end_to_end": {**_timing(self.whole, pixels), "fraction_of_slowest_stages": self.fraction_of_slowest},
             "plain_loop": _timing(self.plain, pixels),
             "plain_loop_twice": _timing(self.plain_twice, pixels),
             "speedup": self.speedup,
@@ -157,18 +157,18 @@ class BenchResult:
 
     def _stage(self, stage: Stage, pixels: int) -> dict[str, Any]:
         rate = None if stage.flop is None else stage.flop / stage.timing.seconds
-        share = None if rate is None else rate / self.limits.devices
+        fraction = None if rate is None else rate / self.limits.devices
         return {
             "name": stage.name,
             **_timing(stage.timing, pixels),
             "gflop_per_patch": None if stage.flop is None else stage.flop / 1e9,
             "tflop_per_s": None if rate is None else rate / 1e12,
-            "share_of_product": None if share is None else share / self.limits.product.flop_per_s,
-            "share_of_convolution": None if share is None else share / self.limits.convolution.flop_per_s,
+            "fraction_of_product": None if fraction is None else fraction / self.limits.product.flop_per_s,
+            "fraction_of_convolution": None if fraction is None else fraction / self.limits.convolution.flop_per_s,
         }
 
 
-def bench(settings: BenchSettings, reporter: Reporter) -> BenchResult:
+def bench(settings: BenchSettings, progress: Progress) -> BenchResult:
     """Measure this machine; everything is written to a temporary folder, which is removed.
 
     Memory bound: that of a translation, 64 patches, and three matrices of 8192² on a GPU (2048² on a CPU).
@@ -180,7 +180,7 @@ def bench(settings: BenchSettings, reporter: Reporter) -> BenchResult:
     ready_devices(settings.compute.device)  # the sample slide is made by threads
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kin-bench-")))
-        advance = stack.enter_context(reporter.stage("bench", _STEPS, "measurements"))
+        advance = stack.enter_context(progress.stage("bench", _STEPS, "measurements"))
         wanted = _translation(settings, folder)
         plan = make_plan(wanted)
         stack.enter_context(plan.view.slide)
@@ -235,7 +235,7 @@ def _translation(settings: BenchSettings, folder: Path) -> Settings:
     region = None
     if settings.slide is None:
         made = OutputSettings(slide)
-        write_sample(made, settings.size, seed=0, workers=settings.compute.workers, reporter=SilentReporter())
+        write_sample(made, settings.size, seed=0, workers=settings.compute.workers, progress=SilentProgress())
     else:
         with open_slide(slide) as opened:
             region = _middle(opened.levels[0], settings.size)
@@ -272,7 +272,7 @@ def _middle(full: Size, wanted: Size) -> Box:
 def _generator(plan: Plan) -> dict[str, Any]:
     generator = plan.generator
     return {
-        "layout": generator.layout,
+        "architecture": generator.architecture,
         "width": generator.width,
         "blocks": generator.blocks,
         "parameters": sum(parameter.numel() for parameter in generator.module.parameters()),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle
@@ -17,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from kin_cli.bench.limits import Clock, Work, count_work
+from kin_cli.bench.limits import Clock, Timing, Work, count_work, repeated
 from kin_cli.concurrency import prefetch
 from kin_cli.geometry import Cell, Size
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.engine import Engine, Fleet
+from kin_cli.passes.engine import Engine, EnginePool
 from kin_cli.plan import Plan
-from kin_cli.progress import SilentReporter
+from kin_cli.progress import SilentProgress
 from kin_cli.pyramid.levels import build_levels, pad_tile
 from kin_cli.settings import Settings
 from kin_cli.slide.open import open_slide
@@ -36,44 +34,6 @@ _HELD = 64  # patches kept in memory to measure with
 _BATCHES = {"cpu": 1, "cuda": 16}  # for each device; on a GPU their copies and their work overlap
 
 
-# FROM bench.timing: Timing a piece of work: a warm-up, repeats of at least some length, the median.
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per unit of work: the median of the repeats, the fastest and the slowest."""
-
-    seconds: float
-    fastest: float
-    slowest: float
-    repeats: int
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> Timing:
-        """From one number for each repeat."""
-        return cls(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
-
-    def per(self, units: float) -> Timing:
-        """The same for a unit of which the work had ``units``."""
-        return Timing(self.seconds / units, self.fastest / units, self.slowest / units, self.repeats)
-
-
-def repeated(work: Callable[[], object], *, repeats: int, at_least_s: float) -> Timing:
-    """Seconds per call of ``work``, which is called once before to warm up, then in each repeat until time is up."""
-    work()
-    return Timing.of([_one(work, at_least_s) for _ in range(repeats)])
-
-
-def _one(work: Callable[[], object], at_least_s: float) -> float:
-    calls, start = 0, time.perf_counter()
-    while True:
-        work()
-        calls += 1
-        elapsed = time.perf_counter() - start
-        if elapsed >= at_least_s:
-            return elapsed / calls
-
-
 # FROM bench.loops: The whole translation, and beside it what one would write without a second thought.
 
 
@@ -82,7 +42,7 @@ def end_to_end(settings: Settings, *, patches: int, repeats: int) -> tuple[Timin
     seconds, record = [], {}
     for _ in range(repeats):
         start = perf_counter()
-        record = translate(settings, SilentReporter())
+        record = translate(settings, SilentProgress())
         seconds.append(perf_counter() - start)
         for file in (settings.output.path, settings.output.record_path):
             file.unlink()
@@ -142,9 +102,9 @@ class Bench:
     clock: Clock
 
     @cached_property
-    def fleet(self) -> Fleet:
+    def engines(self) -> EnginePool:
         """The generator on its devices."""
-        return self.plan.fleet()
+        return self.plan.engines()
 
     @cached_property
     def work(self) -> Work:
@@ -232,7 +192,7 @@ class Bench:
     def _tiles(self) -> list[Pixels]:
         plan, batch = self.plan, self.patches[: self.plan.batch]
         tile = plan.layout.tile
-        outputs = self.fleet.first.apply(batch, self._cells(plan.lookup, (1, 1), len(batch)), plan.lookup)
+        outputs = self.engines.first.apply(batch, self._cells(plan.lookup, (1, 1), len(batch)), plan.lookup)
         return [pad_tile(pixels[:tile, :tile], tile) for pixels in outputs] * max(1, 16 // len(outputs))
 
     def _tile_patches(self, tiles: int) -> float:
@@ -246,16 +206,16 @@ class Bench:
 
     @cached_property
     def _stats(self) -> NDArray[np.float32]:
-        stats: NDArray[np.float32] = self.fleet.first.measure(self.patches[:1])[0].copy()
+        stats: NDArray[np.float32] = self.engines.first.measure(self.patches[:1])[0].copy()
         np.divide(1.0, stats[1], out=stats[1], where=stats[1] > 0)
         return stats
 
     def _passes(self, work: Callable[[Engine], object]) -> Timing:
         """Time of ``work`` on a batch where the devices take one batch after the other, as they do in a translation."""
-        batches = len(self.fleet.engines) * _BATCHES[self.plan.device.type]
+        batches = len(self.engines.engines) * _BATCHES[self.plan.device.type]
 
         def run() -> None:
-            for _done in self.fleet.run(lambda engine, _: work(engine), range(batches), reporter=SilentReporter()):
+            for _done in self.engines.run(lambda engine, _: work(engine), range(batches), progress=SilentProgress()):
                 pass
 
         return self._repeated(run).per(batches)

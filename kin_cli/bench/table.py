@@ -12,7 +12,7 @@ def table(result: Mapping[str, Any]) -> str:
     """Lines of text from ``BenchResult.as_dict``."""
     machine, plan, generator = result["machine"], result["plan"], result["generator"]
     limits, whole = result["limits"], result["end_to_end"]
-    layers = f"{generator['layout']}, width {generator['width']}, {generator['blocks']} blocks"
+    layers = f"{generator['architecture']}, width {generator['width']}, {generator['blocks']} blocks"
     run = f"{plan['precision']}{', compiled' * plan['compiled']}, batch {plan['batch_size']}, {plan['workers']} threads"
     lines = [
         f"{machine['device']}, {machine['cores']} cores, torch {result['torch']}; {run}",
@@ -73,5 +73,5 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kin_cli.commands.parameters import KernelType
-from kin_cli.commands.progress import ConsoleReporter
+from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.variants import (
     base_settings,
     output_options,
@@ -57,7 +57,7 @@ def analyse(slide: Path, output: Path, **options: Any) -> None:
         table = options["table"] or folder / "table"
         base = base_settings(slide, {**options, "table": table}, folder=folder)
         settings = AnalysisSettings(base, table, options["patches"], options["seed"], options["reach"])
-        found = run(settings, ConsoleReporter())
+        found = run(settings, ConsoleProgress())
         save_figure(analysis_figure(found), output)
     record = json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     if options["csv_file"] is not None:

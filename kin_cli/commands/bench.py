@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.commands.options import generator_in_the_box
+from kin_cli.commands.options import bundled_generator
 from kin_cli.commands.parameters import AutoInt, SizeType, auto_as_none
-from kin_cli.commands.progress import ConsoleReporter
+from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Size
 
@@ -23,7 +23,9 @@ _FILE = click.Path(path_type=Path)
 @click.command()
 @click.option("-m", "--model", type=_FILE, help="Generator: .pth or .safetensors.  [default: in the box]")
 @click.option(
-    "--layout", type=click.Choice(["cut", "cyclegan", "urust"]), help="A random generator instead.  [default: cut]"
+    "--architecture",
+    type=click.Choice(["cut", "cyclegan", "urust"]),
+    help="A random generator instead.  [default: cut]",
 )
 @click.option("--width", type=int, help="Width of a random generator.  [default: 64]")
 @click.option("--blocks", type=int, help="Residual blocks of a random generator.  [default: 9]")
@@ -49,7 +51,7 @@ def bench(as_json: bool, **options: Any) -> None:
     from kin_cli.bench.run import bench as run
     from kin_cli.bench.table import table
 
-    result = run(settings, ConsoleReporter()).as_dict()
+    result = run(settings, ConsoleProgress()).as_dict()
     click.echo(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) if as_json else table(result))
 
 
@@ -57,12 +59,12 @@ def _settings(options: dict[str, Any]) -> BenchSettings:
     from kin_cli.bench.run import BenchSettings, RandomGenerator
     from kin_cli.settings import ComputeSettings
 
-    random = {name: options[name] for name in ("layout", "width", "blocks") if options[name] is not None}
+    random = {name: options[name] for name in ("architecture", "width", "blocks") if options[name] is not None}
     if random and options["model"] is not None:
-        raise UsageError(f"--model and --{next(iter(random))} exclude each other", "a model has its own layout")
+        raise UsageError(f"--model and --{next(iter(random))} exclude each other", "a model has its own architecture")
     size: Size = options["size"]
     return BenchSettings(
-        model=RandomGenerator(**random) if random else options["model"] or generator_in_the_box(),
+        model=RandomGenerator(**random) if random else options["model"] or bundled_generator(),
         slide=options["slide"],
         size=size,
         patch_px=options["patch_size"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.commands.progress import ConsoleReporter
+from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.variants import (
     base_settings,
     comparison_options,
@@ -76,7 +76,7 @@ def finish(
     from kin_cli.figures.plots import save_figure
     from kin_cli.figures.sheet import csv_rows, figures_text
 
-    found = run(settings, ConsoleReporter())
+    found = run(settings, ConsoleProgress())
     save_figure(sheet(found), output)
     if options["csv_file"] is not None:
         write_csv(options["csv_file"], csv_rows(found))

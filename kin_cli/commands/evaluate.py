@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kin_cli.commands.parameters import RegionType, TissueType
-from kin_cli.commands.progress import ConsoleReporter
+from kin_cli.commands.progress import ConsoleProgress
 
 if TYPE_CHECKING:
     from kin_cli.evaluation.run import Evaluation
@@ -30,10 +30,18 @@ _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 @click.option("--source-level", type=click.IntRange(0), help="Level of the source that was translated.")
 @click.option("--source-region", type=RegionType(), help="Part of it that was translated.")
 @click.option("--metrics", help="Comma-separated: fid,histogram,sobel,piqe,niqe,ssim,fsim,seams.  [default: all]")
-@click.option("--patches", type=click.IntRange(1), help="Draw so many tiles with tissue.  [default: all]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
-@click.option("--patch-size", type=int, default=512, show_default=True, help="Side of the tiles, px.")
-@click.option("--tile", type=int, default=512, show_default=True, help="Side of the patches of the translation: seams.")
+@click.option(
+    "--tiles", type=click.IntRange(1), help="Measure this many tiles with tissue, drawn at random.  [default: all]"
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the tiles.")
+@click.option("--tile-size", type=int, default=512, show_default=True, help="Side of the tiles that are measured, px.")
+@click.option(
+    "--patch-size",
+    type=int,
+    default=512,
+    show_default=True,
+    help="Side of the patches that SLIDE was translated in (seams), px.",
+)
 @click.option("--tissue", type=TissueType(), default="auto", show_default=True, help="Or a mask: PNG, GeoJSON.")
 @click.option("--mpp", type=float, help="Compare at this many µm per pixel.")
 @click.option("--authors", is_flag=True, help="Also what the KIN authors' code computes under these names.")
@@ -53,7 +61,7 @@ def evaluate(slide: Path, as_json: bool, csv_file: Path | None, **options: Any) 
     """
     from kin_cli.evaluation.run import evaluate as run
 
-    found = run(_settings(slide, options), ConsoleReporter())
+    found = run(_settings(slide, options), ConsoleProgress())
     if csv_file is not None:
         _write_csv(csv_file, found)
     if as_json:
@@ -74,8 +82,8 @@ def _settings(slide: Path, options: dict[str, Any]) -> EvaluationSettings:
         if source is None
         else SlideChoice(source, level=options["source_level"], mpp=mpp, region=options["source_region"]),
         metrics=None if metrics is None else tuple(name.strip() for name in metrics.lower().split(",")),
-        sampling=Sampling(options["patches"], options["seed"], options["patch_size"], options["tissue"]),
-        seams=SeamChoice(options["tile"]),
+        sampling=Sampling(options["tiles"], options["seed"], options["tile_size"], options["tissue"]),
+        seams=SeamChoice(options["patch_size"]),
         authors=options["authors"],
         inception=options["inception"],
         niqe_model=options["niqe_model"],

@@ -50,7 +50,7 @@ def _slide(file: Path, patch_size: int) -> dict[str, object]:
         view = open_view(slide)
         mask = tissue_mask(view, "auto")
         grid = Grid(view.size, patch_size)
-        with_tissue = int((mask.share(grid) > 0).sum())
+        with_tissue = int((mask.fraction(grid) > 0).sum())
         return {
             "file": str(file),
             "format": slide.format,
@@ -60,7 +60,7 @@ def _slide(file: Path, patch_size: int) -> dict[str, object]:
             "objective": slide.objective,
             "icc_bytes": len(slide.icc or b""),
             "background": list(slide.background),
-            "tissue_share": round(mask.tissue_fraction, 4),
+            "tissue_fraction": round(mask.tissue_fraction, 4),
             "patches": len(grid),
             "patches_with_tissue": with_tissue,
             # What a nine-block generator of width 64 needs; the plan of a translation knows its own (--dry-run).
@@ -131,7 +131,10 @@ def describe_plan(plan: Plan) -> str:
         [
             ("slide", f"{plan.settings.source.slide} ({view.slide.format})"),
             ("image", f"{view.size} px, {mpp_text(view.mpp)}"),
-            ("generator", f"{plan.generator.layout}, width {plan.generator.width}, {plan.generator.blocks} blocks"),
+            (
+                "generator",
+                f"{plan.generator.architecture}, width {plan.generator.width}, {plan.generator.blocks} blocks",
+            ),
             ("method", f"{norm.method}{read_out}"),
             (
                 "patches",

@@ -26,7 +26,7 @@ from kin_cli.commands.seams import seams
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import assemble, translate
 from kin_cli.errors import KinError, Stopped
-from kin_cli.signals import heed_no_more, leave, requested, stop_on_signals
+from kin_cli.signals import exit_now, ignore_signals, stop_on_signals, stop_requested
 
 _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -68,10 +68,10 @@ def main() -> NoReturn:
     stop_on_signals()
     try:
         code = run(sys.argv[1:])
-        heed_no_more()
+        ignore_signals()
     except Stopped as stop:  # while run() was already returning
         code = stop.exit_code
-    leave(code)
+    exit_now(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -103,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
-    stop = requested()
+    stop = stop_requested()
     if stop is not None and code != stop.exit_code:  # whatever failed, it failed because we were told to stop
         message, code = str(stop), stop.exit_code
     if debug:

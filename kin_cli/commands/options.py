@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.batch.shard import Share
+from kin_cli.batch.shard import Shard
 from kin_cli.commands.parameters import AutoInt, KernelType, RegionType, TissueType, auto_as_none, config_option
 from kin_cli.errors import UsageError
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path)
 
 
-class ShareType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
     """``3/16``, or ``auto/16`` in an array job of Slurm, PBS, Grid Engine or LSF."""
 
     name = "i/n"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
         """Parse the part."""
-        return value if isinstance(value, Share) else Share.parse(str(value), os.environ)
+        return value if isinstance(value, Shard) else Shard.parse(str(value), os.environ)
 
 
 def translation_options(command: Any) -> Any:
@@ -54,7 +54,7 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
     output = {name: options[name] for name in written}
     return Settings(
         source=SourceSettings(slide=slide, **source),
-        model=options["model"] or generator_in_the_box(),
+        model=options["model"] or bundled_generator(),
         output=OutputSettings(path=options["output"] or default_output(slide), **output),
         norm=NormSettings(**_norm_options(options)),
         compute=ComputeSettings(
@@ -169,9 +169,9 @@ _OPTIONS = (
 )
 
 
-def generator_in_the_box() -> Path:
+def bundled_generator() -> Path:
     """The generator that comes with the program, with a note on stderr that it is used."""
-    from kin_cli.models.checkpoint import NOTICE, default_model
+    from kin_cli.models.checkpoint import NOTICE, bundled_model
 
     click.echo(f"kin: {NOTICE}", err=True)
-    return default_model()
+    return bundled_model()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kin_cli.signals import heedful
+from kin_cli.signals import interruptible
 
 if TYPE_CHECKING:
     from kin_cli.progress import Advance
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LINE_EVERY_SECONDS = 30.0
 
 
-class ConsoleReporter:
+class ConsoleProgress:
     """Draws stages with tqdm where stderr is a terminal, and logs them line by line where it is not."""
 
     @contextmanager
@@ -36,7 +36,7 @@ class ConsoleReporter:
                         bar.set_postfix_str(detail, refresh=False)
                     bar.update(count)
 
-                yield heedful(advance)
+                yield interruptible(advance)
         else:
             yield from _logged(name, total, unit)
 
@@ -64,5 +64,5 @@ def _logged(name: str, total: int, unit: str) -> Iterator[Advance]:
             detail = f"; {detail}" if detail else ""
             click.echo(f"kin: {name} {done}/{total} {unit}, {rate:.1f} {unit}/s{left}{detail}", err=True)
 
-    yield heedful(advance)
+    yield interruptible(advance)
     click.echo(f"kin: {name} {done}/{total} {unit} in {time.monotonic() - start:.1f} s", err=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kin_cli.commands.parameters import SizeType
-from kin_cli.commands.progress import ConsoleReporter
+from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.geometry import Size
 
 
@@ -23,5 +23,5 @@ def sample(output: Path, size: Size, seed: int, workers: int | None, overwrite: 
     from kin_cli.settings import OutputSettings
 
     settings = OutputSettings(output, overwrite=overwrite)
-    write_sample(settings, size, seed=seed, workers=workers, reporter=ConsoleReporter())
+    write_sample(settings, size, seed=seed, workers=workers, progress=ConsoleProgress())
     click.echo(str(output))

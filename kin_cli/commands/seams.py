@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kin_cli.commands.parameters import RegionType, TissueType
-from kin_cli.commands.progress import ConsoleReporter
+from kin_cli.commands.progress import ConsoleProgress
 
 if TYPE_CHECKING:
     from kin_cli.evaluation.seams import SlideSeams
-    from kin_cli.metrics.seams import SeamFigure
+    from kin_cli.metrics.seams import SeamResult
 
 _FILE = click.Path(path_type=Path)
 _LISTED = 10
@@ -25,7 +25,13 @@ _MAP_PX = 1600
 @click.option("--source", type=_FILE, help="What SLIDE was translated from, the control; recommended.")
 @click.option("--source-level", type=click.IntRange(0), help="Level of the source that was translated.")
 @click.option("--source-region", type=RegionType(), help="Part of it that was translated.")
-@click.option("--tile", type=int, default=512, show_default=True, help="Side of the patches of the translation, px.")
+@click.option(
+    "--patch-size",
+    type=int,
+    default=512,
+    show_default=True,
+    help="Side of the patches that SLIDE was translated in, px.",
+)
 @click.option("--origin", type=(int, int), default=(0, 0), show_default=True, help="x y of the first patch's corner.")
 @click.option("--tissue", type=TissueType(), default="auto", show_default=True, help="Or a mask: PNG, GeoJSON.")
 @click.option("--heatmap", type=_FILE, help="Write a map of all boundaries to this PNG.")
@@ -52,10 +58,10 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, **options: Any) -> N
             source = stack.enter_context(opened(choice))
         found = measure_slide_seams(
             view,
-            SeamChoice(options["tile"], options["origin"]),
+            SeamChoice(options["patch_size"], options["origin"]),
             source=source,
             mask=tissue_mask(source or view, options["tissue"]),
-            reporter=ConsoleReporter(),
+            progress=ConsoleProgress(),
             workers=options["workers"] or available_cores(),
         )
         if heatmap is not None:
@@ -98,7 +104,7 @@ def _figures(found: SlideSeams) -> list[str]:
     return lines
 
 
-def _line(name: str, figure: SeamFigure, unit: str) -> str:
+def _line(name: str, figure: SeamResult, unit: str) -> str:
     ratios = f"{_number(figure.headline):>7}"
     if figure.source_ratio is not None:
         ratios += f"{_number(figure.ratio):>8}{_number(figure.source_ratio):>8}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kin_cli.commands.parameters import RegionType, config_option
-from kin_cli.commands.progress import ConsoleReporter
+from kin_cli.commands.progress import ConsoleProgress
 
 if TYPE_CHECKING:
     from kin_cli.training.settings import Losses
@@ -52,8 +52,10 @@ def _patches(command: Command) -> Command:
         click.option("--patch-size", type=int, default=512, show_default=True, help="Side of a patch in pixels."),
         click.option("--mpp", type=float, help="Resample slides to this many µm per pixel.  [default: level 0]"),
         click.option("--min-tissue", type=float, default=0.5, show_default=True, help="Share of a patch."),
-        click.option("--border-share", type=float, default=0.0, show_default=True, help="Patches with less tissue."),
-        click.option("--glass-share", type=float, default=0.0, show_default=True, help="Patches without tissue."),
+        click.option("--border-fraction", type=float, default=0.0, show_default=True, help="Patches with less tissue."),
+        click.option(
+            "--background-fraction", type=float, default=0.0, show_default=True, help="Patches without tissue."
+        ),
         click.option("--source-region", type=RegionType(), help="Use only this part of every source slide."),
         click.option("--target-region", type=RegionType(), help="Use only this part of every target slide."),
         click.option("--flip/--no-flip", default=True, show_default=True),
@@ -72,7 +74,7 @@ def _schedule(*, epochs: int) -> Callable[[Command], Command]:
         click.option("-b", "--batch-size", type=int, default=1, show_default=True, help="Patches at a time."),
         click.option("--accumulate", type=int, default=1, show_default=True, help="Batches per step."),
         click.option("--lr", type=float, default=2e-4, show_default=True, help="Learning rate."),
-        click.option("--decay-share", type=float, default=0.5, show_default=True, help="Steps with falling rate."),
+        click.option("--decay-fraction", type=float, default=0.5, show_default=True, help="Steps with falling rate."),
         click.option("--ema", type=float, default=0.999, show_default=True, help="Memory of the moving average."),
         click.option("--warm-steps", type=int, default=0, show_default=True, help="H&E: begin with blue nuclei."),
         click.option("--disc-steps", type=int, default=1, show_default=True, help="Of the discriminator, per step."),
@@ -221,6 +223,6 @@ def _run(losses: Losses, options: dict[str, Any]) -> None:
     )
     from kin_cli.training.run import train as carry_out
 
-    generator = carry_out(settings, ConsoleReporter())
+    generator = carry_out(settings, ConsoleProgress())
     if os.environ.get("RANK", "0") == "0":  # of several processes only one says it
         click.echo(str(generator))

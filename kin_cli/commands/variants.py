@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.commands.options import generator_in_the_box, settings_from, translation_options
-from kin_cli.store.files import os_errors_as_output_errors, write_atomic
-from kin_cli.store.work import work_folder
+from kin_cli.commands.options import bundled_generator, settings_from, translation_options
+from kin_cli.store.files import os_errors_as_output_errors, work_folder, write_atomic
 
 if TYPE_CHECKING:
     from kin_cli.figures.compare import Variant, Yardstick
@@ -57,7 +56,7 @@ def comparison_options(function: Any) -> Any:
         click.option("--reference", type=_FILE, help="A real slide of the target stain: histogram, FID, NIQE."),
         click.option("--inception", type=_FILE, envvar="KIN_INCEPTION", help="Weights for FID."),
         click.option(
-            "--patches", type=click.IntRange(1), default=200, show_default=True, help="Tiles measured beside the seams."
+            "--tiles", type=click.IntRange(1), default=200, show_default=True, help="Tiles measured beside the seams."
         ),
         click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of tiles."),
         click.option("--keep", type=_FILE, help="Folder to keep the translations in, and to reuse those there."),
@@ -81,7 +80,7 @@ def _decorated(function: Any, *options: Callable[[Any], Any]) -> Any:
 
 def base_settings(slide: Path, options: dict[str, Any], *, folder: Path) -> Settings:
     """The translation that all variants start from; fills in the model, so that its note is said once."""
-    options["model"] = options["model"] or generator_in_the_box()
+    options["model"] = options["model"] or bundled_generator()
     return settings_from(slide, {**_defaults(), **options, "output": folder / "base.tif"})
 
 
@@ -118,7 +117,7 @@ def yardstick_from(options: dict[str, Any]) -> Yardstick:
 
     names = options["metrics"]
     metrics = None if names is None else tuple(name.strip() for name in names.lower().split(","))
-    return Yardstick(metrics, options["reference"], options["inception"], options["patches"], options["seed"])
+    return Yardstick(metrics, options["reference"], options["inception"], options["tiles"], options["seed"])
 
 
 def write_csv(file: Path, rows: Sequence[Sequence[object]]) -> None:

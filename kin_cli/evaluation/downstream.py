@@ -39,7 +39,7 @@ Labels = NDArray[np.intp]
 UNDECIDED = -1
 _LEAST_TISSUE = 0.5
 _HELD_BLOCK = 3  # side, in patches, of the blocks that are held out together
-_HELD_SHARE = 4  # one block of so many
+_HELD_FRACTION = 4  # one block of so many
 _FEWEST = 4  # training patches of a class
 
 
@@ -52,17 +52,17 @@ class Limits:
     high: float
 
     @classmethod
-    def of(cls, shares: Sequence[float]) -> Limits:
+    def of(cls, fractions: Sequence[float]) -> Limits:
         """Those of which a third of the patches, half, and two thirds have less."""
-        return cls(*(float(limit) for limit in np.quantile(shares, (1 / 3, 1 / 2, 2 / 3))))
+        return cls(*(float(limit) for limit in np.quantile(fractions, (1 / 3, 1 / 2, 2 / 3))))
 
-    def to_learn(self, shares: Sequence[float]) -> Labels:
+    def to_learn(self, fractions: Sequence[float]) -> Labels:
         """1 of the brownest patches, 0 of the least brown, ``UNDECIDED`` of those in between."""
-        return np.array([1 if s > self.high else 0 if s < self.low else UNDECIDED for s in shares], np.intp)
+        return np.array([1 if s > self.high else 0 if s < self.low else UNDECIDED for s in fractions], np.intp)
 
-    def to_test(self, shares: Sequence[float]) -> Labels:
+    def to_test(self, fractions: Sequence[float]) -> Labels:
         """1 of patches that are browner than the median, 0 of the others."""
-        return np.array([int(share > self.middle) for share in shares], np.intp)
+        return np.array([int(fraction > self.middle) for fraction in fractions], np.intp)
 
 
 @dataclass(frozen=True)
@@ -100,21 +100,21 @@ def covered(boxes: Sequence[Box], mask: TissueMask) -> list[float]:
         return []
     # both lie on the lattice of half patches
     step = boxes[0].width // 2
-    share = mask.share(Grid(mask.size, step))
+    fraction = mask.fraction(Grid(mask.size, step))
     places = [(box.y // step, box.x // step) for box in boxes]
-    return [float(share[row : row + 2, col : col + 2].mean()) for row, col in places]
+    return [float(fraction[row : row + 2, col : col + 2].mean()) for row, col in places]
 
 
 def with_tissue(boxes: Sequence[Box], mask: TissueMask) -> list[Box]:
     """Those of the boxes that are at least half tissue."""
-    shares = covered(boxes, mask)
-    return [box for box, share in zip(boxes, shares, strict=True) if share >= _LEAST_TISSUE]
+    fractions = covered(boxes, mask)
+    return [box for box, fraction in zip(boxes, fractions, strict=True) if fraction >= _LEAST_TISSUE]
 
 
 def labels_of_mask(boxes: Sequence[Box], mask: TissueMask) -> Labels:
     """1 of boxes that the mask covers by half at least, 0 of those that it does not touch, otherwise ``UNDECIDED``."""
-    shares = covered(boxes, mask)
-    return np.array([1 if s >= _LEAST_TISSUE else 0 if s == 0 else UNDECIDED for s in shares], np.intp)
+    fractions = covered(boxes, mask)
+    return np.array([1 if s >= _LEAST_TISSUE else 0 if s == 0 else UNDECIDED for s in fractions], np.intp)
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ class Crops:
             return shrunk(pixels), brown_share(pixels)
 
         found = list(prefetch(one, boxes, workers=workers, ahead=2 * workers))
-        return cls(list(boxes), [patch for patch, _ in found], [share for _, share in found])
+        return cls(list(boxes), [patch for patch, _ in found], [fraction for _, fraction in found])
 
 
 def held_out(boxes: Sequence[Box]) -> NDArray[np.bool_]:
     """Which boxes check the classifier on real patches: whole blocks of neighbours, about a quarter."""
     block = [(box.y // (_HELD_BLOCK * box.height), box.x // (_HELD_BLOCK * box.width)) for box in boxes]
-    return np.array([(row + 2 * col) % _HELD_SHARE == 0 for row, col in block], bool)
+    return np.array([(row + 2 * col) % _HELD_FRACTION == 0 for row, col in block], bool)
 
 
 def trained(patches: Sequence[Pixels], labels: Labels, *, classes: int, epochs: int, seed: int) -> PatchClassifier:
@@ -165,8 +165,8 @@ def score(probabilities: Floats, labels: Labels) -> Score:
     """Figures over the crops whose label is decided."""
     chosen = labels != UNDECIDED
     found, wanted = probabilities[chosen], labels[chosen]
-    share = float((wanted == 1).mean()) if len(wanted) else float("nan")
-    return Score(len(wanted), share, accuracy(found, wanted), auc(found, wanted))
+    fraction = float((wanted == 1).mean()) if len(wanted) else float("nan")
+    return Score(len(wanted), fraction, accuracy(found, wanted), auc(found, wanted))
 
 
 def agreement(predictions: Mapping[str, Labels]) -> dict[str, dict[str, float]]:

@@ -28,7 +28,7 @@ from kin_cli.metrics.piqe import Piqe, PiqeOfAuthors
 from kin_cli.metrics.sobel import ClippedSobel, SobelGradient
 from kin_cli.metrics.ssim import Ssim
 from kin_cli.passes.devices import resolve_device
-from kin_cli.progress import Reporter
+from kin_cli.progress import Progress
 from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
@@ -44,7 +44,7 @@ class Evaluation:
     """What came out: every figure, the seams where they were measured, and what was left out and why."""
 
     settings: EvaluationSettings
-    figures: tuple[Figure, ...]
+    figures: tuple[MetricValue, ...]
     seams: SlideSeams | None
     left_out: dict[str, str]
     tiles: dict[str, int]
@@ -58,7 +58,7 @@ class Evaluation:
             "kin": __version__,
             "slide": str(settings.slide.path),
             **{name: None if choice is None else str(choice.path) for name, choice in others.items()},
-            "patch_px": settings.sampling.patch_px,
+            "patch_px": settings.sampling.tile_px,
             "seed": settings.sampling.seed,
             "tiles": self.tiles,
             "figures": [asdict(figure) for figure in self.figures],
@@ -68,7 +68,7 @@ class Evaluation:
         }
 
 
-def evaluate(settings: EvaluationSettings, reporter: Reporter) -> Evaluation:
+def evaluate(settings: EvaluationSettings, progress: Progress) -> Evaluation:
     """Compute the chosen metrics of a slide. Memory is constant in its size: see ``Panel`` and ``SeamMeter``.
 
     Raises a KinError where an input is missing, cannot be read, or does not fit the others.
@@ -84,7 +84,7 @@ def evaluate(settings: EvaluationSettings, reporter: Reporter) -> Evaluation:
         )
         if slides.source is not None:
             check_same_size(slides.view, slides.source)
-        run = _Run(settings, slides, reporter, settings.workers or available_cores())
+        run = _EvaluationRun(settings, slides, progress, settings.workers or available_cores())
         seams = run.seams() if "seams" in names else None
         figures = run.figures(entries)
         if "fsim" in names:
@@ -92,11 +92,11 @@ def evaluate(settings: EvaluationSettings, reporter: Reporter) -> Evaluation:
     if seams is not None:
         figures += seam_figures(seams)
     for name, why in left_out.items():
-        reporter.note(f"{name} is left out, it lacks {why}")
+        progress.note(f"{name} is left out, it lacks {why}")
     return Evaluation(settings, tuple(figures), seams, left_out, run.tiles, round(time.monotonic() - start, 1))
 
 
-def seam_figures(seams: SlideSeams) -> list[Figure]:
+def seam_figures(seams: SlideSeams) -> list[MetricValue]:
     """The headline of the seam metric as figures."""
     found = seams.figure
     name = "seams R*" if seams.report.table.source is not None else "seams R"
@@ -115,11 +115,11 @@ class _Slides:
     reference: SlideView | None
 
 
-class _Run:
+class _EvaluationRun:
     """One evaluation under way."""
 
-    def __init__(self, settings: EvaluationSettings, slides: _Slides, reporter: Reporter, workers: int) -> None:
-        self._settings, self._slides, self._reporter, self._workers = settings, slides, reporter, workers
+    def __init__(self, settings: EvaluationSettings, slides: _Slides, progress: Progress, workers: int) -> None:
+        self._settings, self._slides, self._progress, self._workers = settings, slides, progress, workers
         # a translation lies where its source lies, and in a real slide glass is easier to tell
         self._mask = tissue_mask(slides.source or slides.view, settings.sampling.tissue)
         self.tiles: dict[str, int] = {}
@@ -131,11 +131,11 @@ class _Run:
             self._settings.seams,
             source=self._slides.source,
             mask=self._mask,
-            reporter=self._reporter,
+            progress=self._progress,
             workers=self._workers,
         )
 
-    def figures(self, entries: list[Entry]) -> list[Figure]:
+    def figures(self, entries: list[MetricEntry]) -> list[MetricValue]:
         """Feed all entries; their figures in order."""
         if not entries:
             return []
@@ -151,7 +151,7 @@ class _Run:
         self._feed(panel, self._slides.view, boxes=self._boxes("slide", self._slides.view, self._mask))
         return [found for entry in entries for found in entry.figures()]
 
-    def fsim_of_the_whole(self) -> Figure:
+    def fsim_of_the_whole(self) -> MetricValue:
         """FSIM as its authors define it for one picture, which makes a thumbnail of a slide; glass included."""
         views = [view for view in (self._slides.view, self._slides.source) if view is not None]
         size = views[0].size
@@ -173,7 +173,7 @@ class _Run:
         def mean(box: Box) -> Floats:
             return pooled(view.read(box), step)
 
-        with self._reporter.stage("thumbnail", len(boxes)) as advance:
+        with self._progress.stage("thumbnail", len(boxes)) as advance:
             for box, part in zip(boxes, prefetch(mean, boxes, workers=self._workers, ahead=self._workers), strict=True):
                 x, y = box.x // step, box.y // step
                 means[y : y + part.shape[0], x : x + part.shape[1]] = part
@@ -192,7 +192,7 @@ class _Run:
             view.read,
             source=None if source is None else source.read,
             stage="reference" if view is self._slides.reference else "tiles",
-            reporter=self._reporter,
+            progress=self._progress,
             workers=self._workers,
         )
 
@@ -201,7 +201,7 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """One number: its name, its value (None where there is none), which is better, and what it rests on.
 
     ``better`` is "lower", "higher", or "" where neither is.
@@ -213,32 +213,32 @@ class Figure:
     detail: str = ""
 
 
-def figure(metric: str, value: float, better: str, detail: str = "") -> Figure:
+def figure(metric: str, value: float, better: str, detail: str = "") -> MetricValue:
     """A figure; what is not a number has no value."""
-    return Figure(metric, value if math.isfinite(value) else None, better, detail)
+    return MetricValue(metric, value if math.isfinite(value) else None, better, detail)
 
 
 @dataclass(frozen=True)
-class Entry:
+class MetricEntry:
     """A metric under way: what is fed with the slide's tiles and the reference's, and the figures in the end.
 
     ``paired``: the first is fed with the slide's tiles and those of its source.
     """
 
     slide: TileMetric
-    figures: Callable[[], list[Figure]]
+    figures: Callable[[], list[MetricValue]]
     reference: TileMetric | None = None
     paired: bool = False
 
 
-def entries_for(names: tuple[str, ...], settings: EvaluationSettings, device: torch.device) -> list[Entry]:
+def entries_for(names: tuple[str, ...], settings: EvaluationSettings, device: torch.device) -> list[MetricEntry]:
     """The entries of metrics whose inputs are there (see ``EvaluationSettings.missing``); of "seams" there is none.
 
     Raises:
         ModelError: a model's file cannot be used.
     """
     variants = 2 if settings.authors else 1
-    makers: dict[str, Callable[[], list[Entry]]] = {
+    makers: dict[str, Callable[[], list[MetricEntry]]] = {
         "fid": lambda: [_fid(settings, device)],
         "histogram": lambda: [_histogram(kind) for kind in (LabHistogram, HueHistogram)[:variants]],
         "sobel": lambda: [_sobel(kind) for kind in (SobelGradient, ClippedSobel)[:variants]],
@@ -250,13 +250,13 @@ def entries_for(names: tuple[str, ...], settings: EvaluationSettings, device: to
     return [entry for name in names if name in makers for entry in makers[name]()]
 
 
-def _fid(settings: EvaluationSettings, device: torch.device) -> Entry:
+def _fid(settings: EvaluationSettings, device: torch.device) -> MetricEntry:
     if settings.inception is None:
         raise UsageError("fid cannot be computed without its network's weights", WHERE_FROM)
     extractor = FeatureExtractor(settings.inception, device=device)
     slide, reference = FidTiles(extractor), FidTiles(extractor)
 
-    def figures() -> list[Figure]:
+    def figures() -> list[MetricValue]:
         one, other = slide.sums, reference.sums
         detail = f"{one.count} and {other.count} tiles, {PREPROCESSING}"
         if min(one.count, other.count) < FEW_TILES:
@@ -265,13 +265,13 @@ def _fid(settings: EvaluationSettings, device: torch.device) -> Entry:
             detail += f"; not the public weights (sha256 {extractor.sha256[:12]}…)"
         return [figure("fid", frechet_distance(one, other), "lower", detail)]
 
-    return Entry(slide, figures, reference)
+    return MetricEntry(slide, figures, reference)
 
 
-def _histogram(kind: type[Histogram]) -> Entry:
+def _histogram(kind: type[Histogram]) -> MetricEntry:
     slide, reference = kind(), kind()
 
-    def figures() -> list[Figure]:
+    def figures() -> list[MetricValue]:
         found = correlations(slide, reference)
         if kind is HueHistogram:
             return [figure("histogram_authors", float(found[0]), "higher", "hue, ten bins")]
@@ -279,48 +279,50 @@ def _histogram(kind: type[Histogram]) -> Entry:
         detail = "mean of " + ", ".join(f"{channel} {value:.3f}" for channel, value in channels)
         return [figure("histogram", float(np.mean(found)), "higher", detail)]
 
-    return Entry(slide, figures, reference)
+    return MetricEntry(slide, figures, reference)
 
 
-def _sobel(kind: type[SobelGradient]) -> Entry:
+def _sobel(kind: type[SobelGradient]) -> MetricEntry:
     metric = kind()
-    return Entry(metric, lambda: [figure(name, value, "lower") for name, value in metric.figures().items()])
+    return MetricEntry(metric, lambda: [figure(name, value, "lower") for name, value in metric.figures().items()])
 
 
-def _piqe(kind: type[Piqe]) -> Entry:
+def _piqe(kind: type[Piqe]) -> MetricEntry:
     metric = kind()
 
-    def figures() -> list[Figure]:
+    def figures() -> list[MetricValue]:
         found = metric.figures()
         return [figure(kind.name, found[kind.name], "lower", f"{found['piqe_blocks']:.0f} active blocks")]
 
-    return Entry(metric, figures)
+    return MetricEntry(metric, figures)
 
 
-def _niqe(kind: type[Niqe], settings: EvaluationSettings) -> Entry:
+def _niqe(kind: type[Niqe], settings: EvaluationSettings) -> MetricEntry:
     metric, reference = kind(), kind()
     given = None if settings.niqe_model is None else load_niqe_model(settings.niqe_model)
 
-    def figures() -> list[Figure]:
+    def figures() -> list[MetricValue]:
         try:
             model = given or reference.fitted(str(settings.reference.path if settings.reference else ""))
         except InputError as error:
             # too few tiles are no reason to lose every other figure, unless this one was asked for
             if settings.metrics is not None:
                 raise
-            return [Figure(kind.name, None, "lower", str(error))]
+            return [MetricValue(kind.name, None, "lower", str(error))]
         found = metric.figures(model)
         detail = f"{found['niqe_patches']:.0f} patches, {found['niqe_flat_patches']:.0f} flat ones left out; model "
         return [figure(kind.name, found[kind.name], "lower", detail + model.origin)]
 
-    return Entry(metric, figures, None if given else reference)
+    return MetricEntry(metric, figures, None if given else reference)
 
 
-def _ssim() -> Entry:
+def _ssim() -> MetricEntry:
     metric = Ssim()
-    return Entry(metric, lambda: [figure("ssim", metric.figures()["ssim"], "higher", "luma")], paired=True)
+    return MetricEntry(metric, lambda: [figure("ssim", metric.figures()["ssim"], "higher", "luma")], paired=True)
 
 
-def _fsim() -> Entry:
+def _fsim() -> MetricEntry:
     metric = Fsim()
-    return Entry(metric, lambda: [figure("fsim", metric.figures()["fsim"], "higher", "mean of the tiles")], paired=True)
+    return MetricEntry(
+        metric, lambda: [figure("fsim", metric.figures()["fsim"], "higher", "mean of the tiles")], paired=True
+    )

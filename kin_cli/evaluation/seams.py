@@ -15,8 +15,8 @@ from kin_cli.evaluation.settings import SeamChoice
 from kin_cli.evaluation.tiles import check_same_size
 from kin_cli.geometry import Size
 from kin_cli.metrics.colour import Pixels
-from kin_cli.metrics.seams import UNITS, SeamFigure, SeamGrid, SeamLine, SeamMeter, SeamReport
-from kin_cli.progress import Reporter
+from kin_cli.metrics.seams import UNITS, SeamGrid, SeamLine, SeamMeter, SeamResult, SeamSummary
+from kin_cli.progress import Progress
 from kin_cli.pyramid.ifd import Directory, MalformedTiffError, Tag, TiffDirectories
 from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
@@ -44,12 +44,12 @@ _STOPS = np.array([[90, 140, 190], [250, 190, 40], [190, 0, 30]], np.float64)
 class SlideSeams:
     """The seams of a slide, the statistic to look at first, and what the reader must know."""
 
-    report: SeamReport
+    report: SeamSummary
     statistic: str
     note: str | None
 
     @property
-    def figure(self) -> SeamFigure:
+    def figure(self) -> SeamResult:
         """The headline: both directions."""
         return self.report.figure(self.statistic)
 
@@ -70,7 +70,7 @@ def measure_slide_seams(
     *,
     source: SlideView | None,
     mask: TissueMask,
-    reporter: Reporter,
+    progress: Progress,
     workers: int,
 ) -> SlideSeams:
     """Measure a slide, with its source as the control where there is one. Memory bound: see ``SeamMeter``.
@@ -81,11 +81,11 @@ def measure_slide_seams(
     """
     views = [view] if source is None else [view, source]
     check_same_size(view, views[-1])
-    grid, luma_only = seam_grid(views, choice.tile_px, choice.origin)
+    grid, luma_only = seam_grid(views, choice.patch_px, choice.origin)
     meter = SeamMeter(grid, view.read, source=None if source is None else source.read, mask=mask)
     blocks = list(meter.blocks())
     parts = []
-    with reporter.stage("seams", sum(map(len, blocks))) as advance:
+    with progress.stage("seams", sum(map(len, blocks))) as advance:
         for block, part in zip(blocks, prefetch(meter.measure, blocks, workers=workers, ahead=workers), strict=True):
             parts.append(part)
             advance(len(block))
@@ -186,16 +186,16 @@ def _pale(thumbnail: Pixels) -> Pixels:
     return np.rint(255 - 0.45 * (255 - (0.6 * grey + 0.4 * thumbnail))).astype(np.uint8)
 
 
-def _colour(share: float) -> tuple[int, int, int]:
-    place = min(max(share, 0.0), 1.0) * (len(_STOPS) - 1)
+def _colour(fraction: float) -> tuple[int, int, int]:
+    place = min(max(fraction, 0.0), 1.0) * (len(_STOPS) - 1)
     red, green, blue = (round(float(np.interp(place, range(len(_STOPS)), channel))) for channel in _STOPS.T)
     return red, green, blue
 
 
-def _bar(line: SeamLine, scale: float, share: float) -> tuple[float, float, float, float]:
+def _bar(line: SeamLine, scale: float, fraction: float) -> tuple[float, float, float, float]:
     """The rectangle that stands for a boundary: the wider the worse, shorter than it so that neighbours stay apart."""
     length = line.length * scale
-    half, gap = max(0.5 + min(share, 1), length * (0.01 + 0.05 * min(share, 1))), length / 10
+    half, gap = max(0.5 + min(fraction, 1), length * (0.01 + 0.05 * min(fraction, 1))), length / 10
     x, y = line.x * scale, line.y * scale
     if line.direction == "vertical":
         return x - half, y + gap, x + half, y + length - gap
@@ -220,6 +220,6 @@ def _legend(draw: ImageDraw.ImageDraw, seams: SlideSeams, height: int) -> None:
     draw.text((left, height + 8), text, fill="black", font=font)
     control = "no source: the slide's own edges count" if report.table.source is None else "against the source"
     draw.text((left, height + 25), control, fill="black", font=font)
-    for share in (0.0, 0.5, 1.0):
-        label = f"{share * top:g}" + ("+" if share == 1 else "")
-        draw.text((left + share * 199, upper + 14), label, fill="black", anchor="ma", font=font)
+    for fraction in (0.0, 0.5, 1.0):
+        label = f"{fraction * top:g}" + ("+" if fraction == 1 else "")
+        draw.text((left + fraction * 199, upper + 14), label, fill="black", anchor="ma", font=font)

@@ -11,8 +11,8 @@ from kin_cli.geometry import Box
 METRICS = ("fid", "histogram", "sobel", "piqe", "niqe", "ssim", "fsim", "seams")
 """Names of the metrics, in the order of the results."""
 
-_PATCH_STEP = 16
-_SMALLEST_PATCH = 128
+_TILE_STEP = 16
+_SMALLEST_TILE = 128
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,27 @@ class SlideChoice:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which tiles are measured: ``patches`` of them drawn with ``seed`` among those with tissue, or all (None).
+    """Which tiles are measured: ``tiles`` of them drawn with ``seed`` among those with tissue, or all (None).
 
-    ``patch_px`` is a multiple of 16, at least 128. ``tissue`` is "auto", "none" (everything counts) or a mask's path.
+    ``tile_px`` is a multiple of 16, at least 128. ``tissue`` is "auto", "none" (everything counts) or a mask's path.
     """
 
-    patches: int | None = None
+    tiles: int | None = None
     seed: int = 0
-    patch_px: int = 512
+    tile_px: int = 512
     tissue: str | Path = "auto"
 
     def __post_init__(self) -> None:
-        if self.patch_px < _SMALLEST_PATCH or self.patch_px % _PATCH_STEP:
-            hint = f"take a multiple of {_PATCH_STEP} from {_SMALLEST_PATCH} upwards"
-            raise UsageError(f"tiles of {self.patch_px} px cannot be evaluated", hint)
+        if self.tile_px < _SMALLEST_TILE or self.tile_px % _TILE_STEP:
+            hint = f"take a multiple of {_TILE_STEP} from {_SMALLEST_TILE} upwards"
+            raise UsageError(f"tiles of {self.tile_px} px cannot be evaluated", hint)
 
 
 @dataclass(frozen=True)
 class SeamChoice:
     """The grid that the slide was translated in: side of its patches, and (x, y) of the corner of the first one."""
 
-    tile_px: int = 512
+    patch_px: int = 512
     origin: tuple[int, int] = (0, 0)
 
 

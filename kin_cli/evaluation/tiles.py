@@ -14,7 +14,7 @@ from kin_cli.errors import InputError
 from kin_cli.evaluation.settings import Sampling, SlideChoice
 from kin_cli.geometry import Box, Grid
 from kin_cli.metrics.colour import Pixels
-from kin_cli.progress import Reporter
+from kin_cli.progress import Progress
 from kin_cli.slide.open import open_source
 from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
@@ -53,13 +53,13 @@ def sampled_boxes(view: SlideView, mask: TissueMask, sampling: Sampling) -> list
     Raises:
         InputError: there is none.
     """
-    found = tissue_boxes(view, mask, sampling.patch_px)
+    found = tissue_boxes(view, mask, sampling.tile_px)
     if not found:
-        side = sampling.patch_px
+        side = sampling.tile_px
         hint = "take smaller tiles by --patch-size, or all of them by --tissue none"
         raise InputError(f"{view.slide.path}: no tile of {side}×{side} px is at least half tissue", hint)
-    if sampling.patches is not None and sampling.patches < len(found):
-        drawn = np.random.default_rng(sampling.seed).choice(len(found), sampling.patches, replace=False)
+    if sampling.tiles is not None and sampling.tiles < len(found):
+        drawn = np.random.default_rng(sampling.seed).choice(len(found), sampling.tiles, replace=False)
         found = [found[number] for number in np.sort(drawn)]
     return found
 
@@ -67,8 +67,8 @@ def sampled_boxes(view: SlideView, mask: TissueMask, sampling: Sampling) -> list
 def tissue_boxes(view: SlideView, mask: TissueMask, tile_px: int) -> list[Box]:
     """Tiles of a regular grid that lie wholly in the view and are at least half tissue, in reading order."""
     grid = Grid(view.size, tile_px)
-    share = mask.share(grid)
-    return [grid.box(cell) for cell in grid if share[cell] >= _LEAST_TISSUE and grid.clipped(cell) == grid.box(cell)]
+    fraction = mask.fraction(grid)
+    return [grid.box(cell) for cell in grid if fraction[cell] >= _LEAST_TISSUE and grid.clipped(cell) == grid.box(cell)]
 
 
 # FROM evaluation.panel: Several metrics fed with the same tiles, each of which is read once.
@@ -102,7 +102,7 @@ class Panel:
     against: Sequence[TileMetric] = ()
 
     def run(
-        self, boxes: Sequence[Box], read: Reader, *, source: Reader | None, stage: str, reporter: Reporter, workers: int
+        self, boxes: Sequence[Box], read: Reader, *, source: Reader | None, stage: str, progress: Progress, workers: int
     ) -> None:
         """Measure every box and take it in."""
         metrics = [*self.alone, *self.against]
@@ -119,7 +119,7 @@ class Panel:
 
         if not metrics:
             return
-        with reporter.stage(stage, len(boxes)) as advance:
+        with progress.stage(stage, len(boxes)) as advance:
             for parts in prefetch(measured, boxes, workers=workers, ahead=2 * workers):
                 for metric, part in zip(metrics, parts, strict=True):
                     metric.add(part)

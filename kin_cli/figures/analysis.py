@@ -19,9 +19,10 @@ from kin_cli.job import kept_table
 from kin_cli.models.architectures import LayerBlock, layer_blocks
 from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.table import SmoothedTable, StatTable
+from kin_cli.passes.engine import Execution
 from kin_cli.passes.measure import batched, measure_slide, thumbnail_statistics
 from kin_cli.plan import Plan, make_plan
-from kin_cli.progress import Reporter
+from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 
 Floats = npt.NDArray[np.float64]
@@ -222,7 +223,7 @@ class Analysis:
         }
 
 
-def analyse(settings: AnalysisSettings, reporter: Reporter) -> Analysis:
+def analyse(settings: AnalysisSettings, progress: Progress) -> Analysis:
     """Measure a slide's patches, or take them from the table there is, and compare them.
 
     Memory bound: that of pass 1, the statistics of the patches drawn and of 256 more.
@@ -233,25 +234,22 @@ def analyse(settings: AnalysisSettings, reporter: Reporter) -> Analysis:
     start = time.monotonic()
     plan = make_plan(settings.base)
     with plan.view.slide, kept_table(plan, settings.table) as store:
-        fleet = plan.fleet()
-        table = StatTable(store, rows=plan.grid.rows, cols=plan.grid.cols, channels=fleet.channels)
+        engines = plan.engines()
+        table = StatTable(store, rows=plan.grid.rows, cols=plan.grid.cols, channels=engines.channels)
         measured = measure_slide(
             plan.view,
             plan.grid,
             plan.measured_cells,
-            fleet=fleet,
-            table=table,
+            table,
             side_px=plan.settings.norm.measured_px,
-            batch=plan.batch,
-            workers=plan.workers,
-            reporter=reporter,
+            execution=Execution(engines, plan.batch, plan.workers, progress),
         )
         if measured:
             store.commit()
         patches = _Patches(plan, table, settings)
-        blocks = layer_blocks(fleet.first.layers)
-        curve = patches.by_distance(blocks, reporter)
-        thumbnail = thumbnail_statistics(plan.view, None, engine=fleet.first, patch_px=settings.base.norm.patch_px)
+        blocks = layer_blocks(engines.first.layers)
+        curve = patches.by_distance(blocks, progress)
+        thumbnail = thumbnail_statistics(plan.view, None, engine=engines.first, patch_px=settings.base.norm.patch_px)
         standins = patches.standins(_with_deviations(thumbnail), blocks)
     seconds = round(time.monotonic() - start, 1)
     found, drawn = int(patches.wanted.sum()), len(patches.drawn)
@@ -275,12 +273,12 @@ class _Patches:
             places = places[np.sort(chosen)]
         self.drawn = [Cell(int(row), int(col)) for row, col in places]
 
-    def by_distance(self, blocks: list[LayerBlock], reporter: Reporter) -> DistanceCurve:
+    def by_distance(self, blocks: list[LayerBlock], progress: Progress) -> DistanceCurve:
         """Every patch drawn with all others within reach, each pair once."""
         grid = self._plan.grid
         order = {cell: number for number, cell in enumerate(self.drawn)}
         found = SimilarityByDistance(blocks, reach=self._reach)
-        with reporter.stage("pairs", len(self.drawn), "patches") as advance:
+        with progress.stage("pairs", len(self.drawn), "patches") as advance:
             for cell in self.drawn:
                 own = self._table.read(cell)
                 others = (c for c in self._around(cell, grid) if order.get(c, len(order)) > order[cell])
@@ -296,7 +294,7 @@ class _Patches:
         plan = self._plan
         own = np.stack([self._table.read(cell) for cell in self.drawn])
         every = SmoothedTable(self._table, plan.weights, Kernel.parse("global")).block(range(1), range(1))[0, 0]
-        average = _with_deviations(every)
+        ema = _with_deviations(every)
         kernel = plan.settings.norm.effective_kernel
         smooth = SmoothedTable(self._table, plan.weights, kernel, prior=plan.prior)
         near = [
@@ -314,7 +312,7 @@ class _Patches:
                 outside(thumbnail, own, blocks=blocks),
                 deviation_ratio(thumbnail, own, blocks=blocks),
             ),
-            Standin("all patches", quantiles(cosine(average, own, blocks=blocks))),
+            Standin("all patches", quantiles(cosine(ema, own, blocks=blocks))),
             Standin(f"neighbourhood {kernel}", quantiles(np.concatenate(near))),
         ]
 

@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from kin_cli import __version__
 from kin_cli.errors import InputError, UsageError
-from kin_cli.evaluation.run import Evaluation, Figure, entries_for, evaluate
+from kin_cli.evaluation.run import Evaluation, MetricValue, entries_for, evaluate
 from kin_cli.evaluation.seams import SlideSeams, seam_grid
 from kin_cli.evaluation.settings import EvaluationSettings, Sampling, SeamChoice, SlideChoice
 from kin_cli.evaluation.tiles import opened, sampled_boxes
 from kin_cli.geometry import Box, Grid, Size
-from kin_cli.metrics.seams import SeamFigure, SeamLine
+from kin_cli.metrics.seams import SeamLine, SeamResult
 from kin_cli.passes.devices import resolve_device, resolve_devices
-from kin_cli.progress import Reporter
+from kin_cli.progress import Progress
 from kin_cli.settings import NormSettings, OutputSettings, Settings
 from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.slide.tissue import TissueMask
@@ -67,7 +67,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What is measured beside the seams, over ``patches`` tiles with tissue drawn with ``seed``.
+    """What is measured beside the seams, over ``tiles`` tiles with tissue drawn with ``seed``.
 
     ``metrics`` are names for ``EvaluationSettings``; None takes SSIM, Sobel and PIQE, with a ``reference`` (a real
     slide of the target stain) the histogram too, and with ``inception`` weights FID.
@@ -76,7 +76,7 @@ class Yardstick:
     metrics: tuple[str, ...] | None = None
     reference: Path | None = None
     inception: Path | None = None
-    patches: int = 200
+    tiles: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -170,10 +170,10 @@ class Column:
     title: str
     overview: Pixels
     close_ups: tuple[Pixels, ...]
-    figures: tuple[Figure, ...]
+    figures: tuple[MetricValue, ...]
     seams: SlideSeams | None = None
 
-    def seam(self, direction: str = "both") -> SeamFigure | None:
+    def seam(self, direction: str = "both") -> SeamResult | None:
         """The headline of the seam metric, by direction; None of the source."""
         return None if self.seams is None else self.seams.report.figure(self.seams.statistic, direction)
 
@@ -215,7 +215,7 @@ class Comparison:
         }
 
 
-def compare(settings: CompareSettings, reporter: Reporter) -> Comparison:
+def compare(settings: CompareSettings, progress: Progress) -> Comparison:
     """Make every variant, measure it, cut out what is shown, and remove it again unless it is kept.
 
     Pass 1 runs once, its table serves every variant. One translation at a time lies on the disk unless all are kept.
@@ -226,7 +226,7 @@ def compare(settings: CompareSettings, reporter: Reporter) -> Comparison:
     start = time.monotonic()
     choice = source_choice(settings.base)
     with working_folder(settings.folder), opened(choice) as view:
-        run = _Run(settings, choice, view, reporter)
+        run = _ComparisonRun(settings, choice, view, progress)
         variants = [run.column(number) for number in range(len(settings.variants))]
         source = run.source_column()
     seconds = round(time.monotonic() - start, 1)
@@ -255,11 +255,11 @@ def source_choice(base: Settings) -> SlideChoice:
     return SlideChoice(source.slide, source.level, source.mpp, source.region, source.source_mpp)
 
 
-class _Run:
+class _ComparisonRun:
     """One comparison under way."""
 
-    def __init__(self, settings: CompareSettings, choice: SlideChoice, view: SlideView, reporter: Reporter) -> None:
-        self._settings, self._choice, self._view, self._reporter = settings, choice, view, reporter
+    def __init__(self, settings: CompareSettings, choice: SlideChoice, view: SlideView, progress: Progress) -> None:
+        self._settings, self._choice, self._view, self._progress = settings, choice, view, progress
         self._mask: TissueMask = tissue_mask(view, settings.base.source.tissue)
         self.notes: list[str] = []
         self._sampling = self._chosen_sampling()
@@ -272,7 +272,7 @@ class _Run:
         wanted = self._evaluation(SlideChoice(self._choice.path), source=self._choice)
         names, _ = wanted.chosen()
         entries_for(names, wanted, resolve_device(wanted.device))
-        seam_grid([self._view], wanted.seams.tile_px, wanted.seams.origin)
+        seam_grid([self._view], wanted.seams.patch_px, wanted.seams.origin)
         if wanted.reference is not None:
             with opened(wanted.reference):
                 pass
@@ -280,7 +280,7 @@ class _Run:
     def column(self, number: int) -> Column:
         """Make, measure and show one variant."""
         variant = self._settings.variants[number]
-        self._reporter.note(f"{variant.title} ({number + 1} of {len(self._settings.variants)})")
+        self._progress.note(f"{variant.title} ({number + 1} of {len(self._settings.variants)})")
         with self._translated(variant) as file:
             found = self._evaluated(SlideChoice(file), source=self._choice)
             if found.seams is not None and found.seams.note is not None:
@@ -303,13 +303,13 @@ class _Run:
         output = replace(base.output, path=folder / f"{variant.name}.tif")
         # TIN takes its statistics from a thumbnail
         table = None if variant.norm.method == "tin" else base.table or folder / "table"
-        translate(replace(base, norm=variant.norm, output=output, table=table), self._reporter)
+        translate(replace(base, norm=variant.norm, output=output, table=table), self._progress)
         yield output.path
         if not self._settings.keep:
             _remove(output)
 
     def _evaluated(self, slide: SlideChoice, *, source: SlideChoice | None) -> Evaluation:
-        return evaluate(self._evaluation(slide, source=source), self._reporter)
+        return evaluate(self._evaluation(slide, source=source), self._progress)
 
     def _evaluation(self, slide: SlideChoice, *, source: SlideChoice | None) -> EvaluationSettings:
         base, yardstick = self._settings.base, self._settings.yardstick
@@ -331,7 +331,7 @@ class _Run:
         """Tiles of the largest side of which some are half tissue; None, with a note, where even small ones are not."""
         yardstick, tissue = self._settings.yardstick, self._settings.base.source.tissue
         for side in _TILE_PX:
-            sampling = Sampling(yardstick.patches, yardstick.seed, side, tissue)
+            sampling = Sampling(yardstick.tiles, yardstick.seed, side, tissue)
             try:
                 sampled_boxes(self._view, self._mask, sampling)
             except InputError as error:
@@ -345,7 +345,7 @@ class _Run:
         look, patch_px = self._settings.look, self._settings.base.norm.patch_px
         corners: list[Corner] = []
         if seams is not None:
-            tissue = self._mask.share(Grid(self._view.size, patch_px))
+            tissue = self._mask.fraction(Grid(self._view.size, patch_px))
             lines = seams.report.lines(seams.statistic)
             corners = worst_corners(lines, tissue, patch_px=patch_px, count=look.close_ups)
         self.corners = [*corners] or [None] * min(1, look.close_ups)

@@ -50,7 +50,7 @@ class Mark:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class SheetRow:
     """Pictures side by side, one for each column; ``ticks``: (x, y) in shares of their sides, where a border runs."""
 
     name: str
@@ -70,7 +70,7 @@ class Section:
     """Columns with their titles, rows of pictures, and the lines of the table: a name and a text for each column."""
 
     titles: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[SheetRow]
     table: Sequence[tuple[str, Sequence[str]]]
     name: str = ""
 
@@ -149,7 +149,7 @@ def _draw_section(page: _Page, section: Section) -> None:
     page.y += _SECTION_IN
 
 
-def _draw_picture(axes: Any, picture: Pixels, *, row: Row, named: bool) -> None:
+def _draw_picture(axes: Any, picture: Pixels, *, row: SheetRow, named: bool) -> None:
     height, width = picture.shape[:2]
     axes.imshow(picture, extent=(0, width, height, 0))
     axes.set(xticks=[], yticks=[])
@@ -236,14 +236,14 @@ def _heading(found: Comparison) -> str:
     return "   ·   ".join(parts)
 
 
-def _rows(found: Comparison, columns: Sequence[Column]) -> list[Row]:
+def _rows(found: Comparison, columns: Sequence[Column]) -> list[SheetRow]:
     names = [chr(ord("a") + number) for number in range(len(found.boxes))]
     marks = [Mark(box, found.view.size, name) for box, name in zip(found.boxes, names, strict=True)]
-    rows = [Row("whole", [column.overview for column in columns], marks)]
+    rows = [SheetRow("whole", [column.overview for column in columns], marks)]
     for number, (box, corner) in enumerate(zip(found.boxes, found.corners, strict=True)):
         ticks = None if corner is None else ((corner.x - box.x) / box.width, (corner.y - box.y) / box.height)
         name = f"{names[number]}   {box.width} px"
-        rows.append(Row(name, [column.close_ups[number] for column in columns], ticks=ticks))
+        rows.append(SheetRow(name, [column.close_ups[number] for column in columns], ticks=ticks))
     return rows
 
 

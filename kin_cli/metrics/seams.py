@@ -167,7 +167,7 @@ class SeamTable:
 
 
 @dataclass(frozen=True)
-class SeamFigure:
+class SeamResult:
     """One statistic over a set of boundaries.
 
     Attributes:
@@ -201,10 +201,10 @@ class SeamFigure:
         return self.ratio if self.source_ratio is None else self.ratio_to_source
 
 
-def seam_figure(table: SeamTable, statistic: int) -> SeamFigure:
+def seam_figure(table: SeamTable, statistic: int) -> SeamResult:
     """The figure of one statistic, by its index in ``STATISTICS``, over all boundaries of ``table``."""
     if not len(table):
-        return SeamFigure(None, None, None, None, None, None, None, None, 0, 0)
+        return SeamResult(None, None, None, None, None, None, None, None, 0, 0)
     blocks = _blocks(table.cells)
     found = int(blocks.max()) + 1
     values = table.values[:, statistic]
@@ -220,7 +220,7 @@ def seam_figure(table: SeamTable, statistic: int) -> SeamFigure:
     interval, p = _jackknife(pair, blocks) if usable and len(table) >= _FEWEST_FOR_INTERVAL else (None, None)
     explained = beside * (1.0 if source_ratio is None else source_ratio)
     excess = max(0.0, at**2 - explained**2) ** 0.5
-    return SeamFigure(ratio, source_ratio, to_source, interval, p, excess, at, beside, len(table), found)
+    return SeamResult(ratio, source_ratio, to_source, interval, p, excess, at, beside, len(table), found)
 
 
 def local_excess(table: SeamTable, statistic: int) -> Floats:
@@ -284,7 +284,7 @@ class SeamLine:
 
 
 @dataclass(frozen=True, eq=False)
-class SeamReport:
+class SeamSummary:
     """The table of boundaries of an image and the figures drawn from it.
 
     ``figures[direction][statistic]``, with direction "both", "vertical" (boundaries between neighbours in a row) or
@@ -293,9 +293,9 @@ class SeamReport:
 
     grid: SeamGrid
     table: SeamTable
-    figures: dict[str, dict[str, SeamFigure]]
+    figures: dict[str, dict[str, SeamResult]]
 
-    def figure(self, statistic: str = "step", direction: str = "both") -> SeamFigure:
+    def figure(self, statistic: str = "step", direction: str = "both") -> SeamResult:
         """One figure."""
         return self.figures[direction][statistic]
 
@@ -380,7 +380,7 @@ class SeamMeter:
             None if self._source is None else self._values(self._source(box), box, places),
         )
 
-    def report(self, parts: Iterable[SeamTable]) -> SeamReport:
+    def report(self, parts: Iterable[SeamTable]) -> SeamSummary:
         """The figures of what ``measure`` returned for all blocks."""
         table = _joined(list(parts), with_source=self._source is not None)
         every = np.ones(len(table), np.bool_)
@@ -389,7 +389,7 @@ class SeamMeter:
         for direction in DIRECTIONS:
             part = table.where(chosen[direction])
             figures[direction] = {name: seam_figure(part, index) for index, name in enumerate(STATISTICS)}
-        return SeamReport(self.grid, table, figures)
+        return SeamSummary(self.grid, table, figures)
 
     def _box(self, block: tuple[Cell, ...]) -> Box:
         boxes = [self.grid.box(cell) for cell in block]
@@ -418,7 +418,7 @@ def measure_seams(
     source: Reader | None = None,
     phase: int = 16,
     mask: TissueMask | None = None,
-) -> SeamReport:
+) -> SeamSummary:
     """The seams of an image of ``size`` that was processed in tiles; see ``SeamGrid`` and ``SeamMeter``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which generator a state dict belongs to: layout and sizes from its keys and shapes alone."""
+"""Which generator a state dict belongs to: architecture and sizes from its keys and shapes alone."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from kin_cli.models.weights import Weights, listed
 Spec = ResnetSpec | UrustSpec | UnetSpec
 
 _KNOWN_HINT = (
-    "known layouts: resnet-cyclegan, resnet-cut, resnet (antialias down or up only), urust, unet_128, unet_256"
+    "known architectures: resnet-cyclegan, resnet-cut, resnet (antialias down or up only), urust, unet_128, unet_256"
 )
 
-# keys of weights inside the blocks that only this layout has
+# keys of weights inside the blocks that only this architecture has
 _RESNET = re.compile(r"model\.(\d+)\.conv_block\.\d+\.weight")
 _RESNET_LAYER = re.compile(r"model\.(\d+)\.")
 _URUST = re.compile(r"resnetblocks4\.(\d+)\.model\.\d+\.weight")
@@ -41,7 +41,7 @@ _UNET_DOWN = ".2"  # in each of a U-Net's blocks the norm on the way down is lay
 _MAX_STRIP_PX = 1 << 14
 
 
-# FROM models.layouts: Which generator a state dict belongs to: layout and sizes from its keys and shapes alone.
+# FROM models.architectures: Which generator a state dict belongs to: architecture and sizes from its keys and shapes alone.
 
 
 def build(spec: Spec) -> nn.Module:
@@ -166,13 +166,13 @@ def _require_fit(weights: Weights, spec: Spec) -> None:
     problems += [f"has unexpected keys: {listed(unexpected)}"] if unexpected else []
     if problems:
         weights.refuse(
-            f"does not fit the layout {spec.layout}: it {' and '.join(problems)}",
+            f"does not fit the architecture {spec.architecture}: it {' and '.join(problems)}",
             "export the whole state dict of the generator, unchanged",
         )
     for name, tensor in weights.tensors.items():
         shape, found = expected[name], tuple(tensor.shape)
         if found not in (shape, (1, *shape, 1, 1)):
-            weights.refuse(f"has a {name} of shape {found} where {spec.layout} needs {shape}", _KNOWN_HINT)
+            weights.refuse(f"has a {name} of shape {found} where {spec.architecture} needs {shape}", _KNOWN_HINT)
         if tensor.layout != torch.strided or tensor.is_meta or not tensor.dtype.is_floating_point:
             weights.refuse(
                 f"holds no plain floating-point weights in {name}: {tensor.dtype}, {tensor.layout}, {tensor.device}",
@@ -210,10 +210,10 @@ class LayerBlock:
 
 
 def layer_blocks(layers: Sequence[tuple[str, int]]) -> list[LayerBlock]:
-    """The blocks of ``PatchedNetwork.layers``, (name, channels) in the order in which they run.
+    """The blocks of ``TableNetwork.layers``, (name, channels) in the order in which they run.
 
     A ResNet has ``conv``, ``down 1``, ``down 2``, ``residual`` (all of them), ``up 1``, ``up 2``, as in the paper's
-    Figure S1; a U-Net has one block for every norm layer. Names are those of the known layouts.
+    Figure S1; a U-Net has one block for every norm layer. Names are those of the known architectures.
     """
     starts = [0, *accumulate(channels for _, channels in layers)]
     blocks: list[LayerBlock] = []

@@ -34,7 +34,7 @@ class Generator:
     """
 
     module: nn.Module
-    layout: str
+    architecture: str
     width: int
     blocks: int
     spec: Spec
@@ -48,7 +48,7 @@ class Generator:
 
 
 def load_generator(path: Path) -> Generator:
-    """The generator in a PyTorch or safetensors file of a known layout, whatever the file's suffix.
+    """The generator in a PyTorch or safetensors file of a known architecture, whatever the file's suffix.
 
     Running statistics of InstanceNorm are dropped and half-precision weights converted, each with a note. A checkpoint
     without norm parameters is one of plain InstanceNorm: the authors' code loses affine ones when it trains on a GPU,
@@ -67,7 +67,7 @@ def load_generator(path: Path) -> Generator:
     norms = [layer.num_features for layer in module.modules() if isinstance(layer, nn.InstanceNorm2d)]
     return Generator(
         module=module,
-        layout=spec.layout,
+        architecture=spec.architecture,
         width=spec.width,
         blocks=spec.downs if isinstance(spec, UnetSpec) else spec.blocks,
         spec=spec,
@@ -82,7 +82,7 @@ def load_generator(path: Path) -> Generator:
 
 
 def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a generator so that ``load_generator`` and the project of its layout can read it, whole or not at all.
+    """Write a generator so that ``load_generator`` and the project of its architecture can read it, whole or not at all.
 
     ``.safetensors`` carries ``metadata`` and the spec, as strings; ``.pth`` and ``.pt`` are a plain state dict. dtypes
     are kept.
@@ -97,7 +97,7 @@ def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mappi
     if differing := sorted(expected ^ state.keys()):
         raise ValueError(f"the module is no generator of {spec}: {listed(differing)} differ")
     if path.suffix == ".safetensors":
-        described = {"format": "pt", "layout": spec.layout, **{k: str(v) for k, v in asdict(spec).items()}}
+        described = {"format": "pt", "architecture": spec.architecture, **{k: str(v) for k, v in asdict(spec).items()}}
         content = safetensors.torch.save(state, metadata={**(metadata or {}), **described})
     elif path.suffix in (".pth", ".pt"):
         buffer = io.BytesIO()
@@ -112,7 +112,7 @@ def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mappi
 def describe(generator: Generator) -> dict[str, object]:
     """What a user wants to know about a generator, as JSON can hold it; sizes in pixels."""
     return {
-        "layout": generator.layout,
+        "architecture": generator.architecture,
         "width": generator.width,
         "blocks": generator.blocks,
         "norm_layers": generator.norm_layers,
@@ -145,6 +145,6 @@ def _as_float32(weights: Weights, shapes: Mapping[str, torch.Size]) -> tuple[dic
 # FROM models.box: The generator in the box: what ``kin translate`` uses when no checkpoint is named.
 
 
-def default_model() -> Path:
+def bundled_model() -> Path:
     """The checkpoint that is installed with the package."""
     return Path(__file__).parents[1] / "weights" / "he2syn.safetensors"

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from kin_cli.errors import ModelError
 from kin_cli.models import resnet
 from kin_cli.models import resnet as urust
-from kin_cli.norm.fused import Finish, Sweep
+from kin_cli.norm.fused import Finish, FusedOps
 from kin_cli.norm.layer import Field, MeasuredError, Session, TableNorm
 
 RESIDUAL_BLOCKS = (resnet.ResidualBlock, urust.ResidualBlock)
@@ -31,7 +31,7 @@ _FEW, _LARGE = 4, 5
 # FROM models.patch: InstanceNorm2d → TableNorm in place: what makes any InstanceNorm network measurable and applicable.
 
 
-class PatchedNetwork:
+class TableNetwork:
     """A network whose norm layers read one table. Not thread-safe: one forward at a time.
 
     ``channels`` is ΣC, the channels of all norm layers; a cell of the table is (2, ΣC), layers in the order in which
@@ -45,9 +45,9 @@ class PatchedNetwork:
         self.channels = sum(channels for _, channels in layers)
         self._session, self._reach_px = session, reach_px
 
-    def use(self, sweep: Sweep) -> None:
+    def use(self, ops: FusedOps) -> None:
         """Finish feature maps that way from now on."""
-        self._session.sweep = sweep
+        self._session.ops = ops
 
     @torch.inference_mode()
     def measure(self, x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class PatchedNetwork:
         return out
 
 
-def patch(
+def exchange_norms(
     module: nn.Module,
     *,
     side: int = 64,
@@ -84,7 +84,7 @@ def patch(
     eps: float | None = None,
     correction: int = 0,
     reach_px: int | None = None,
-) -> PatchedNetwork:
+) -> TableNetwork:
     """Replace every InstanceNorm2d of a network by a table norm, in place, and put the network in eval mode.
 
     What stands around a norm layer and concerns nothing else goes into it: the convolution in front of it, the ReLU and
@@ -124,7 +124,7 @@ def patch(
             _replace(module, name, block)
         elif PhasedConv2d.suits(layer) and layer not in taken:
             _replace(module, name, PhasedConv2d(layer))
-    return PatchedNetwork(module, session, layers, reach_px=reach_px)
+    return TableNetwork(module, session, layers, reach_px=reach_px)
 
 
 def _following(names: dict[nn.Module, str]) -> dict[nn.Module, nn.Module]:

@@ -2,7 +2,7 @@
 
 The two differ only in how they change size. CycleGAN (Zhu et al., ICCV 2017) strides its convolutions; CUT (Park et
 al., ECCV 2020) convolves at full size and blurs with a fixed filter around the decimation or the zero-insertion (Zhang,
-ICML 2019). Either way may be chosen for each direction, which gives four layouts.
+ICML 2019). Either way may be chosen for each direction, which gives four architectures.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# FROM models.resnet: The official CycleGAN and CUT generators under their own state-dict keys: encoder, residual blocks, decoder. The two differ only in how they change size. CycleGAN (Zhu et al., ICCV 2017) strides its convolutions; CUT (Park et al., ECCV 2020) convolves at full size and blurs with a fixed filter around the decimation or the zero-insertion (Zhang, ICML 2019). Either way may be chosen for each direction, which gives four layouts.
+# FROM models.resnet: The official CycleGAN and CUT generators under their own state-dict keys: encoder, residual blocks, decoder. The two differ only in how they change size. CycleGAN (Zhu et al., ICCV 2017) strides its convolutions; CUT (Park et al., ECCV 2020) convolves at full size and blurs with a fixed filter around the decimation or the zero-insertion (Zhang, ICML 2019). Either way may be chosen for each direction, which gives four architectures.
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class ResnetSpec:
             raise ValueError(f"width, blocks and channels must be at least 1: {self}")
 
     @property
-    def layout(self) -> str:
-        """Name of the layout, after the project that uses it."""
+    def architecture(self) -> str:
+        """Name of the architecture, after the project that uses it."""
         match self.antialias_down, self.antialias_up:
             case True, True:
                 return "resnet-cut"
@@ -60,7 +60,7 @@ class ResnetSpec:
 class ResnetGenerator(nn.Module):
     """Image to image, (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of 4 and at least 8.
 
-    Raises ``ValueError`` for other sizes: the strided layouts would silently return another size.
+    Raises ``ValueError`` for other sizes: the strided architectures would silently return another size.
     """
 
     def __init__(self, spec: ResnetSpec) -> None:
@@ -199,8 +199,8 @@ class UrustSpec:
             raise ValueError(f"width, blocks and channels must be at least 1: {self}")
 
     @property
-    def layout(self) -> str:
-        """Name of the layout, after the project that uses it."""
+    def architecture(self) -> str:
+        """Name of the architecture, after the project that uses it."""
         return "urust"
 
     @property

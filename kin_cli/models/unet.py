@@ -40,8 +40,8 @@ class UnetSpec:
             raise ValueError(f"width and channels must be at least 1 and downs at least {MIN_DOWNS}: {self}")
 
     @property
-    def layout(self) -> str:
-        """Name of the layout: the official code's for the square patch that it reduces to one pixel."""
+    def architecture(self) -> str:
+        """Name of the architecture: the official code's for the square patch that it reduces to one pixel."""
         return f"unet_{2**self.downs}"
 
     @property

@@ -1,7 +1,7 @@
 """What happens to a feature map between two convolutions, in one sweep: normalise, add the residual, ReLU, reflect.
 
-``Plain`` works on any device: on a CPU in strips of rows that stay in the cache, so that the map itself is read and
-written once. ``Compiled`` has the same formulas made into one kernel each by torch's compiler.
+``EagerOps`` works on any device: on a CPU in strips of rows that stay in the cache, so that the map itself is read and
+written once. ``CompiledOps`` has the same formulas made into one kernel each by torch's compiler.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Affine(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Axis:
+class FieldAxis:
     """Between which two cells each feature pixel along an axis lies, and where: ``lookup.Taps`` on a device."""
 
     lower: Tensor
@@ -47,8 +47,8 @@ class Varying(NamedTuple):
     """A mean and a scale for every pixel, between cells (B, r, c, 2, C) float32: y = (x - mean) · scale + bias."""
 
     cells: Tensor
-    rows: Axis
-    cols: Axis
+    rows: FieldAxis
+    cols: FieldAxis
     bias: Tensor | None
 
 
@@ -64,7 +64,7 @@ class Finish:
     in_place: bool = False
 
 
-class Sweep(Protocol):
+class FusedOps(Protocol):
     """How feature maps (B, C, H, W) of any floating dtype are finished; arithmetic is in float32."""
 
     def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
@@ -76,30 +76,30 @@ class Sweep(Protocol):
         """The map normalised (None: it is already), plus the residual, finished; (B, C, H + 2 pad, W + 2 pad)."""
 
 
-class Plain:
+class EagerOps:
     """The formulas with torch's own operations. Memory bound on a CPU: the result and a few strips of 4 MiB."""
 
     def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-        """See ``Sweep``. On a CPU several times faster than var_mean over channels-last maps, and as exact."""
+        """See ``FusedOps``. On a CPU several times faster than var_mean over channels-last maps, and as exact."""
         if x.is_cuda:
             var, mean = torch.var_mean(x.float(), dim=(2, 3), correction=correction)
             return mean, var
         pixels, count = x.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
-        shares, means, variances = [], [], []
+        fractions, means, variances = [], [], []
         for part in _strips(x):  # read once; strips are put together as in Chan et al., 1979
             strip = pixels[:, part].float()
             means.append(strip.mean(2).mean(1))
             variances.append((strip - means[-1][:, None, None]).square_().mean(2).mean(1))
-            shares.append((part.stop - part.start) / x.shape[2])
-        share, each = torch.tensor(shares)[:, None, None], torch.stack(means)
-        mean = (share * each).sum(0)
-        var = (share * (torch.stack(variances) + (each - mean).square_())).sum(0)
+            fractions.append((part.stop - part.start) / x.shape[2])
+        fraction, each = torch.tensor(fractions)[:, None, None], torch.stack(means)
+        mean = (fraction * each).sum(0)
+        var = (fraction * (torch.stack(variances) + (each - mean).square_())).sum(0)
         return mean, var * (count / (count - correction) if count > correction else float("nan"))
 
     def __call__(
         self, x: Tensor, values: Affine | Varying | None, finish: Finish, *, residual: Tensor | None = None
     ) -> Tensor:
-        """See ``Sweep``."""
+        """See ``FusedOps``."""
         pad, height, width = finish.pad, *x.shape[2:]
         if pad:
             size = (x.shape[0], x.shape[1], height + 2 * pad, width + 2 * pad)
@@ -206,22 +206,22 @@ def _moments_formula(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-class Compiled:
+class CompiledOps:
     """The formulas, each made into one kernel by ``torch.compile``, which takes seconds a kernel at the first call.
 
-    Where the compiler cannot be used, ``failed`` is called with its message and everything goes on as ``Plain``.
+    Where the compiler cannot be used, ``failed`` is called with its message and everything goes on as ``EagerOps``.
     """
 
     def __init__(self, failed: Callable[[str], None]) -> None:
         self._failed = failed
-        self._broken, self._plain = False, Plain()
+        self._broken, self._plain = False, EagerOps()
         # one entry for every kind of layer and for the shapes at the slide's edges; torch stops at 8
         torch._dynamo.config.recompile_limit = _KINDS
         self._moments = torch.compile(_moments_formula)
         self._affine, self._varying = torch.compile(affine_formula), torch.compile(varying_formula)
 
     def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-        """See ``Sweep``."""
+        """See ``FusedOps``."""
         if not self._broken:
             try:
                 return self._moments(x, correction)
@@ -232,7 +232,7 @@ class Compiled:
     def __call__(
         self, x: Tensor, values: Affine | Varying | None, finish: Finish, *, residual: Tensor | None = None
     ) -> Tensor:
-        """See ``Sweep``."""
+        """See ``FusedOps``."""
         if not self._broken:
             try:
                 return self._kernel(x, values, finish, residual)

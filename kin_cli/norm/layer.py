@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kin_cli.norm.fused import Affine, Axis, Finish, Plain, Sweep, Varying
+from kin_cli.norm.fused import Affine, EagerOps, FieldAxis, Finish, FusedOps, Varying
 from kin_cli.norm.lookup import Lookup
 
 
@@ -46,10 +46,10 @@ class Session:
     collected: dict[int, Tensor] = field(default_factory=dict)
     current: Field | None = None
     last: int = -1
-    sweep: Sweep = field(default_factory=Plain)
+    ops: FusedOps = field(default_factory=EagerOps)
     margin_px: int = 0
     shrinks: bool = False
-    _axes: dict[tuple[Lookup, int, int, int, torch.device], Axis] = field(default_factory=dict)
+    _axes: dict[tuple[Lookup, int, int, int, torch.device], FieldAxis] = field(default_factory=dict)
 
     def begin(self, current: Field | None, *, reach_px: int | None = None) -> None:
         """Set what the next forward normalises with, None to measure. A halo of at least ``reach_px`` may shrink."""
@@ -62,13 +62,13 @@ class Session:
         assert self.current is not None
         return int(self.current.lookup.stride(features, self.current.patches[0], margin_px=self.margin_px))
 
-    def axis(self, features: int, patches: int, device: torch.device) -> Axis:
+    def axis(self, features: int, patches: int, device: torch.device) -> FieldAxis:
         """Where ``features`` pixels along one axis read the present field; kept for the next batch."""
         assert self.current is not None
         key = (self.current.lookup, self.margin_px, features, patches, device)
         if key not in self._axes:
             taps = self.current.lookup.taps(features, patches, margin_px=self.margin_px)
-            self._axes[key] = Axis(*(torch.from_numpy(values).to(device) for values in taps))
+            self._axes[key] = FieldAxis(*(torch.from_numpy(values).to(device) for values in taps))
         return self._axes[key]
 
 
@@ -94,30 +94,30 @@ class TableNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, *, bare: bool = False) -> Tensor:  # (B, C, H, W)
         """Measure or apply, as the session says; the result has the dtype of ``x``, and no border if ``bare``."""
-        sweep, current = self._session.sweep, self._session.current
+        ops, current = self._session.ops, self._session.current
         if current is None:
             return self._measure(self._convolved(x), residual)
         finish = dataclasses.replace(self.finish, pad=0) if bare else self.finish
         cells = current.cells[..., self.slice]  # (B, r, c, 2, C)
         if not current.uniform:
             x = self._convolved(x)
-            return sweep(x, self._varying(x, cells, current.patches), finish, residual=residual)
+            return ops(x, self._varying(x, cells, current.patches), finish, residual=residual)
         values = self._affine(*cells[:, 0, 0].unbind(1))
         if self.convolution is None or len(cells) > 1:
-            return sweep(self._convolved(x), values, finish, residual=residual)
-        return sweep(_folded(self.convolution, x, values), None, finish, residual=residual)
+            return ops(self._convolved(x), values, finish, residual=residual)
+        return ops(_folded(self.convolution, x, values), None, finish, residual=residual)
 
     def _convolved(self, x: Tensor) -> Tensor:
         return x if self.convolution is None else self.convolution(x)
 
     def _measure(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        mean, var = self._session.sweep.moments(x, self.correction)
+        mean, var = self._session.ops.moments(x, self.correction)
         std = torch.sqrt(var + self.eps)
         self._session.collected[self.position] = torch.stack([mean, std], dim=1)
         if self.position == self._session.last:
             raise MeasuredError
         values = self._affine(mean, torch.where(std > 0, 1 / std, 0))
-        return self._session.sweep(x, values, self.finish, residual=residual)
+        return self._session.ops(x, values, self.finish, residual=residual)
 
     def _affine(self, mean: Tensor, scale: Tensor) -> Affine:
         """(B, C) each."""

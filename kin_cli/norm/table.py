@@ -126,12 +126,12 @@ class SmoothedTable:
         taps = self._kernel.taps().astype(np.float32)
         raw *= weight[..., None, None]
         total = _convolve(_convolve(raw, taps, 0), taps, 1)
-        share = _convolve(_convolve(weight, taps, 0), taps, 1)
+        fraction = _convolve(_convolve(weight, taps, 0), taps, 1)
         if self._prior:
             total += np.float32(self._prior) * self._table_mean()
-            share += np.float32(self._prior)
-        supported = share > 0
-        total /= np.where(supported, share, 1)[..., None, None]
+            fraction += np.float32(self._prior)
+        supported = fraction > 0
+        total /= np.where(supported, fraction, 1)[..., None, None]
         return total, supported
 
     def _raw(self, rows: range, cols: range) -> tuple[Floats, Floats]:
@@ -161,14 +161,14 @@ class SmoothedTable:
     def _table_mean(self) -> Floats:
         """Weighted mean of all cells, (2, C); mean 0 and std 1 where nothing could be measured."""
         if self._mean is None:
-            total, share = np.zeros((2, self.channels)), 0.0
+            total, fraction = np.zeros((2, self.channels)), 0.0
             for cell in self._table.measured():
                 weight, stats = float(self._weights[cell]), self._table.read(cell)
                 if weight > 0 and np.isfinite(stats).all():
                     total += weight * stats
-                    share += weight
+                    fraction += weight
             neutral = np.stack([np.zeros(self.channels), np.ones(self.channels)])
-            self._mean = (total / share if share else neutral).astype(np.float32)
+            self._mean = (total / fraction if fraction else neutral).astype(np.float32)
         return self._mean
 
 

@@ -1,4 +1,4 @@
-"""What is not translated: glass without tissue, filled so that no box is visible beside translated glass."""
+"""What is not translated: background without tissue, filled so that no box is visible beside translated background."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from scipy import ndimage
 from kin_cli.concurrency import prefetch
 from kin_cli.geometry import Cell, Grid
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.apply import Painter, unpack_mixed
-from kin_cli.progress import Reporter
+from kin_cli.passes.apply import TileSink, unpack_partial
+from kin_cli.progress import Progress
 from kin_cli.pyramid.levels import pad_tile
 from kin_cli.slide.view import SlideView
 from kin_cli.store.blobs import BlobStore
 
 BackgroundMode = Literal["fill", "keep", "white"]
 
-_SIGMA_TILES = 1.5  # how far a tile's own glass colour reaches before the slide's mean takes over
-_PRIOR = 1e-3  # weight of the slide's mean colour against a tile full of glass right here
-_MIN_GLASS_SHARE = 0.001  # a tile with less glass than this says nothing about its colour
+_SIGMA_TILES = 1.5  # how far a tile's own background colour reaches before the slide's mean takes over
+_PRIOR = 1e-3  # weight of the slide's mean colour against a tile full of background right here
+_MIN_BACKGROUND_FRACTION = 0.001  # a tile with less background than this says nothing about its colour
 
 
 @dataclass(frozen=True)
-class GlassColour:
-    """The colour that the generator gave to glass, as a smooth field over the tile grid (rows, cols, 3), float32.
+class BackgroundColour:
+    """The colour that the generator gave to background, as a smooth field over the tile grid (rows, cols, 3), float32.
 
     Near translated tiles it is theirs, far away the mean of all; between the centres of tiles it is interpolated, so
     that filled tiles have no borders among themselves.
@@ -37,16 +37,16 @@ class GlassColour:
     field: NDArray[np.float32]
 
     @classmethod
-    def measured(cls, grid: Grid, store: BlobStore) -> GlassColour | None:
-        """The field of the sums in the store; None where the generator saw no glass at all."""
+    def measured(cls, grid: Grid, store: BlobStore) -> BackgroundColour | None:
+        """The field of the sums in the store; None where the generator saw no background at all."""
         total = np.zeros((grid.rows, grid.cols, 3), np.float32)
         weight = np.zeros((grid.rows, grid.cols, 1), np.float32)
         for tile in grid:
             if grid.index(tile) in store:
                 *colour, count = np.frombuffer(store.get(grid.index(tile)), "<f8")
-                share = count / grid.step**2
-                if share > _MIN_GLASS_SHARE:
-                    weight[tile] = min(1.0, 20 * share)
+                fraction = count / grid.step**2
+                if fraction > _MIN_BACKGROUND_FRACTION:
+                    weight[tile] = min(1.0, 20 * fraction)
                     total[tile] = weight[tile] * np.array(colour) / count
         if not weight.any():
             return None
@@ -70,34 +70,32 @@ class GlassColour:
         return pixels
 
 
-def fill_background(
-    view: SlideView, painter: Painter, *, mode: BackgroundMode, workers: int, reporter: Reporter
-) -> int:
-    """Finish every tile of level 0 that pass 2 left out or left mixed; returns the number of empty ones.
+def fill_background(view: SlideView, sink: TileSink, *, mode: BackgroundMode, workers: int, progress: Progress) -> int:
+    """Finish every tile of level 0 that pass 2 left out or left partial; returns the number of empty ones.
 
-    ``keep`` shows the source there, ``white`` white, ``fill`` the generator's colour of glass (white with a note where
+    ``keep`` shows the source there, ``white`` white, ``fill`` the generator's colour of background (white with a note where
     it saw none). Memory bound: 2·``workers`` tiles.
     """
-    plan, stores, layout = painter.plan, painter.stores, painter.layout
-    colour = GlassColour.measured(plan.tiles, stores.glass) if mode == "fill" else None
-    todo = [tile for tile in plan.tiles if layout.key(0, tile) not in stores.tiles]
+    windows, stores, layout = sink.windows, sink.stores, sink.layout
+    colour = BackgroundColour.measured(windows.tiles, stores.background) if mode == "fill" else None
+    todo = [tile for tile in windows.tiles if layout.key(0, tile) not in stores.tiles]
     if mode == "fill" and colour is None and todo:
-        reporter.note("no translated patch shows glass whose colour could fill the background: it is white")
+        progress.note("no translated patch shows background whose colour could fill the background: it is white")
 
     def finish(tile: Cell) -> None:
-        box = plan.tiles.clipped(tile)
+        box = windows.tiles.clipped(tile)
         if mode == "keep":
             pixels = view.read(box)
         elif colour is not None:
             pixels = colour.pixels(tile)
         else:
             pixels = np.full((box.height, box.width, 3), 255, np.uint8)
-        if not plan.is_empty(tile):
-            translated = unpack_mixed(stores.mixed.get(plan.tiles.index(tile)), box)
-            pixels = np.where(plan.selected_pixels(box)[..., None], translated, pixels)
-        stores.tiles.put(layout.key(0, tile), painter.codec.encode(pad_tile(pixels, plan.tiles.step)))
+        if not windows.is_empty(tile):
+            translated = unpack_partial(stores.partial_tiles.get(windows.tiles.index(tile)), box)
+            pixels = np.where(windows.selected_pixels(box)[..., None], translated, pixels)
+        stores.tiles.put(layout.key(0, tile), sink.codec.encode(pad_tile(pixels, windows.tiles.step)))
 
-    with reporter.stage("background", len(todo)) as advance:
+    with progress.stage("background", len(todo)) as advance:
         for _ in prefetch(finish, todo, workers=workers, ahead=2 * workers):
             advance(1)
-    return sum(plan.is_empty(tile) for tile in plan.tiles)
+    return sum(windows.is_empty(tile) for tile in windows.tiles)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any, TypeVar
@@ -17,12 +18,12 @@ from torch import Tensor
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import DeviceError
 from kin_cli.models.checkpoint import Generator
-from kin_cli.models.exchange import patch
-from kin_cli.norm.fused import Compiled
+from kin_cli.models.exchange import exchange_norms
+from kin_cli.norm.fused import CompiledOps
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.devices import DTYPES, Precision
-from kin_cli.progress import Reporter
+from kin_cli.progress import Progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,6 +32,16 @@ _LANES = {"cpu": 1, "cuda": 2}  # on a GPU one batch is launched while the resul
 
 
 # FROM passes.engine: The device that runs a generator: uint8 images in, statistics or uint8 images out.
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What carries out both passes: engines, windows or patches per batch, threads on the host, and who watches."""
+
+    engines: EnginePool
+    batch: int
+    workers: int
+    progress: Progress
 
 
 class Engine:
@@ -58,11 +69,11 @@ class Engine:
         # 16 patches of the deepest feature map: enough for reflection padding in every known layout.
         side = max(64, 2 * generator.stride)
         module = copy.deepcopy(generator.module)
-        network = patch(module, side=side, eps=eps, correction=correction, reach_px=generator.halo)
+        network = exchange_norms(module, side=side, eps=eps, correction=correction, reach_px=generator.halo)
         network.module.to(device=device, dtype=self._dtype)
         network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
         if compiled:
-            network.use(Compiled(lambda why: self.tell(f"torch cannot compile here and goes on without it: {why}")))
+            network.use(CompiledOps(lambda why: self.tell(f"torch cannot compile here and goes on without it: {why}")))
         self._network, self._transfer, self._turn = network, Transfer(device), Lock()
         self.channels, self.layers, self.stride = network.channels, network.layers, generator.stride
         # On a CPU a batch gains nothing, and a convolution may add in another order for another batch size, which
@@ -79,16 +90,16 @@ class Engine:
         return fetch()
 
     def apply(
-        self, images: Sequence[NDArray[np.uint8]], cells: NDArray[np.float32], lookup: Lookup
+        self, images: Sequence[NDArray[np.uint8]], stats: NDArray[np.float32], lookup: Lookup
     ) -> list[NDArray[np.uint8]]:
         """Translated windows without their halo.
 
-        images: windows (H, W, 3) of one size, halo included; cells: (B, r, c, 2, ΣC), what each window reads, or
+        images: windows (H, W, 3) of one size, halo included; stats: (B, r, c, 2, ΣC), what each window reads, or
         (B, 1, 1, 2, ΣC) where the statistics are the same everywhere.
         """
         halo, (height, width) = lookup.halo_px, images[0].shape[:2]
         patches = ((height - 2 * halo) // lookup.patch_px, (width - 2 * halo) // lookup.patch_px)
-        sent, table = self._transfer.send(images), self._transfer.send([cells])
+        sent, table = self._transfer.send(images), self._transfer.send([stats])
 
         def translate(part: slice) -> Tensor:
             y = self._network.apply(self._to_input(pixels[part]), Field(statistics[part], lookup, patches))
@@ -140,7 +151,7 @@ def _to_bytes(y: Tensor) -> Tensor:
 # FROM passes.fleet: The engines of a run: batches are dealt to whichever is free, results come back in order.
 
 
-class Fleet:
+class EnginePool:
     """Engines with the same generator and settings, one for each device.
 
     Which engine takes a batch changes nothing in its results, if the devices are of one kind.
@@ -157,7 +168,7 @@ class Fleet:
         return self.engines[0]
 
     def run(
-        self, work: Callable[[Engine, Item], Result], batches: Iterable[Item], *, reporter: Reporter
+        self, work: Callable[[Engine, Item], Result], batches: Iterable[Item], *, progress: Progress
     ) -> Iterator[Result]:
         """``work`` with a free engine for every batch, in order.
 
@@ -165,7 +176,7 @@ class Fleet:
         """
         free: SimpleQueue[Engine] = SimpleQueue()
         for engine in self._lanes:
-            engine.tell = reporter.note
+            engine.tell = progress.note
             free.put(engine)
 
         def with_free_engine(batch: Item) -> Result:

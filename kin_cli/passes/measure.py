@@ -14,8 +14,7 @@ from kin_cli.concurrency import prefetch
 from kin_cli.errors import InputError
 from kin_cli.geometry import Cell, Grid
 from kin_cli.norm.table import StatTable
-from kin_cli.passes.engine import Engine, Fleet
-from kin_cli.progress import Reporter
+from kin_cli.passes.engine import Engine, Execution
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view, overview
 
@@ -30,13 +29,10 @@ def measure_slide(
     view: SlideView,
     grid: Grid,
     cells: Sequence[Cell],
-    *,
-    fleet: Fleet,
     table: StatTable,
+    *,
     side_px: int,
-    batch: int,
-    workers: int,
-    reporter: Reporter,
+    execution: Execution,
     unreadable: Callable[[Cell], None] | None = None,
 ) -> int:
     """Measure those of ``cells`` that are not yet in the table; returns how many that were.
@@ -44,9 +40,10 @@ def measure_slide(
     What is measured of each is the square of ``side_px`` in its middle. One that cannot be read is an error, or, where
     ``unreadable`` is given, is told to it and gets NaN, which weighs nothing in the kernel.
 
-    Memory bound: 2·``workers`` + ``batch`` patches of pixels, and what the fleet's devices work on.
+    Memory bound: 2 · workers + batch patches of pixels, and what the devices work on.
     """
     todo = [cell for cell in cells if cell not in table]
+    batch, workers, progress = execution.batch, execution.workers, execution.progress
 
     def read(cell: Cell) -> tuple[Cell, NDArray[np.uint8] | None]:
         try:
@@ -58,10 +55,10 @@ def measure_slide(
             return cell, None
 
     if len(todo) < len(cells):
-        reporter.note(f"continuing: {len(cells) - len(todo)} of {len(cells)} patches are measured")
-    with reporter.stage("measure", len(todo), "patches") as advance:
+        progress.note(f"continuing: {len(cells) - len(todo)} of {len(cells)} patches are measured")
+    with progress.stage("measure", len(todo), "patches") as advance:
         patches = prefetch(read, todo, workers=workers, ahead=2 * workers + batch)
-        for found in fleet.run(_measured, batched(patches, batch), reporter=reporter):
+        for found in execution.engines.run(_measured, batched(patches, batch), progress=progress):
             for cell, stats in found:
                 table.write(cell, np.full((2, table.channels), np.nan, np.float32) if stats is None else stats)
             advance(len(found))

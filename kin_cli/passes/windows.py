@@ -43,7 +43,7 @@ class Block:
     tiles: tuple[Cell, ...]
 
 
-class WindowPlan:
+class WindowGrid:
     """Windows of ``window_px`` over a patch grid, restricted to the cells that are translated.
 
     ``selected`` (rows, cols) says which cells of the patch grid are translated. A tile is *whole* if all its cells

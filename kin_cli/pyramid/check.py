@@ -45,11 +45,11 @@ Record = dict[str, Any]
 class _Options:
     decode: bool
     workers: int
-    progress: Callable[[int, int], None] | None
+    advance: Callable[[int, int], None] | None
 
 
 def check_file(
-    path: Path, *, decode: bool = True, workers: int = 1, progress: Callable[[int, int], None] | None = None
+    path: Path, *, decode: bool = True, workers: int = 1, advance: Callable[[int, int], None] | None = None
 ) -> list[str]:
     """What is wrong with a finished file, one line a problem; none if it is sound.
 
@@ -68,7 +68,7 @@ def check_file(
         with path.open("rb") as file:
             if not kind.pyramidal:
                 return check_flat(path, kind)
-            return _tiff_problems(path, file.fileno(), _Options(decode, workers, progress))
+            return _tiff_problems(path, file.fileno(), _Options(decode, workers, advance))
     except MalformedTiffError as error:
         return [f"not a sound TIFF: {error}"]
     except OSError as error:
@@ -110,15 +110,15 @@ def _tiff_problems(path: Path, fd: int, options: _Options) -> list[str]:
                 crcs[row] = report.crcs
                 bad |= report.bad
                 done += level.cols
-                if options.progress is not None:
-                    options.progress(done, total)
+                if options.advance is not None:
+                    options.advance(done, total)
         problems += _tile_problems(level, bad)
         if description is not None and level.number < len(description.digests):
             problems += _checksum_problems(level, description.digests[level.number], Digest.of(crcs), set(bad))
     return problems
 
 
-def _chain_problems(tiff: TiffDirectories, levels: list[Level], description: Description) -> Iterator[str]:
+def _chain_problems(tiff: TiffDirectories, levels: list[StoredLevel], description: Description) -> Iterator[str]:
     """Directories that are not linked, marked or sized as those of a pyramid are."""
     chain = [directory.offset for directory in tiff.chain()]
     sub = [int(offset) for offset in tiff.values(levels[0].directory, Tag.SUB_IFDS).flat]
@@ -137,7 +137,7 @@ def _chain_problems(tiff: TiffDirectories, levels: list[Level], description: Des
             yield f"{level}: is marked wrongly as {'the full' if level.number else 'a reduced'} image"
 
 
-def _pixel_size_problems(tiff: TiffDirectories, levels: list[Level], description: Description) -> Iterator[str]:
+def _pixel_size_problems(tiff: TiffDirectories, levels: list[StoredLevel], description: Description) -> Iterator[str]:
     """Levels whose resolution is not the description's pixel size, scaled."""
     for level in levels:
         found = [tiff.values(level.directory, tag) for tag in (Tag.X_RESOLUTION, Tag.Y_RESOLUTION)]
@@ -159,14 +159,14 @@ def _sides(size: Size) -> tuple[int, int]:
     return size.width, size.height
 
 
-def _tile_problems(level: Level, bad: dict[Cell, str]) -> Iterator[str]:
+def _tile_problems(level: StoredLevel, bad: dict[Cell, str]) -> Iterator[str]:
     for cell in sorted(bad)[:_LISTED]:
         yield f"{level}, tile (row {cell.row}, col {cell.col}): {bad[cell]}"
     if len(bad) > _LISTED:
         yield f"{level}: {len(bad) - _LISTED} more bad tiles"
 
 
-def _checksum_problems(level: Level, wanted: Digest, found: Digest, known: set[Cell]) -> Iterator[str]:
+def _checksum_problems(level: StoredLevel, wanted: Digest, found: Digest, known: set[Cell]) -> Iterator[str]:
     """Rows and columns whose checksums differ, but for those of tiles that are known to be bad."""
     if (len(wanted.rows), len(wanted.cols)) != (level.rows, level.cols):
         yield f"{level}: its checksums are those of another image"
@@ -197,7 +197,7 @@ def _listed(numbers: list[int]) -> str:
 
 
 @dataclass(frozen=True)
-class Level:
+class StoredLevel:
     """One image of the file: offsets and sizes of its tiles, row by row; strips count as tiles in one column."""
 
     number: int
@@ -222,14 +222,14 @@ class Level:
 
 
 @dataclass(frozen=True)
-class RowReport:
+class RowCheck:
     """CRC-32s of the tiles of a row, uint32 (cols,), and what is wrong with which."""
 
     crcs: NDArray[np.uint32]
     bad: dict[Cell, str]
 
 
-def read_levels(tiff: TiffDirectories) -> list[Level]:
+def read_levels(tiff: TiffDirectories) -> list[StoredLevel]:
     """The images in the main chain, then those that are only SubIFDs; raises ``MalformedTiffError``."""
     directories = {directory.offset: directory for directory in tiff.chain()}
     for directory in list(directories.values()):
@@ -239,7 +239,7 @@ def read_levels(tiff: TiffDirectories) -> list[Level]:
     return [_level(tiff, number, directory) for number, directory in enumerate(directories.values())]
 
 
-def _level(tiff: TiffDirectories, number: int, directory: Directory) -> Level:
+def _level(tiff: TiffDirectories, number: int, directory: Directory) -> StoredLevel:
     sides = [tiff.number(directory, tag) for tag in (Tag.WIDTH, Tag.HEIGHT)]
     if Tag.TILE_OFFSETS in directory.entries:
         tile_sides = [tiff.number(directory, tag) for tag in (Tag.TILE_WIDTH, Tag.TILE_HEIGHT)]
@@ -249,7 +249,7 @@ def _level(tiff: TiffDirectories, number: int, directory: Directory) -> Level:
         tables = [tiff.values(directory, tag) for tag in (Tag.STRIP_OFFSETS, Tag.STRIP_BYTES)]
     if min(sides + tile_sides) < 1:
         raise MalformedTiffError(f"level {number} has the size {sides} in tiles of {tile_sides}")
-    level = Level(number, directory, Size(*sides), Size(*tile_sides), *tables)
+    level = StoredLevel(number, directory, Size(*sides), Size(*tile_sides), *tables)
     tiles = level.cols * -(-sides[1] // tile_sides[1])
     planes = tiff.number(directory, Tag.SAMPLES, 1) if tiff.number(directory, Tag.PLANAR, 1) == 2 else 1
     if [len(table) for table in tables] != [tiles * planes] * 2:
@@ -259,7 +259,7 @@ def _level(tiff: TiffDirectories, number: int, directory: Directory) -> Level:
     return level
 
 
-def read_row(row: int, *, tiff: TiffDirectories, level: Level, decoder: Decoder | None) -> RowReport:
+def read_row(row: int, *, tiff: TiffDirectories, level: StoredLevel, decoder: Decoder | None) -> RowCheck:
     """Read every tile in a row of ``level``, and decode it if there is a ``decoder``; may run in several threads."""
     crcs, bad = np.zeros(level.cols, np.uint32), {}
     first = row * level.cols
@@ -278,10 +278,10 @@ def read_row(row: int, *, tiff: TiffDirectories, level: Level, decoder: Decoder 
                     decoder(payload, index)
             except Exception as error:  # whatever a codec raises is the finding
                 bad[Cell(row, col)] = f"does not decode: {' '.join(str(error).split()) or type(error).__name__}"
-    return RowReport(crcs, bad)
+    return RowCheck(crcs, bad)
 
 
-def own_decoder(tiff: TiffDirectories, level: Level) -> Decoder:
+def own_decoder(tiff: TiffDirectories, level: StoredLevel) -> Decoder:
     """The decoder of a level that kin wrote; ``MalformedTiffError`` if the compression is none that kin writes."""
     compression = tiff.number(level.directory, Tag.COMPRESSION)
     if compression not in (_JPEG, _DEFLATE):
@@ -296,7 +296,7 @@ def own_decoder(tiff: TiffDirectories, level: Level) -> Decoder:
     return decode
 
 
-def foreign_decoders(path: Path, levels: list[Level]) -> list[Decoder]:
+def foreign_decoders(path: Path, levels: list[StoredLevel]) -> list[Decoder]:
     """The decoders of the levels of any TIFF that tifffile can read, else ``MalformedTiffError``."""
     try:
         with tifffile.TiffFile(path) as tiff:

@@ -49,7 +49,7 @@ class MalformedTiffError(ValueError):
     """The file is no TIFF, or its directories do not hold together."""
 
 
-class Entry(NamedTuple):
+class IfdField(NamedTuple):
     """One field of a directory: so many values of a TIFF type, lying at byte ``at`` of the file."""
 
     kind: int
@@ -62,7 +62,7 @@ class Directory:
     """An image file directory at byte ``offset``; ``following`` is the next one's offset, 0 at the end."""
 
     offset: int
-    entries: dict[int, Entry]
+    entries: dict[int, IfdField]
     following: int
 
 
@@ -103,7 +103,7 @@ class TiffDirectories:
     def directory(self, offset: int) -> Directory:
         """The directory at a byte of the file."""
         first = offset + struct.calcsize(self._count)
-        entries: dict[int, Entry] = {}
+        entries: dict[int, IfdField] = {}
         for number in range(self._unpack(self._count, offset)):
             at = first + number * self._entry_bytes
             tag, type_ = struct.unpack(f"{self.order}HH", self.bytes_at(at, 4))
@@ -111,7 +111,7 @@ class TiffDirectories:
             value_at = at + 4 + struct.calcsize(self._word)
             if type_ in _TYPES and count * np.dtype(_TYPES[type_]).itemsize > struct.calcsize(self._word):
                 value_at = self._unpack(self._word, value_at)
-            entries[tag] = Entry(type_, count, value_at)
+            entries[tag] = IfdField(type_, count, value_at)
         end = first + self._unpack(self._count, offset) * self._entry_bytes
         return Directory(offset, entries, self._unpack(self._word, end))
 

@@ -33,7 +33,7 @@ class Blocks:
     tile: int
 
 
-def plan_blocks(window: int, size: Size | None = None) -> Blocks:
+def fit_blocks(window: int, size: Size | None = None) -> Blocks:
     """Block and tile for windows of ``window`` pixels, a positive multiple of 4 (else ``UsageError``).
 
     On an image of ``size`` narrower than 129 px tiles are at most 256 px wide: libvips refuses larger ones there.

@@ -25,7 +25,7 @@ def build_levels(
     *,
     codec: Codec,
     workers: int,
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> None:
     """Make every tile above level 0 that ``store`` lacks and put it there, under ``layout.key``.
 
@@ -45,7 +45,7 @@ def build_levels(
         raise OutputError(f"tile {tuple(layout.place(absent)[1])} (row, col) of level 0 is missing", "run it again")
     if layout.top == 0:
         return
-    builder = _Builder(store, layout, codec, progress)
+    builder = _Builder(store, layout, codec, advance)
     split = min(_TASK_LEVELS, layout.top)
     roots = list(layout.grid(layout.top))
     needs = (need for root in roots for need in builder.needs_at(split, layout.top, root, False))
@@ -80,9 +80,9 @@ class _Builder:
     """A depth-first walk over the quadtree; a tile's pixels are made only where it or one above it is missing."""
 
     def __init__(
-        self, store: BlobStore, layout: PyramidLayout, codec: Codec, progress: Callable[[int], None] | None
+        self, store: BlobStore, layout: PyramidLayout, codec: Codec, advance: Callable[[int], None] | None
     ) -> None:
-        self._store, self._layout, self._codec, self._progress = store, layout, codec, progress
+        self._store, self._layout, self._codec, self._advance = store, layout, codec, advance
         self._lock = threading.Lock()
         self.base = _Below(0, self._decoded)
 
@@ -124,9 +124,9 @@ class _Builder:
         return self._codec.decode_half(self._store.get(self._layout.key(0, cell)), self._layout.tile)
 
     def _report(self) -> None:
-        if self._progress is not None:
+        if self._advance is not None:
             with self._lock:
-                self._progress(1)
+                self._advance(1)
 
 
 def _gives_pixels(cell: Cell, child: Cell) -> bool:

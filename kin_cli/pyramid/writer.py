@@ -44,7 +44,7 @@ def write_pyramid(
     info: ImageInfo,
     destination: Path,
     force_bigtiff: bool = False,
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> None:
     """Write the tiles of ``store``, all of them there, as a pyramidal TIFF; BigTIFF only where 4 GiB do not suffice.
 
@@ -73,7 +73,7 @@ def write_pyramid(
     size = _bytes_needed(store, layout, len(description) + len(info.icc or b""))
     with part_file(destination, size) as part:
         written = _Tiff(layout, codec, info, description, chained, force_bigtiff or size > _CLASSIC_LIMIT)
-        written.write(store, part, progress or _silent)
+        written.write(store, part, advance or _silent)
         with part.open("r+b") as file:
             relink(file.fileno(), dropped=_dropped(codec, info))
         problems = check_file(part, decode=False)
@@ -125,12 +125,12 @@ class _Tiff:
     chained: bool
     big: bool
 
-    def write(self, store: BlobStore, part: Path, progress: Callable[[int], None]) -> None:
+    def write(self, store: BlobStore, part: Path, advance: Callable[[int], None]) -> None:
         """Write all levels, the largest first, each as its directory followed by its tiles row by row."""
         with tifffile.TiffWriter(part, bigtiff=self.big, byteorder="<", ome=False) as tiff:
             for level, size in enumerate(self.layout.sizes):
                 tiff.write(
-                    _payloads(store, self.layout.keys(level), progress),
+                    _payloads(store, self.layout.keys(level), advance),
                     shape=(size.height, size.width, 3),
                     dtype="uint8",
                     tile=(self.layout.tile, self.layout.tile),
@@ -165,10 +165,10 @@ class _Tiff:
         return {"resolution": resolution, "resolutionunit": "CENTIMETER"}
 
 
-def _payloads(store: BlobStore, keys: Sequence[int], progress: Callable[[int], None]) -> Iterator[bytes]:
+def _payloads(store: BlobStore, keys: Sequence[int], advance: Callable[[int], None]) -> Iterator[bytes]:
     for key in keys:
         # before the tile is handed over: the writer does not ask again after the last one of a level
-        progress(1)
+        advance(1)
         yield store.get(key)
 
 
@@ -202,7 +202,7 @@ def write_flat(
     codec: Codec,
     info: ImageInfo,
     destination: Path,
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> None:
     """Write level 0 of ``store`` as ``.png``, or as ``.jpg`` of the codec's quality (its subsampling 422 becomes 444).
 
@@ -226,7 +226,7 @@ def write_flat(
     base = PyramidLayout(layout.size, layout.tile, min_side=max(layout.size.width, layout.size.height) + 1)
     tiles = store.folder / f"{destination.name}.tif"
     try:
-        write_pyramid(store, base, codec=codec, info=info, destination=tiles, progress=progress)
+        write_pyramid(store, base, codec=codec, info=info, destination=tiles, advance=advance)
         with part_file(destination, 0) as part:
             _convert(tiles, part, kind, codec, info)
             problems = check_flat(part, kind)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
+import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,12 +15,16 @@ from typing import Any
 import numpy as np
 
 from kin_cli import __version__
+from kin_cli.errors import KinError, Stopped
 from kin_cli.evaluation.seams import SlideSeams, seam_map
 from kin_cli.geometry import Box, Size
 from kin_cli.metrics.colour import Pixels
-from kin_cli.metrics.seams import SeamFigure, SeamLine
+from kin_cli.metrics.seams import SeamLine, SeamResult
+from kin_cli.progress import Progress
 from kin_cli.pyramid.codec import Codec
-from kin_cli.report.write import Evidence, Place
+from kin_cli.report.evidence import Evidence, Place, gather
+from kin_cli.settings import Settings
+from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 
 # chroma at full resolution: subsampling would add steps of its own, at every 16th pixel
 _CODEC = Codec("jpeg", 85, "444")
@@ -26,7 +32,7 @@ _CODEC = Codec("jpeg", 85, "444")
 _VISIBLE = {"ΔE": (0.5, 2.3), "8-bit": (1.2, 5.8)}
 _UNITS = {"ΔE": "ΔE", "8-bit": "grey levels"}
 _CLOSE_UP_BORDER = 12  # so that the border of the patches, in the middle, is seen at once
-_TICK_SHARE = 6  # per cent of a close-up's side
+_TICK_FRACTION = 6  # per cent of a close-up's side
 _STAGES = {
     "measure": "measure (pass 1)",
     "apply": "apply (pass 2)",
@@ -34,6 +40,8 @@ _STAGES = {
     "pyramid": "levels and file",
 }
 Record = Mapping[str, Any]
+_HEAD_BYTES = 1024
+_AGAIN = "the output is complete; the same command with --skip-existing makes the report"
 
 
 # FROM report.markup: Pieces of HTML. Every text that goes in is escaped here; what comes out is markup.
@@ -136,7 +144,7 @@ def method(settings: Record) -> str:
     return f"{settings['method']}, kernel {settings['kernel']}, {settings['interpolation']}{halo}"
 
 
-def verdict(figure: SeamFigure, unit: str) -> str:
+def verdict(figure: SeamResult, unit: str) -> str:
     """What the excess at the borders means to an eye."""
     low, high = _VISIBLE[unit]
     if figure.excess is None:
@@ -269,10 +277,10 @@ def _close_up(number: int, place: Place, evidence: Evidence) -> str:
 def _ticks(line: SeamLine, box: Box) -> str:
     """Marks where a boundary enters a close-up and leaves it, so that the boundary itself stays free."""
     if line.direction == "vertical":
-        style = f"left:{100 * (line.x - box.x) / box.width:.2f}%;width:2px;height:{_TICK_SHARE}%"
+        style = f"left:{100 * (line.x - box.x) / box.width:.2f}%;width:2px;height:{_TICK_FRACTION}%"
         sides = ("top:0", "bottom:0")
     else:
-        style = f"top:{100 * (line.y - box.y) / box.height:.2f}%;height:2px;width:{_TICK_SHARE}%"
+        style = f"top:{100 * (line.y - box.y) / box.height:.2f}%;height:2px;width:{_TICK_FRACTION}%"
         sides = ("left:0", "right:0")
     return "".join(f'<span class="tick" style="{style};{side}"></span>' for side in sides)
 
@@ -298,7 +306,7 @@ def _run(record: Record) -> str:
     about = [
         ("slide", record["slide"]),
         ("output", f"{record['output']}, {_bytes(record['output_bytes'])}"),
-        ("generator", f"{record['model']} ({record['layout']})"),
+        ("generator", f"{record['model']} ({record['architecture']})"),
         ("peak memory", memory),
         ("kin, torch", f"{record['kin']}, {record['torch']}"),
     ]
@@ -323,7 +331,7 @@ def _values(items: Record) -> list[tuple[str, str]]:
     return shown
 
 
-def _excess(figure: SeamFigure | None, seams: SlideSeams) -> str:
+def _excess(figure: SeamResult | None, seams: SlideSeams) -> str:
     return _number(None if figure is None else figure.excess, 2, _UNITS[seams.unit])
 
 
@@ -340,3 +348,46 @@ def _duration(seconds: float) -> str:
 def _bytes(count: float) -> str:
     mib = count / 2**20
     return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB"
+
+
+# FROM report.write: Writing the report of a finished translation.
+
+
+def report_if_asked(settings: Settings, record: Mapping[str, Any], progress: Progress) -> Path | None:
+    """Write the report beside a finished output, if the settings ask for one and it is not there yet.
+
+    ``record`` is that of the run. Memory bound: see ``gather``. Raises a ``KinError`` that names what failed, whatever
+    it is; the output is not touched.
+    """
+    file = settings.output.report_path
+    if not settings.output.report or is_report_of(record, file):
+        return None
+    try:
+        document = page(record, gather(settings, progress), mark=_mark(record))
+        with os_errors_as_output_errors(file):
+            write_atomic(file, document.encode(errors="replace"))
+    except Stopped as stop:
+        raise Stopped(stop.message, _AGAIN, exit_code=stop.exit_code) from None
+    except KinError as error:
+        raise KinError(f"{file}: the report could not be made: {error}", _AGAIN) from error
+    except MemoryError as error:
+        raise KinError(f"{file}: the report could not be made: out of memory", _AGAIN) from error
+    except Exception as error:  # whatever it is, the user should know that the output stands
+        what = f"unexpected {type(error).__name__}: {error}"
+        raise KinError(f"{file}: the report could not be made: {what}", _AGAIN) from error
+    return file
+
+
+def is_report_of(record: Mapping[str, Any], file: Path) -> bool:
+    """Whether ``file`` is the report of the very run that ``record`` tells of, by what stands in its head."""
+    try:
+        with file.open("rb") as stream:
+            return f'content="{_mark(record)}"'.encode() in stream.read(_HEAD_BYTES)
+    except OSError:
+        return False
+
+
+def _mark(record: Mapping[str, Any]) -> str:
+    """A checksum of the record as it lies beside the output."""
+    told = {name: value for name, value in record.items() if name != "skipped"}
+    return f"{zlib.crc32(json.dumps(told, sort_keys=True).encode()):08x}"

@@ -49,7 +49,7 @@ class Slide(ABC):
     objective: float | None = None
     icc: bytes | None = None
     background: tuple[int, int, int] = WHITE
-    has_glass_by_default: bool = True
+    expects_background: bool = True
 
     def read(self, level: int, box: Box) -> Pixels:
         """Pixels of ``box``, given in the frame of ``level``, as a new contiguous (h, w, 3) uint8 RGB array.
@@ -121,8 +121,8 @@ def composite(rgb: Pixels, alpha: Pixels, *, background: tuple[int, int, int]) -
     """``rgb`` (h, w, 3), not premultiplied, laid over a colour with opacity ``alpha`` (h, w); rounded to nearest."""
     opacity = alpha[..., None].astype(np.uint16)
     under = np.array(background, np.uint16) * (255 - opacity)
-    mixed: Pixels = ((rgb * opacity + under + 127) // 255).astype(np.uint8)
-    return mixed
+    partial_tiles: Pixels = ((rgb * opacity + under + 127) // 255).astype(np.uint8)
+    return partial_tiles
 
 
 def composite_premultiplied(rgb: Pixels, alpha: Pixels, *, background: tuple[int, int, int]) -> Pixels:

@@ -34,7 +34,7 @@ def tissue_mask(view: SlideView, tissue: str | Path) -> TissueMask:
     """
     if isinstance(tissue, Path):
         return load_mask(tissue, view)
-    if tissue == "none" or not view.slide.has_glass_by_default:
+    if tissue == "none" or not view.slide.expects_background:
         return all_tissue(view.size)
     return detect_tissue(view)
 

@@ -18,7 +18,7 @@ class PhotoSlide(Slide):
     Memory bound: the whole picture, 3 bytes per pixel; up to 24 bytes per pixel while it is opened (16 bits, alpha).
     """
 
-    has_glass_by_default = False
+    expects_background = False
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path

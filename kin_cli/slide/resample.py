@@ -26,7 +26,7 @@ Sums = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Axis:
+class ResampledAxis:
     """How pixels ``start`` to ``stop`` of an axis, brought from ``length`` to ``out_length``, are made.
 
     Attributes:
@@ -43,7 +43,7 @@ class Axis:
         return int(self.weights.shape[1])
 
 
-def axis(start: int, stop: int, *, length: int, out_length: int) -> Axis:
+def axis(start: int, stop: int, *, length: int, out_length: int) -> ResampledAxis:
     """Weights of the cubic convolution; where pixels are merged, it is widened to cover them all (antialiasing).
 
     What lies beyond the ends has no weight.
@@ -59,10 +59,10 @@ def axis(start: int, stop: int, *, length: int, out_length: int) -> Axis:
     first, end = int(taps.min()), int(taps.max()) + 1
     row_ends = np.arange(0, taps.size + 1, taps.shape[1])
     content = (weights.astype(np.float32).ravel(), (taps - first).ravel(), row_ends)
-    return Axis(first, sparse.csr_array(content, shape=(stop - start, end - first)))
+    return ResampledAxis(first, sparse.csr_array(content, shape=(stop - start, end - first)))
 
 
-def resample(pixels: Pixels, *, rows: Axis, cols: Axis) -> Pixels:
+def resample(pixels: Pixels, *, rows: ResampledAxis, cols: ResampledAxis) -> Pixels:
     """Pixels (h, w, 3) for the rows and columns of the axes, from the (rows.needed, cols.needed, 3) that they need.
 
     Memory bound: 24 bytes per pixel given, and 24 per pixel made.
@@ -72,7 +72,7 @@ def resample(pixels: Pixels, *, rows: Axis, cols: Axis) -> Pixels:
     return np.rint(made).clip(0, 255).astype(np.uint8, order="C")
 
 
-def _along_first(values: npt.NDArray[np.float32], along: Axis) -> npt.NDArray[np.float32]:
+def _along_first(values: npt.NDArray[np.float32], along: ResampledAxis) -> npt.NDArray[np.float32]:
     flat: npt.NDArray[np.float32] = along.weights @ values.reshape(len(values), -1)
     return flat.reshape(-1, *values.shape[1:])
 

@@ -21,7 +21,7 @@ _NODE_PX = 16
 # periods and widths, in nodes, of the noise that draws borders between kinds of tissue and of tissue
 _NOISES = ((503, 18.0), (419, 11.0), (367, 5.0), (331, 2.0), (461, 15.0))
 _SHAPE_NODES = 128
-_TISSUE_SHARE = 0.55
+_TISSUE_FRACTION = 0.55
 _FRAGMENTS = 6
 _EDGE_PX = 24
 # what red, green and blue are multiplied with, for tones 0 (pink) to 255 (violet)
@@ -120,7 +120,7 @@ class _Shape:
         field = _fragments(rng, y / size.height, x / size.width)
         field += 0.03 * smooth_noise(rng, _SHAPE_NODES * 2, sigma=5.0)[:rows, :cols]
         inside = field[: max(1, size.height // step), : max(1, size.width // step)]
-        self._inside = field - np.float32(np.quantile(inside, 1 - _TISSUE_SHARE))
+        self._inside = field - np.float32(np.quantile(inside, 1 - _TISSUE_FRACTION))
         self._tone, self._zone = (
             smooth_noise(rng, _SHAPE_NODES * 2, sigma=sigma)[:rows, :cols] for sigma in (12.0, 7.0)
         )

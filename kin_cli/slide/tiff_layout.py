@@ -99,7 +99,7 @@ class _RawPlane:
 
 
 @dataclass(frozen=True)
-class Level:
+class TiffLevel:
     """One level: its size, the size of its segments, its planes (several if colours are stored apart)."""
 
     size: Size
@@ -120,7 +120,7 @@ class Level:
                 yield Segment(row * self.across + col, Box(col * width, row * height, width, height).clipped(self.size))
 
 
-def levels_of(series: tifffile.TiffPageSeries) -> tuple[Level, ...]:
+def levels_of(series: tifffile.TiffPageSeries) -> tuple[TiffLevel, ...]:
     """The pyramid of a series, largest level first.
 
     Raises:
@@ -129,14 +129,16 @@ def levels_of(series: tifffile.TiffPageSeries) -> tuple[Level, ...]:
     return tuple(_level(level) for level in series.levels)
 
 
-def _level(series: tifffile.TiffPageSeries) -> Level:
+def _level(series: tifffile.TiffPageSeries) -> TiffLevel:
     if any(page is None for page in series.pages):
         raise Unsupported("part of a set of several files")
     pages = [page.aspage() for page in series.pages]
     first = pages[0]
     _check_samples(series, first, len(pages))
     planes = tuple(plane for page in pages for plane in _planes(page))
-    return Level(Size(first.imagewidth, first.imagelength), _segment_size(first), planes, _to_rgb(first, len(pages)))
+    return TiffLevel(
+        Size(first.imagewidth, first.imagelength), _segment_size(first), planes, _to_rgb(first, len(pages))
+    )
 
 
 def _check_samples(series: tifffile.TiffPageSeries, first: tifffile.TiffPage, pages: int) -> None:

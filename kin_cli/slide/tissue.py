@@ -24,10 +24,10 @@ Density = npt.NDArray[np.float32]
 # glass: at least so bright, at most so coloured, and not pink; so smooth over 3 × 3 pixels; on so much of the slide
 _GLASS_BRIGHTNESS, _GLASS_CHROMA, _GLASS_PINKNESS = 160, 45, 12
 _GLASS_RANGE = 10
-_GLASS_SHARE = 1e-3
+_GLASS_FRACTION = 1e-3
 # tissue: natural optical density of the faintest, and of the strongest glow that dense tissue casts on glass
 _FAINTEST, _STRONGEST_GLOW = 0.04, 0.09
-_GLOW_REACH_PX, _GLOW_SHARE = 97, 0.14
+_GLOW_REACH_PX, _GLOW_FRACTION = 97, 0.14
 # areas in pixels of the overview
 _SPECK_PX, _DUST_PX, _HOLE_PX, _UNSCANNED_PX = 16, 600, 400, 256
 _DUST_CHROMA = 3
@@ -49,7 +49,7 @@ class TissueMask:
         """Share of the frame that is tissue, 0 to 1."""
         return float(self.mask.mean())
 
-    def share(self, grid: Grid, *, side: int | None = None) -> npt.NDArray[np.float32]:
+    def fraction(self, grid: Grid, *, side: int | None = None) -> npt.NDArray[np.float32]:
         """Tissue in each cell of ``grid`` as a share of the full cell (step²), float32 (rows, cols).
 
         Parts of mask pixels count by their area, and what reaches beyond the frame counts as no tissue: the cells'
@@ -64,10 +64,10 @@ class TissueMask:
         tissue = sums_between(self.mask, rows, cols)
         if side < grid.step:
             tissue = tissue[::2, ::2]  # every other interval lies between two squares
-        shares: npt.NDArray[np.float32] = (tissue / np.float32(area)).clip(0, 1)
-        return shares
+        fractions: npt.NDArray[np.float32] = (tissue / np.float32(area)).clip(0, 1)
+        return fractions
 
-    def glass(self, box: Box) -> Mask:
+    def background(self, box: Box) -> Mask:
         """Where the pixels of ``box``, inside the frame, are surely glass: bool (h, w).
 
         Such pixels are at least one mask pixel and at least 8 ``out_`` pixels away from all tissue.
@@ -151,7 +151,7 @@ def _glass_colour(pixels: Pixels, fill: tuple[int, int, int]) -> Pixels | None:
     flat &= np.minimum(pixels[..., 0], pixels[..., 2]) <= green + np.uint16(_GLASS_PINKNESS)
     candidates = pixels[flat]
     scanned = candidates[np.logical_or.reduce([candidates[:, channel] != fill[channel] for channel in range(3)])]
-    enough = _GLASS_SHARE * flat.size
+    enough = _GLASS_FRACTION * flat.size
     for found in (scanned, candidates):
         if len(found) >= enough:
             return _mode(found)
@@ -182,7 +182,7 @@ def _density(pixels: Pixels, glass: Pixels) -> Density:
 def _thresholds(density: Density) -> Density:
     """The density (h, w) above which a pixel is tissue: more beside dense tissue, which casts a glow on the glass."""
     thresholds: Density = ndimage.uniform_filter(density, _GLOW_REACH_PX)
-    thresholds *= _GLOW_SHARE
+    thresholds *= _GLOW_FRACTION
     thresholds += _FAINTEST
     return np.minimum(thresholds, _STRONGEST_GLOW, out=thresholds)
 

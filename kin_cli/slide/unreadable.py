@@ -36,7 +36,7 @@ class FillingSlide(Slide):
         self.path, self.format = slide.path, slide.format
         self.levels, self.downsamples = slide.levels, slide.downsamples
         self.mpp, self.objective, self.icc = slide.mpp, slide.objective, slide.icc
-        self.background, self.has_glass_by_default = slide.background, slide.has_glass_by_default
+        self.background, self.expects_background = slide.background, slide.expects_background
         self._faults: dict[tuple[int, Box], None] = {}
         self._listener: Listener | None = None
         self._lock = threading.Lock()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kin_cli.errors import OutputError
 
+WORK_ENDING = ".kin-work"
 _AGAIN = "run the same command again: it continues where it stopped"
 _CAUSES: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("no space left on the disk", f"free some space and {_AGAIN}"),
@@ -25,6 +26,11 @@ _CAUSES: dict[int, tuple[str, str]] = {
     errno.ENOTDIR: ("a part of the path is not a folder", "choose another output"),
     errno.EIO: ("the disk reports an input/output error", f"check the disk, then {_AGAIN}"),
 }
+
+
+def work_folder(output: Path) -> Path:
+    """The folder beside ``output`` that holds its unfinished work, whether it exists or not."""
+    return output.with_name(output.name + WORK_ENDING)
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

@@ -13,13 +13,19 @@ from typing import Any
 from kin_cli.errors import OutputError
 from kin_cli.store.blobs import BlobStore
 from kin_cli.store.claim import Claim
-from kin_cli.store.files import amount, create_atomic, os_errors_as_output_errors, sync_folder, write_atomic
+from kin_cli.store.files import (
+    amount,
+    create_atomic,
+    os_errors_as_output_errors,
+    sync_folder,
+    work_folder,
+    write_atomic,
+)
 
 _FINGERPRINT = "fingerprint.json"
 _OVERWRITE_HINT = "--overwrite starts afresh"
 _BEGUN = "begun"
 ALONE = "0"  # the shard of a process that does all the work
-_FINGERPRINT = "fingerprint.json"
 
 
 # FROM store.work: The folder ``<output>.kin-work/`` that holds unfinished work, so that the same command continues it.
@@ -50,7 +56,7 @@ class WorkFolder:
             raise OutputError(f"{parent}: no such folder", f"create it before writing {output.name} there")
         if output.is_dir():
             raise OutputError(f"{output}: is a folder, not a file to write", "give a file name for the output")
-        folder = output.with_name(f"{output.name}.kin-work")
+        folder = work_folder(output)
         with os_errors_as_output_errors(folder):
             folder.mkdir(exist_ok=True)
             sync_folder(parent)
@@ -167,11 +173,6 @@ def made_by(work: WorkFolder, output: Path) -> bool:
     """Whether ``output`` is there and was not when this work began: so an earlier run of this work has finished it."""
     begun, found = work.read_state(_BEGUN), _identity(output)
     return begun is not None and found is not None and found != begun["found"]
-
-
-def work_folder(output: Path) -> Path:
-    """Where the unfinished work of ``output`` lies, if there is any."""
-    return output.with_name(f"{output.name}.kin-work")
 
 
 def check_disk(output: Path, bytes_needed: int) -> None:

@@ -12,36 +12,32 @@ from torch import Tensor, nn
 from kin_cli.models.resnet import ResidualBlock, ResnetGenerator
 from kin_cli.training.counterstain import brown_nuclei
 from kin_cli.training.framework import (
-    Batch,
     Framework,
     Objective,
+    PatchBatch,
     Phase,
     adam,
+    build_discriminators,
     build_generator,
     distance_to_painting,
+    fooled,
     warm_terms,
 )
 from kin_cli.training.guide import misplaced_brown
 from kin_cli.training.losses import patch_nce
-from kin_cli.training.networks import (
-    PatchProjection,
-    build_opponents,
-    encode,
-    fooled,
-    forward_with_features,
-    initialise,
-    random_places,
-)
+from kin_cli.training.networks import PatchProjection, encode, forward_with_features, initialise, random_places
 from kin_cli.training.settings import CutLosses, NetworkSettings
 
 
 def build_cut(network: NetworkSettings, losses: CutLosses) -> Framework:
     """Networks, optimizers and phases of CUT."""
-    generator, against = build_generator(network), build_opponents(network, ["target"], pool=losses.pool)
+    generator, against = build_generator(network), build_discriminators(network, ["target"], pool=losses.pool)
     layers = losses.layers or official_layers(generator)
     projection = PatchProjection(feature_channels(generator, layers), dim=losses.projection)
     initialise(projection, kind=network.init, gain=network.init_gain)
-    contrast = ContrastObjective(generator, projection, judge=against.judges["target"], layers=layers, losses=losses)
+    contrast = ContrastObjective(
+        generator, projection, discriminator=against.discriminators["target"], layers=layers, losses=losses
+    )
     return Framework(
         generator=generator,
         networks={"generator": generator, "projection": projection, **against.networks},
@@ -73,15 +69,19 @@ class ContrastObjective(Objective):
         generator: ResnetGenerator,
         projection: PatchProjection,
         *,
-        judge: nn.Module,
+        discriminator: nn.Module,
         layers: tuple[int, ...],
         losses: CutLosses,
     ) -> None:
         super().__init__()
         self.generator, self.projection = generator, projection
-        self._judges, self._layers, self._losses = (judge,), layers, losses  # a tuple: not among the parameters
+        self._discriminators, self._layers, self._losses = (
+            (discriminator,),
+            layers,
+            losses,
+        )  # a tuple: not among the parameters
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:  # noqa: D102
+    def forward(self, batch: PatchBatch) -> dict[str, Tensor]:  # noqa: D102
         if batch.warm:
             return warm_terms(self.generator, batch)
         losses, count = self._losses, len(batch.source)
@@ -98,7 +98,7 @@ class ContrastObjective(Objective):
         def nce(part: slice) -> Tensor:
             return weight * patch_nce([q[part] for q in queries], [k[part] for k in keys], tau=losses.tau)
 
-        terms = {"gan": losses.gan * fooled(self._judges[0], made[:count]), "nce": nce(slice(count))}
+        terms = {"gan": losses.gan * fooled(self._discriminators[0], made[:count]), "nce": nce(slice(count))}
         if losses.identity:
             terms["nce_identity"] = nce(slice(count, None))
         if losses.nuclei > 0:

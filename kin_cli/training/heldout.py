@@ -19,7 +19,7 @@ from kin_cli.geometry import Size
 from kin_cli.metrics.fid import FeatureExtractor, FeatureSums, FidTiles, frechet_distance
 from kin_cli.metrics.seams import SeamGrid
 from kin_cli.passes.devices import resolve_device
-from kin_cli.progress import SilentReporter
+from kin_cli.progress import SilentProgress
 from kin_cli.settings import ComputeSettings, Method, NormSettings, OutputSettings, Settings, SourceSettings
 from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.store.files import os_errors_as_output_errors
@@ -29,7 +29,7 @@ from kin_cli.translate import translate
 
 METHODS: tuple[Method, ...] = ("in", "kin")
 _REAL_NUMBERS = 1 << 41  # beyond any patch that training or its pictures draw
-_SILENT = SilentReporter()
+_SILENT = SilentProgress()
 
 
 class Trial:
@@ -78,9 +78,9 @@ class Trial:
             mask = tissue_mask(source, "auto")
             if tiles is not None:
                 boxes = tissue_boxes(view, mask, patch_px)
-                Panel([tiles]).run(boxes, view.read, source=None, stage="fid", reporter=_SILENT, workers=workers)
+                Panel([tiles]).run(boxes, view.read, source=None, stage="fid", progress=_SILENT, workers=workers)
             return measure_slide_seams(
-                view, SeamChoice(patch_px), source=source, mask=mask, reporter=_SILENT, workers=workers
+                view, SeamChoice(patch_px), source=source, mask=mask, progress=_SILENT, workers=workers
             )
 
     def _translated(self, piece: Piece, method: Method, generator: Path) -> Path:

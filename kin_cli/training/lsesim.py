@@ -11,9 +11,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kin_cli.training.framework import Batch, Framework, Objective, Phase, adam, build_generator, warm_terms
+from kin_cli.training.framework import (
+    Framework,
+    Objective,
+    PatchBatch,
+    Phase,
+    adam,
+    build_discriminators,
+    build_generator,
+    fooled,
+    warm_terms,
+)
 from kin_cli.training.losses import correlation_map, map_contrast, spatial_correlation
-from kin_cli.training.networks import VggFeatures, build_opponents, fooled, frozen, initialise, random_places
+from kin_cli.training.networks import VggFeatures, frozen, initialise, random_places
 from kin_cli.training.patches import recoloured
 from kin_cli.training.settings import LsesimLosses, NetworkSettings
 
@@ -21,12 +31,12 @@ from kin_cli.training.settings import LsesimLosses, NetworkSettings
 def build_lsesim(network: NetworkSettings, losses: LsesimLosses) -> Framework:
     """Networks, optimizers and phases of F-LSeSim, and of L-LSeSim with one phase more."""
     generator = build_generator(network)
-    against = build_opponents(network, ["target"], pool=losses.pool, rate=losses.disc_rate)
+    against = build_discriminators(network, ["target"], pool=losses.pool, rate=losses.disc_rate)
     vgg = VggFeatures(losses.layers)
     if losses.vgg is not None:
         vgg.load(losses.vgg)
     maps = CorrelationMaps(vgg, losses)
-    spatial = SpatialObjective(generator, maps, judge=against.judges["target"], losses=losses)
+    spatial = SpatialObjective(generator, maps, discriminator=against.discriminators["target"], losses=losses)
     phases = [Phase("generator", spatial, adam(generator))]
     networks: dict[str, nn.Module] = {"generator": generator, **against.networks}
     if losses.learned:
@@ -66,12 +76,18 @@ def _head(channels: int) -> nn.Module:
 class SpatialObjective(Objective):
     """LSGAN + λ · spatially-correlative loss between a patch and its translation."""
 
-    def __init__(self, generator: nn.Module, maps: CorrelationMaps, *, judge: nn.Module, losses: LsesimLosses) -> None:
+    def __init__(
+        self, generator: nn.Module, maps: CorrelationMaps, *, discriminator: nn.Module, losses: LsesimLosses
+    ) -> None:
         super().__init__()
         self.generator = generator
-        self._maps, self._judges, self._losses = maps, (judge,), losses  # a tuple: not among the parameters
+        self._maps, self._discriminators, self._losses = (
+            maps,
+            (discriminator,),
+            losses,
+        )  # a tuple: not among the parameters
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:  # noqa: D102
+    def forward(self, batch: PatchBatch) -> dict[str, Tensor]:  # noqa: D102
         if batch.warm:
             return warm_terms(self.generator, batch)
         made = self.generator(batch.source)
@@ -83,7 +99,7 @@ class SpatialObjective(Objective):
         places = random_places(source, self._losses.locations)
         pairs = zip(self._maps.maps(source, places), self._maps.maps(translated, places), strict=True)
         distance = torch.stack([spatial_correlation(a, b) for a, b in pairs]).mean()
-        return {"gan": fooled(self._judges[0], made), "spatial": self._losses.spatial * distance}
+        return {"gan": fooled(self._discriminators[0], made), "spatial": self._losses.spatial * distance}
 
 
 class MapObjective(Objective):
@@ -97,7 +113,7 @@ class MapObjective(Objective):
         self.heads = maps.heads
         self._maps, self._losses = maps, losses
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:  # noqa: D102
+    def forward(self, batch: PatchBatch) -> dict[str, Tensor]:  # noqa: D102
         first = torch.cat([batch.source, batch.source])
         second = torch.cat([batch.made["target"].to(batch.source), recoloured(batch.source)])
         other = torch.cat([batch.target, recoloured(batch.target)]).flip(2, 3)

@@ -127,7 +127,13 @@ class PatchSource:
         settings = self._settings
         rng = np.random.default_rng([*self._key, number])
         u = rng.random()
-        kind = 2 if u < settings.glass_share else 1 if u < settings.glass_share + settings.border_share else 0
+        kind = (
+            2
+            if u < settings.background_fraction
+            else 1
+            if u < settings.background_fraction + settings.border_fraction
+            else 0
+        )
         image, x, y = self._kinds[kind].pick(rng)
         side = round(settings.patch_px * (1.0 + settings.scale * rng.uniform(-1.0, 1.0)))
         box = Box(x, y, side, side)
@@ -181,21 +187,21 @@ class PatchSource:
         if view.mpp is not None:
             self._mpps.append(view.mpp)
         mask = tissue_mask(view, "auto")
-        share = mask.share(Grid(view.size, self._cell)).astype(np.float64)
-        self._area_px += float(share.sum()) * self._cell**2
+        fraction = mask.fraction(Grid(view.size, self._cell)).astype(np.float64)
+        self._area_px += float(fraction.sum()) * self._cell**2
         number = len(self._views)
-        if slide.has_glass_by_default:
+        if slide.expects_background:
             self._views.append(view)
         else:
             slide.close()
             self._views.append(None)
-        return _corners(share, number, min_tissue=self._settings.min_tissue)
+        return _corners(fraction, number, min_tissue=self._settings.min_tissue)
 
 
-def _corners(share: NDArray[np.float64], image: int, *, min_tissue: float) -> tuple[NDArray[np.int32], ...]:
+def _corners(fraction: NDArray[np.float64], image: int, *, min_tissue: float) -> tuple[NDArray[np.int32], ...]:
     """Cells of the lattice at which a patch of 8 × 8 cells has tissue, some tissue, or none: each (n, 3)."""
-    span = min(_CELLS_PER_PATCH, *share.shape)
-    sums = np.pad(share.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    span = min(_CELLS_PER_PATCH, *fraction.shape)
+    sums = np.pad(fraction.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     total = sums[span:, span:] - sums[:-span, span:] - sums[span:, :-span] + sums[:-span, :-span]
     found = total / span**2
     none = found < 1e-6
@@ -269,11 +275,11 @@ def _richest(view: SlideView, within: Box, patch_px: int) -> Box:
             f"{view.slide.path}: --source-region leaves no patch of {patch_px} px out to evaluate on",
             "--evaluation SLIDE, or --evaluation-region",
         )
-    share = tissue_mask(view, "auto").share(Grid(view.size, patch_px)).astype(np.float64)
+    fraction = tissue_mask(view, "auto").fraction(Grid(view.size, patch_px)).astype(np.float64)
     top, left = -(-within.y // patch_px), -(-within.x // patch_px)
     bottom, right = max(within.bottom // patch_px, top + rows), max(within.right // patch_px, left + cols)
-    share = np.pad(share, ((0, max(0, bottom - share.shape[0])), (0, max(0, right - share.shape[1]))))
-    windows = np.lib.stride_tricks.sliding_window_view(share[top:bottom, left:right], (rows, cols))
+    fraction = np.pad(fraction, ((0, max(0, bottom - fraction.shape[0])), (0, max(0, right - fraction.shape[1]))))
+    windows = np.lib.stride_tricks.sliding_window_view(fraction[top:bottom, left:right], (rows, cols))
     row, col = np.unravel_index(int(windows.sum((2, 3)).argmax()), windows.shape[:2])
     x, y = (left + int(col)) * patch_px, (top + int(row)) * patch_px
     # the grid may not fit a narrow strip: moved back inside, its first patch is no longer on a multiple
@@ -322,5 +328,5 @@ def recoloured(images: Tensor) -> Tensor:
     unit = images.float() * 0.5 + 0.5
     varied = (0.6 + 0.4 * gain) * unit.clamp(1e-3, 1.0) ** (0.5 + gamma)
     blend = 0.8 * mix[:, :1]
-    mixed: Tensor = (1.0 - blend) * varied + blend * varied.mean(1, keepdim=True)
-    return mixed * 2.0 - 1.0
+    partial_tiles: Tensor = (1.0 - blend) * varied + blend * varied.mean(1, keepdim=True)
+    return partial_tiles * 2.0 - 1.0

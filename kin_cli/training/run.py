@@ -5,38 +5,35 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from kin_cli import __version__
 from kin_cli.concurrency import prefetch
-from kin_cli.errors import OutputError
+from kin_cli.errors import KinError, OutputError
 from kin_cli.models.checkpoint import save_generator
 from kin_cli.models.images import to_pixels, to_tensor
-from kin_cli.passes.devices import resolve_device
-from kin_cli.progress import Reporter, SilentReporter
+from kin_cli.progress import Progress, SilentProgress
 from kin_cli.slide.base import Pixels
 from kin_cli.store.claim import Claim
 from kin_cli.store.files import os_errors_as_output_errors
 from kin_cli.training.cut import build_cut
 from kin_cli.training.cyclegan import build_cyclegan
-from kin_cli.training.framework import Batch, Framework, Phase, Stepper, means
+from kin_cli.training.distributed import Rank, this_rank, unsynchronised
+from kin_cli.training.framework import Framework, PatchBatch, Phase
 from kin_cli.training.heldout import Trial, summary
 from kin_cli.training.lsesim import build_lsesim
-from kin_cli.training.networks import Average
+from kin_cli.training.networks import Ema
 from kin_cli.training.patches import PatchSource, find_images
 from kin_cli.training.settings import CutLosses, CycleGanLosses, TrainSettings
 from kin_cli.training.state import STATE_FILE, CsvLog, RunState
@@ -46,6 +43,7 @@ _SAMPLES = 4
 _SAMPLE_NUMBERS = 1 << 40  # beyond any patch that training draws
 _MPP_TOLERANCE = 0.1
 _PATIENCE = timedelta(hours=2)
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 # FROM training.run: A training run: draw patches, step, log, and leave a generator that ``kin translate`` takes.
@@ -82,7 +80,7 @@ class Stains:
         return f"source patches have {source:.3f} µm per pixel, target patches {target:.3f}: --mpp brings both to one"
 
 
-def train(settings: TrainSettings, reporter: Reporter) -> Path:
+def train(settings: TrainSettings, progress: Progress) -> Path:
     """Train a generator, or continue a run, and return the path of the generator's file.
 
     The folder of the run holds ``generator.safetensors`` (the moving average; renewed with every checkpoint),
@@ -93,11 +91,11 @@ def train(settings: TrainSettings, reporter: Reporter) -> Path:
     Raises a KinError where slides or settings are wrong, or a loss is not finite.
     """
     with ExitStack() as stack:
-        me = stack.enter_context(worker(settings))
+        me = stack.enter_context(this_rank(settings))
         claim = _claim(settings, stack) if me.leads else None
         me.barrier()
         stains = _open(settings, stack)
-        run = _Run(settings, me, stains=stains, reporter=reporter if me.leads else SilentReporter())
+        run = _TrainingRun(settings, me, stains=stains, progress=progress if me.leads else SilentProgress())
         run.go(claim)
         me.barrier()
     return settings.output / GENERATOR_FILE
@@ -113,22 +111,22 @@ def build(settings: TrainSettings) -> Framework:
     return build_lsesim(settings.network, settings.losses)
 
 
-class _Run:
+class _TrainingRun:
     """What the steps of one run share."""
 
-    def __init__(self, settings: TrainSettings, me: Worker, *, stains: Stains, reporter: Reporter) -> None:
-        self._settings, self._me, self._stains, self._reporter = settings, me, stains, reporter
+    def __init__(self, settings: TrainSettings, me: Rank, *, stains: Stains, progress: Progress) -> None:
+        self._settings, self._me, self._stains, self._progress = settings, me, stains, progress
         framework = build(settings)
-        average = Average(framework.generator, settings.schedule.ema)
+        ema = Ema(framework.generator, settings.schedule.ema)
         self._fingerprint = {**settings.fingerprint(), "processes": me.world}
-        self._state = RunState(framework, average)
+        self._state = RunState(framework, ema)
         me.place(framework)
-        average.module.to(device=me.device)
-        progress = self._state.restore(settings.output, fingerprint=self._fingerprint)
-        self._done = progress.step
+        ema.module.to(device=me.device)
+        resumed = self._state.restore(settings.output, fingerprint=self._fingerprint)
+        self._done = resumed.step
         warm = settings.schedule.warm_steps > 0
         objectives = [me.wrap(phase, unused=warm) for phase in framework.phases]
-        self._stepper = Stepper(framework, me, average, objectives, settings.schedule.seed)
+        self._stepper = Stepper(framework, me, ema, objectives, settings.schedule.seed)
         schedule = settings.schedule
         patches = schedule.epochs * (schedule.epoch_patches or stains.source.capacity)
         per_step = schedule.batch * schedule.accumulate * me.world
@@ -139,14 +137,14 @@ class _Run:
                 "ask for more steps or epochs, or for another --output",
             )
         if self._done == self._total:
-            self._reporter.note(f"all {self._total} steps are done already")
-        elif progress.rescheduled:
-            self._reporter.note(schedule.outlook(self._done, self._total))
+            self._progress.note(f"all {self._total} steps are done already")
+        elif resumed.rescheduled:
+            self._progress.note(schedule.outlook(self._done, self._total))
 
     def go(self, claim: Claim | None) -> None:
         """Do the steps that are left; the process that leads, and holds the claim, records them."""
         recorder = self._recorder() if claim is not None else None
-        with self._reporter.stage("train", self._total - self._done, "steps") as advance:
+        with self._progress.stage("train", self._total - self._done, "steps") as advance:
             for number, batches in self._batches():
                 rate = self._settings.schedule.rate(number, self._total)
                 terms = self._stepper.step(number, batches, rate=rate)
@@ -159,7 +157,7 @@ class _Run:
         """What is called after every step, with the number of steps done, to log, picture and keep its results."""
         settings, start = self._settings, time.monotonic()
         if note := self._stains.resolution_note():
-            self._reporter.note(note)
+            self._progress.note(note)
         log = CsvLog(settings.output / "log.csv", step=self._done)
         evaluate = self._evaluator()
         rows: list[dict[str, float]] = []
@@ -190,7 +188,7 @@ class _Run:
         if not settings.evaluation.asked:
             return lambda _done: None
         if settings.evaluation.slides is None and settings.patches.source_region is None:
-            self._reporter.note("evaluations are on a slide that trains, too: --source-region, or --evaluation SLIDE")
+            self._progress.note("evaluations are on a slide that trains, too: --source-region, or --evaluation SLIDE")
         trial = Trial(settings, self._stains.target)
         log = CsvLog(settings.output / "evaluation.csv", step=self._done)
 
@@ -198,11 +196,11 @@ class _Run:
             found = trial.run(settings.output / GENERATOR_FILE, done)
             for row in found:
                 log.add(row)
-            self._reporter.note(f"step {done}: {summary(found)}")
+            self._progress.note(f"step {done}: {summary(found)}")
 
         return evaluate
 
-    def _batches(self) -> Iterator[tuple[int, list[Batch]]]:
+    def _batches(self) -> Iterator[tuple[int, list[PatchBatch]]]:
         schedule, me = self._settings.schedule, self._me
         own = schedule.batch * schedule.accumulate * schedule.disc_steps
 
@@ -214,7 +212,7 @@ class _Run:
         for number, drawn in prefetch(draw, steps, workers=workers, ahead=2 * workers):
             yield number, self._batches_of(drawn, warm=number < schedule.warm_steps)
 
-    def _batches_of(self, drawn: Drawn, *, warm: bool) -> list[Batch]:
+    def _batches_of(self, drawn: Drawn, *, warm: bool) -> list[PatchBatch]:
         """The first patches are the accumulated batches; the others are dealt to them for the discriminator."""
         size, count = self._settings.schedule.batch, self._settings.schedule.accumulate
         parts = [slice(i, i + size) for i in range(0, len(drawn.source), size)]
@@ -222,7 +220,7 @@ class _Run:
         guides = [self._tensor(drawn.guide[part]) if drawn.guide else None for part in parts[:count]]
         spare = pairs[count:]
         return [
-            Batch(*pair, warm, tuple(spare[i::count]), guide=guide, aligned=self._settings.patches.guide_aligned)
+            PatchBatch(*pair, warm, tuple(spare[i::count]), guide=guide, aligned=self._settings.patches.guide_aligned)
             for i, (pair, guide) in enumerate(zip(pairs[:count], guides, strict=True))
         ]
 
@@ -234,10 +232,10 @@ class _Run:
         folder = self._settings.output / "samples"
         with os_errors_as_output_errors(folder):
             folder.mkdir(exist_ok=True)
-        write_samples(folder / f"{done:07d}.png", self._state.average.module, source=drawn.source, target=drawn.target)
+        write_samples(folder / f"{done:07d}.png", self._state.ema.module, source=drawn.source, target=drawn.target)
 
     def _export(self, done: int) -> None:
-        module, output = self._state.average.module, self._settings.output
+        module, output = self._state.ema.module, self._settings.output
         save_generator(module, output / "generator.pth", spec=module.spec)
         stored = copy.deepcopy(module).half() if self._settings.half else module
         save_generator(stored, output / GENERATOR_FILE, spec=module.spec, metadata=self._metadata(done))
@@ -289,87 +287,6 @@ def _open(settings: TrainSettings, stack: ExitStack) -> Stains:
     return Stains(*sources)
 
 
-# FROM training.devices: One process or several: torch's own DistributedDataParallel where ``torchrun`` started several.
-
-
-@dataclass(frozen=True)
-class Worker:
-    """This process among ``world``; ``rank`` 0 writes files. ``bf16`` runs networks under autocast."""
-
-    device: torch.device
-    bf16: bool
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process writes and reports."""
-        return self.rank == 0
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Channels last where it is faster: on a GPU, and for bf16 on a CPU."""
-        last = self.device.type == "cuda" or self.bf16
-        return torch.channels_last if last else torch.contiguous_format
-
-    def place(self, framework: Framework) -> None:
-        """Move all networks to the device, in place."""
-        for module in (*framework.networks.values(), *framework.fixed):
-            module.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-
-    def wrap(self, phase: Phase, *, unused: bool) -> nn.Module:
-        """The phase's objective, averaging gradients over all processes; ``unused`` where some may get none."""
-        if self.world == 1:
-            return phase.objective
-        return DistributedDataParallel(phase.objective, find_unused_parameters=unused)
-
-    def terms(self, objective: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The terms of an objective, under autocast if asked for."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return cast(dict[str, Tensor], objective(batch))
-
-    def barrier(self) -> None:
-        """Wait for the other processes."""
-        if self.world > 1:
-            dist.barrier()
-
-
-@contextmanager
-def worker(settings: TrainSettings) -> Iterator[Worker]:
-    """This process as a worker: alone, or as one of those that ``torchrun`` started.
-
-    Raises ``DeviceError`` where the device is not there.
-    """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    name = settings.device
-    if world > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    device = resolve_device(name)
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and _bf16_is_fast(device))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world == 1:
-        yield Worker(device, bf16)
-        return
-    # the others wait while the first evaluates, and at the very beginning while it reads the slides
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
-    try:
-        yield Worker(device, bf16, rank, world)
-    finally:
-        dist.destroy_process_group()
-
-
-def _bf16_is_fast(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def unsynchronised(objective: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Keep gradients of all but the ``last`` accumulated batch within this process."""
-    if last or not isinstance(objective, DistributedDataParallel):
-        return nullcontext()
-    return cast(AbstractContextManager[None], objective.no_sync())
-
-
 # FROM training.samples: Pictures of a run's progress: the same patches every time.
 
 
@@ -382,3 +299,78 @@ def write_samples(path: Path, generator: nn.Module, *, source: Sequence[Pixels],
     rows = [np.concatenate(list(row), axis=1) for row in (source, made, target)]
     with os_errors_as_output_errors(path):
         Image.fromarray(np.concatenate(rows)).save(path)
+
+
+# FROM training.step: One step of a run: every phase once, over the accumulated batches.
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """A framework, ready on its device. Used by one thread."""
+
+    framework: Framework
+    this_rank: Rank
+    ema: Ema
+    objectives: Sequence[nn.Module]
+    seed: int
+
+    def step(self, number: int, batches: Sequence[PatchBatch], *, rate: float) -> dict[str, float]:
+        """Do step ``number`` (0 first) at the learning rate ``rate``; the terms of all losses, by name.
+
+        Terms are means over the accumulated batches, of this process. Raises ``KinError`` where one is not finite:
+        parameters are then those of the step before, or of its phase.
+        """
+        torch.manual_seed(_mixed(self.seed, number, self.this_rank.rank))
+        values: dict[str, float] = {}
+        for phase, objective in zip(self.framework.phases, self.objectives, strict=True):
+            if batches[0].warm and phase is not self.framework.phases[0]:
+                break
+            for repeat in range(1 + (len(batches[0].spare) if phase.repeats else 0)):
+                values |= self._lower(phase, objective, [batch.repeated(repeat) for batch in batches], rate)
+                _require_finite(values, number)
+                phase.optimizer.step()
+        self.ema.update(self.framework.generator)
+        return values
+
+    def _lower(
+        self, phase: Phase, objective: nn.Module, batches: Sequence[PatchBatch], rate: float
+    ) -> dict[str, float]:
+        for group in phase.optimizer.param_groups:
+            group["lr"] = rate * phase.rate
+        phase.optimizer.zero_grad()
+        sums: dict[str, float] = {}
+        for number, batch in enumerate(batches):
+            with unsynchronised(objective, last=number == len(batches) - 1):
+                terms = self.this_rank.terms(objective, batch)
+                loss = torch.stack(list(terms.values())).sum() / len(batches)
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(term.detach()) / len(batches)
+        return sums
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed of 63 bits from several numbers, so that neighbouring steps have unrelated seeds."""
+    state = 0
+    for number in numbers:
+        state = ((state ^ number) * _GOLDEN + 1) % (1 << 64)
+        state ^= state >> 31
+    return state >> 1
+
+
+def _require_finite(values: dict[str, float], number: int) -> None:
+    bad = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
+    if bad:
+        raise KinError(
+            f"the loss {bad[0]} is {values[bad[0]]} at step {number + 1}: training has diverged",
+            "a lower --lr or --precision fp32 may help; the last checkpoint is kept",
+        )
+
+
+def means(rows: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Mean of each name over the rows that have it."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in columns.items()}

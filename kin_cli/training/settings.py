@@ -32,7 +32,7 @@ class PatchSettings:
 
     ``source`` and ``target`` are slides, images, or folders of either. ``patch_px`` is the side of a patch, in pixels
     of the level read; ``mpp`` resamples slides to that many µm per pixel, None reads level 0. A tissue patch holds at
-    least ``min_tissue`` of it; ``border_share`` and ``glass_share`` of the patches hold less, or none. ``*_region``
+    least ``min_tissue`` of it; ``border_fraction`` and ``background_fraction`` of the patches hold less, or none. ``*_region``
     keeps the rest of each slide out of training. ``scale`` and ``jitter`` are the largest relative changes of size and
     colour; 0 is none. ``guide`` is an image of the target stain that lies on the source slide, black where unknown, to
     the pixel if ``guide_aligned``.
@@ -43,8 +43,8 @@ class PatchSettings:
     patch_px: int = 512
     mpp: float | None = None
     min_tissue: float = 0.5
-    border_share: float = 0.0
-    glass_share: float = 0.0
+    border_fraction: float = 0.0
+    background_fraction: float = 0.0
     source_region: Box | None = None
     target_region: Box | None = None
     flip: bool = True
@@ -59,12 +59,16 @@ class PatchSettings:
             raise UsageError("guide-aligned says how a guide lies, and there is none", "--guide GUIDE")
         if self.patch_px < 32 or self.patch_px % 4:
             raise UsageError(f"patch size {self.patch_px} is not a multiple of 4 from 32 upwards")
-        shares = {"min-tissue": self.min_tissue, "border-share": self.border_share, "glass-share": self.glass_share}
-        for name, value in shares.items():
+        fractions = {
+            "min-tissue": self.min_tissue,
+            "border-fraction": self.border_fraction,
+            "background-fraction": self.background_fraction,
+        }
+        for name, value in fractions.items():
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} {value} is not a share between 0 and 1")
-        if self.border_share + self.glass_share > 1:
-            raise UsageError("border-share and glass-share together exceed 1")
+        if self.border_fraction + self.background_fraction > 1:
+            raise UsageError("border-fraction and background-fraction together exceed 1")
         if not (0 <= self.scale < 1 and 0 <= self.jitter < 1):
             raise UsageError(f"scale {self.scale} and jitter {self.jitter} must be from 0 to below 1")
 
@@ -97,7 +101,7 @@ class Schedule:
     """How long, how fast, in which order.
 
     ``epoch_patches`` None is as many patches as fit side by side into the source's tissue. ``steps`` overrides
-    ``epochs``. The learning rate falls linearly to 0 over the last ``decay_share`` of the steps. A step sees
+    ``epochs``. The learning rate falls linearly to 0 over the last ``decay_fraction`` of the steps. A step sees
     ``batch`` × ``accumulate`` patches of each stain on every device. ``warm_steps`` first steps teach the generator the
     haematoxylin of its input (see ``counterstain``). ``disc_steps`` is how often the discriminator steps for each step
     of the generator, on new patches of the target and, where there is a pool, on earlier fakes.
@@ -109,7 +113,7 @@ class Schedule:
     batch: int = 1
     accumulate: int = 1
     lr: float = 2e-4
-    decay_share: float = 0.5
+    decay_fraction: float = 0.5
     ema: float = 0.999
     warm_steps: int = 0
     disc_steps: int = 1
@@ -121,19 +125,19 @@ class Schedule:
             raise UsageError("epochs, steps, disc-steps, batch size and accumulation must be at least 1")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError(f"a learning rate must be a positive number, got {self.lr}")
-        if not (0 <= self.decay_share <= 1 and 0 <= self.ema < 1):
-            raise UsageError(f"decay share {self.decay_share} and EMA {self.ema} must be from 0 to 1 (EMA below 1)")
+        if not (0 <= self.decay_fraction <= 1 and 0 <= self.ema < 1):
+            raise UsageError(f"decay share {self.decay_fraction} and EMA {self.ema} must be from 0 to 1 (EMA below 1)")
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of step ``step`` (0 first) of ``total``: constant, then linear; the last step's is not 0."""
-        span = self.decay_share * total
+        span = self.decay_fraction * total
         return self.lr * min(1.0, (total - step) / span) if span > 0 else self.lr
 
     def outlook(self, done: int, total: int) -> str:
         """A line about a run that goes on after ``done`` steps with a schedule of another length."""
         now = f"goes on with step {done + 1} of now {total}, at a learning rate of {self.rate(done, total):.1e}"
-        first = total - math.ceil(self.decay_share * total) + 2  # the first to have less than the full rate
-        return f"{now}, which falls from step {max(first, done + 1)} on" if self.decay_share else now
+        first = total - math.ceil(self.decay_fraction * total) + 2  # the first to have less than the full rate
+        return f"{now}, which falls from step {max(first, done + 1)} on" if self.decay_fraction else now
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ import torch
 from kin_cli.errors import OutputError
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 from kin_cli.training.framework import Framework
-from kin_cli.training.networks import Average
+from kin_cli.training.networks import Ema
 
 STATE_FILE = "state.pt"
 _OVERWRITE_HINT = "--overwrite starts afresh"
 # the length of the schedule may change: step n then has the learning rate that the new one gives it
-_LENGTH = {f"schedule {name}" for name in ("steps", "epochs", "epoch_patches", "decay_share")}
+_LENGTH = {f"schedule {name}" for name in ("steps", "epochs", "epoch_patches", "decay_fraction")}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RunState:
     """All that changes from step to step."""
 
     framework: Framework
-    average: Average
+    ema: Ema
 
     def save(self, folder: Path, *, step: int, fingerprint: Mapping[str, Any]) -> None:
         """Write the state after ``step`` steps, whole or not at all; ``OutputError`` where that fails.
@@ -53,7 +53,7 @@ class RunState:
             "fingerprint": json.dumps(fingerprint, sort_keys=True),
             "networks": {name: module.state_dict() for name, module in framework.networks.items()},
             "optimizers": {phase.name: phase.optimizer.state_dict() for phase in framework.phases},
-            "average": self.average.module.state_dict(),
+            "average": self.ema.module.state_dict(),
             "pools": {name: pool.images for name, pool in framework.pools.items()},
         }
         buffer = io.BytesIO()
@@ -86,7 +86,7 @@ class RunState:
             phase.optimizer.load_state_dict(content["optimizers"][phase.name])
         for name, pool in framework.pools.items():
             pool.images = content["pools"][name]
-        self.average.restore(content["average"], content["step"])
+        self.ema.restore(content["average"], content["step"])
 
 
 def _loaded(path: Path) -> dict[str, Any]:
@@ -99,12 +99,12 @@ def _loaded(path: Path) -> dict[str, Any]:
 
 def _agree(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> None:
     for name in sorted(found.keys() | wanted.keys()):
-        here, there = wanted.get(name), found.get(name)
-        if isinstance(here, dict) and isinstance(there, dict):
-            _agree(path, there, here, f"{prefix}{name} ")
-        elif here != there and prefix + name not in _LENGTH:
+        here, g_ab = wanted.get(name), found.get(name)
+        if isinstance(here, dict) and isinstance(g_ab, dict):
+            _agree(path, g_ab, here, f"{prefix}{name} ")
+        elif here != g_ab and prefix + name not in _LENGTH:
             raise OutputError(
-                f"{path.parent}: was begun with {prefix}{name} {there}, not {here}",
+                f"{path.parent}: was begun with {prefix}{name} {g_ab}, not {here}",
                 f"give the same settings to continue it, another --output, or {_OVERWRITE_HINT}",
             )
 

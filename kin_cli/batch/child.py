@@ -1,0 +1,160 @@
+"""The child process in which slides are translated, seen from its parent: whatever a slide does to it, the batch lives.
+
+OpenSlide and the codecs below it abort the process on some damaged files, a GPU that failed stays unusable, and the
+kernel kills who takes too much memory. One child translates many slides; after any such death there is a new one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import IO, Any
+
+from kin_cli.errors import KinError, Stopped
+from kin_cli.progress import Progress
+from kin_cli.settings import Settings
+from kin_cli.signals import end_with_us
+
+_GRACE_SECONDS = 20.0  # a child that was told to stop gets this long, less than the 30 s that most schedulers leave us
+_LOG_TAIL_BYTES = 4000
+
+
+class ChildProcess:
+    """At most one child process at a time, started when needed; close it when the batch is done."""
+
+    def __init__(self) -> None:
+        self._child: _Child | None = None
+
+    def start(self) -> None:
+        """Have a child that is ready for a slide: starting one takes seconds, which are no slide's."""
+        self._ready_child()
+
+    def translate(self, settings: Settings, progress: Progress) -> dict[str, Any]:
+        """Translate one slide in the child and return its record.
+
+        Raises the ``KinError`` that the child met; ``KinError`` too if it died, with the signal and its last words; and
+        ``Stopped`` if it or we were told to stop, when the child has ended.
+        """
+        child = self._ready_child()
+        try:
+            return child.translate(settings, progress)
+        except _Refusal as error:
+            raise KinError(error.message, error.hint) from None  # the child is well
+        except BaseException:
+            self.close()
+            raise
+
+    def _ready_child(self) -> _Child:
+        if self._child is None:
+            self._child = _Child.started()
+            try:
+                self._child.wait_until_ready()
+            except BaseException:
+                self.close()
+                raise
+        return self._child
+
+    def close(self) -> None:
+        """End the child: it gives up its claim, and gets a few seconds for that."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+
+
+class _Refusal(KinError):
+    """What a healthy child says about a slide that it cannot translate."""
+
+
+@dataclass
+class _Child:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    log: IO[bytes]
+
+    @classmethod
+    def started(cls) -> _Child:
+        ours, theirs = Pipe()
+        # what libraries print would tear the progress bar; its end explains a death
+        log = tempfile.TemporaryFile()  # noqa: SIM115
+        command = [sys.executable, "-m", "kin_cli.batch.serve", str(theirs.fileno())]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()]
+        )
+        end_with_us(process)
+        theirs.close()
+        return cls(process, ours, log)
+
+    def wait_until_ready(self) -> None:
+        try:
+            self.connection.recv()
+        except (EOFError, OSError):
+            raise self._death("kin batch") from None
+
+    def translate(self, settings: Settings, progress: Progress) -> dict[str, Any]:
+        self.log.truncate(0)
+        self.log.seek(0)  # the child writes where we are
+        try:
+            self.connection.send(settings)
+            return self._result(settings.source.slide, progress)
+        except (EOFError, OSError):
+            raise self._death(str(settings.source.slide)) from None
+
+    def _result(self, slide: Path, progress: Progress) -> dict[str, Any]:
+        with ExitStack() as stages:
+            advance = None
+            while True:
+                kind, *values = self.connection.recv()
+                if kind == "stage":
+                    advance = stages.enter_context(progress.stage(*values))
+                elif kind == "advance" and advance is not None:
+                    advance(*values)
+                elif kind == "leave":
+                    stages.pop_all().close()
+                elif kind == "note":
+                    progress.note(f"{slide}: {values[0]}")
+                elif kind == "done":
+                    return dict(values[0])
+                else:
+                    raise _failure(kind, values)
+
+    def _death(self, slide: str) -> KinError:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GRACE_SECONDS)
+        code = self.process.returncode
+        if code in (75, -signal.SIGTERM):
+            return Stopped(f"{slide}: its process was stopped", exit_code=75)
+        if code is not None and code < 0:
+            hint = "the machine may be short of memory" if code == -signal.SIGKILL else "the slide may be damaged"
+            return KinError(f"{slide}: its process died of {signal.Signals(-code).name}{self._last_words()}", hint)
+        return KinError(f"{slide}: its process ended unexpectedly with code {code}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, self.log.tell() - _LOG_TAIL_BYTES))
+        lines = [line.strip() for line in self.log.read().decode(errors="replace").splitlines()]
+        return next((f": {line}" for line in reversed(lines) if line), "")
+
+    def end(self) -> None:
+        self.connection.close()
+        with suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            self.process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+
+def _failure(kind: str, values: list[Any]) -> KinError:
+    message, hint, exit_code = values
+    if kind == "stopped":
+        return Stopped(message, hint, exit_code=exit_code)
+    return _Refusal(message, hint) if kind == "refused" else KinError(message, hint)

@@ -1,0 +1,246 @@
+"""``kin analyse`` against SciPy's distances over all pairs, by brute force."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.spatial import distance
+from torch import nn
+
+from kin_cli.errors import InputError
+from kin_cli.figures.analysis import (
+    Analysis,
+    AnalysisSettings,
+    SimilarityByDistance,
+    analyse,
+    cosine,
+    deviation_ratio,
+    outside,
+    quantiles,
+)
+from kin_cli.figures.plots import analysis_figure
+from kin_cli.models.architectures import LayerBlock, Spec, build, layer_blocks
+from kin_cli.models.checkpoint import load_generator
+from kin_cli.models.exchange import exchange_norms
+from kin_cli.models.resnet import ResnetSpec, UrustSpec
+from kin_cli.models.unet import UnetSpec
+from kin_cli.norm.kernel import Kernel
+from kin_cli.progress import SilentProgress
+from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
+from tests.helpers.batch_slides import kin
+
+PATCH = 32
+ROWS, COLS = 5, 7
+BLOCKS = [LayerBlock("conv", 1, slice(0, 4)), LayerBlock("residual", 3, slice(4, 11))]
+
+
+@pytest.fixture
+def stats() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(ROWS * COLS, 2, 11)).astype(np.float32)
+
+
+def places() -> np.ndarray:
+    return np.array([(row, col) for row in range(ROWS) for col in range(COLS)], float)
+
+
+def test_cosine_is_scipys(stats: np.ndarray) -> None:
+    found = cosine(stats[0], stats[1:], blocks=BLOCKS)
+    for n, other in enumerate(stats[1:]):
+        for row in range(2):
+            for b, block in enumerate(BLOCKS):
+                pair = (stats[0, row, block.channels].astype(float), other[row, block.channels].astype(float))
+                assert found[n, row, b] == pytest.approx(1 - distance.cosine(*pair), abs=1e-12)
+
+
+def test_a_zero_vector_is_like_nothing_and_counts_nowhere(stats: np.ndarray) -> None:
+    stats[1, 0, :4] = 0
+    assert np.isnan(cosine(stats[0], stats[1:2], blocks=BLOCKS)[0, 0, 0])
+    gathered = SimilarityByDistance(BLOCKS, reach=2)
+    gathered.add(stats[0], stats[1:3], distances=np.array([1.0, 1.0]))
+    curve = gathered.curve()
+    assert curve.pairs[:, :, 0].tolist() == [[1, 2], [2, 2]]
+    assert curve.mean[0, 0, 0] == pytest.approx(cosine(stats[0], stats[2:3], blocks=BLOCKS)[0, 0, 0])
+    only = cosine(stats[0], stats[1:3], blocks=BLOCKS)[:, :1, :1]
+    np.testing.assert_allclose(quantiles(only)[:, 0, 0], only[1, 0, 0])
+
+
+def test_thumbnail_figures_are_what_they_say() -> None:
+    patches = np.zeros((101, 2, 11), np.float32)
+    patches[:] = np.arange(101)[:, None, None]
+    one = np.full((2, 11), 50, np.float32)
+    assert not outside(one, patches, blocks=BLOCKS).any()
+    one[0, :2], one[1, 4:] = 97, 2
+    np.testing.assert_allclose(outside(one, patches, blocks=BLOCKS), [[0.5, 0], [0, 1]])
+    np.testing.assert_allclose(deviation_ratio(one, patches, blocks=BLOCKS), [1, 2 / 50])
+
+
+SPECS: list[tuple[Spec, list[str], int]] = [
+    (ResnetSpec(width=4, blocks=3), ["conv", "down 1", "down 2", "residual", "up 1", "up 2"], 64),
+    (
+        ResnetSpec(width=4, blocks=2, antialias_down=True, antialias_up=True, dropout=True),
+        ["conv", "down 1", "down 2", "residual", "up 1", "up 2"],
+        64,
+    ),
+    (UrustSpec(width=4, blocks=2), ["conv", "down 1", "down 2", "residual", "up 1", "up 2"], 64),
+    (UnetSpec(width=2, downs=5), [*(f"down {n}" for n in (1, 2, 3)), *(f"up {n}" for n in (1, 2, 3, 4))], 64),
+    (UnetSpec(width=2, downs=7), [*(f"down {n}" for n in range(1, 6)), *(f"up {n}" for n in range(1, 7))], 256),
+]
+
+
+@pytest.mark.parametrize(("spec", "names", "side"), SPECS, ids=lambda value: getattr(value, "architecture", ""))
+def test_layer_blocks_are_those_of_the_layout(spec: Spec, names: list[str], side: int) -> None:
+    """Told from the size of the feature maps: it falls along the downs, stays in the residuals, grows along the ups."""
+    torch.manual_seed(0)
+    module = build(spec)
+    sides: list[int] = []
+    for layer in module.modules():
+        if isinstance(layer, nn.InstanceNorm2d):
+            layer.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    with torch.inference_mode():
+        module(torch.zeros(1, 3, side, side))
+    network = exchange_norms(module, side=side)
+    blocks = layer_blocks(network.layers)
+    assert [block.name for block in blocks] == names
+    ends = [0] + [block.channels.stop for block in blocks]
+    assert [block.channels.start for block in blocks] == ends[:-1]
+    assert ends[-1] == network.channels
+    assert sum(block.layers for block in blocks) == len(network.layers)
+    by_block = [sides.pop(0) for block in blocks for _ in range(block.layers)]
+    place = 0
+    previous = side + 1
+    for block in blocks:
+        here = by_block[place]
+        assert set(by_block[place : place + block.layers]) == {here}
+        if block.name.startswith("up"):
+            assert here >= previous
+        else:
+            assert here <= previous
+        previous, place = here, place + block.layers
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    draws = np.random.default_rng(1)
+    coarse = Image.fromarray(draws.integers(0, 255, (4, 5, 3), np.uint8))
+    smooth = np.asarray(coarse.resize((COLS * PATCH, ROWS * PATCH), Image.Resampling.BICUBIC), float)
+    pixels = smooth + draws.normal(size=(ROWS * PATCH, COLS * PATCH, 1)) * 20
+    file = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
+    return file
+
+
+def settings(photo: Path, model: Path, folder: Path, **changes: object) -> AnalysisSettings:
+    norm = NormSettings(kernel=Kernel.parse("gaussian:3"), patch_px=PATCH)
+    output = OutputSettings(folder / "base.tif")
+    base = Settings(SourceSettings(photo), model, output, norm, ComputeSettings(device="cpu", workers=1))
+    return AnalysisSettings(base, folder / "table", **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def own(photo: Path, tiny_generator: Path) -> tuple[np.ndarray, list[LayerBlock]]:
+    """Every patch's statistics, measured one by one."""
+    generator = load_generator(tiny_generator)
+    network = exchange_norms(generator.module)
+    pixels = np.asarray(Image.open(photo))
+    found = []
+    for row, col in places().astype(int):
+        tile = pixels[row * PATCH : (row + 1) * PATCH, col * PATCH : (col + 1) * PATCH]
+        x = torch.from_numpy(tile.astype(np.float32)).permute(2, 0, 1)[None] * (2 / 255) - 1
+        found.append(network.measure(x)[0].numpy())
+    return np.stack(found).astype(float), layer_blocks(network.layers)
+
+
+@pytest.fixture(scope="module")
+def found(photo: Path, tiny_generator: Path, tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    return analyse(settings(photo, tiny_generator, tmp_path_factory.mktemp("a")), SilentProgress())
+
+
+def test_curves_are_those_of_all_pairs(found: Analysis, own: tuple[np.ndarray, list[LayerBlock]]) -> None:
+    stats, blocks = own
+    assert [block.name for block in found.blocks] == [block.name for block in blocks]
+    apart = distance.pdist(places())
+    classes = np.rint(apart)
+    assert found.curve.pairs.sum(axis=2).tolist() == [[len(apart)] * len(blocks)] * 2
+    for d, near in enumerate(sorted(set(classes))):
+        chosen = classes == near
+        assert found.curve.distance[d] == pytest.approx(apart[chosen].mean())
+        for s in range(2):
+            for b, block in enumerate(blocks):
+                similarity = 1 - distance.pdist(stats[:, s, block.channels], "cosine")[chosen]
+                assert found.curve.mean[s, b, d] == pytest.approx(similarity.mean(), abs=1e-5)
+                assert found.curve.deviation[s, b, d] == pytest.approx(similarity.std(), abs=1e-4)
+                assert found.curve.pairs[s, b, d] == chosen.sum()
+
+
+def test_standins_are_compared_with_every_patch(found: Analysis, own: tuple[np.ndarray, list[LayerBlock]]) -> None:
+    stats, blocks = own
+    ema = stats.mean(axis=0)
+    padded = np.pad(stats.reshape(ROWS, COLS, 2, -1), ((1, 1), (1, 1), (0, 0), (0, 0)), mode="edge")
+    taps = Kernel.parse("gaussian:3").taps()
+    smooth = sum(taps[i] * taps[j] * padded[i : i + ROWS, j : j + COLS] for i in range(3) for j in range(3)).reshape(
+        stats.shape
+    )
+    assert [standin.name for standin in found.standins] == ["thumbnail", "all patches", "neighbourhood gaussian:3"]
+    for s in range(2):
+        for b, block in enumerate(blocks):
+            channels = block.channels
+            every = [1 - distance.cosine(one[s, channels], ema[s, channels]) for one in stats]
+            near = [
+                1 - distance.cosine(one[s, channels], other[s, channels])
+                for one, other in zip(stats, smooth, strict=True)
+            ]
+            for standin, wanted in zip(found.standins[1:], (every, near), strict=True):
+                middle = np.quantile(wanted, (0.05, 0.25, 0.5, 0.75, 0.95))
+                np.testing.assert_allclose(standin.quantiles[:, s, b], middle, atol=1e-5)
+
+
+def test_reach_and_draw_limit_the_pairs(photo: Path, tiny_generator: Path, tmp_path: Path, found: Analysis) -> None:
+    near = analyse(settings(photo, tiny_generator, tmp_path, reach_px=2 * PATCH), SilentProgress())
+    assert near.curve.distance.max() < 2.5
+    np.testing.assert_allclose(near.curve.mean, found.curve.mean[:, :, :2])
+    drawn = analyse(settings(photo, tiny_generator, tmp_path, patches=5, reach_px=10_000), SilentProgress())
+    total = ROWS * COLS
+    assert (drawn.patches, drawn.drawn) == (total, 5)
+    assert drawn.curve.pairs[0, 0].sum() == 5 * (total - 5) + 5 * 4 // 2  # each pair once
+
+
+def test_the_figure_shows_the_curves_and_the_boxes(found: Analysis) -> None:
+    figure = analysis_figure(found)
+    curves = figure.axes[1].get_lines()
+    assert [line.get_label() for line in curves] == [block.name for block in found.blocks]
+    np.testing.assert_array_equal(curves[2].get_ydata(), found.curve.mean[1, 2])
+    assert len(figure.axes[2].patches) == 3 * len(found.blocks)
+
+
+def test_too_few_patches_are_refused(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    Image.open(photo).crop((0, 0, PATCH, PATCH)).save(tmp_path / "one.png")
+    with pytest.raises(InputError, match="no pairs"):
+        analyse(settings(tmp_path / "one.png", tiny_generator, tmp_path), SilentProgress())
+
+
+def test_kin_analyse_writes_picture_csv_and_json(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    output, table = tmp_path / "figure.png", tmp_path / "figures.csv"
+    common = (photo, "-m", tiny_generator, "-o", output, "--patch-size", PATCH, "--device", "cpu", "-j", 1)
+    done = kin("analyse", *common, "--csv", table, "--json")
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(record["similarity"])
+    assert {row["with"] for row in rows} == {"patches", "thumbnail", "all patches", "neighbourhood gaussian:7"}
+    assert set(record["thumbnail"]["outside_90_percent"]) == {block["name"] for block in record["blocks"]}
+    assert Image.open(output).width == 2500
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "figures.csv"]
+    kept = kin("analyse", *common, "-o", tmp_path / "folder", "--table", tmp_path / "kept")
+    assert "mean, residual" in kept.out
+    assert (tmp_path / "kept" / "table-0.dat").exists()
+    folder = tmp_path / "folder"
+    assert sorted(path.suffix for path in folder.iterdir()) == [".csv", ".json", ".png"]
+    assert (folder / "statistics.csv").read_bytes() == table.read_bytes()
+    assert json.loads((folder / "statistics.json").read_text())["similarity"] == record["similarity"]

@@ -1,0 +1,129 @@
+"""``--measure-size``: pass 1 looks at the middle of each patch only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from kin_cli.errors import UsageError
+from kin_cli.geometry import Cell, Grid, Size
+from kin_cli.models.checkpoint import load_generator
+from kin_cli.norm.kernel import Kernel
+from kin_cli.plan import make_plan
+from kin_cli.progress import SilentProgress
+from kin_cli.settings import NormSettings, OutputSettings, Settings, SourceSettings
+from kin_cli.translate import translate
+from tests.helpers.batch_slides import kin
+
+PATCH, SIDE = 64, 32
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 13, 3), np.uint8))
+    file = tmp_path_factory.mktemp("photo") / "photo.png"
+    small.resize((4 * PATCH, 3 * PATCH), Image.Resampling.BICUBIC).save(file)
+    return file
+
+
+def wanted(slide: Path, model: Path, output: Path, *, tissue: Path | str = "none", kernel: str = "global") -> Settings:
+    return Settings(
+        SourceSettings(slide, tissue=tissue),  # type: ignore[arg-type]
+        model,
+        OutputSettings(output, compression="deflate"),
+        NormSettings(patch_px=PATCH, kernel=Kernel.parse(kernel), measure_px=SIDE),
+    )
+
+
+def tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def test_the_statistics_are_those_of_the_middle(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    translate(wanted(photo, tiny_generator, tmp_path / "o.tif"), SilentProgress())
+    got, pixels = tifffile.imread(tmp_path / "o.tif").astype(int), np.asarray(Image.open(photo))
+    network = load_generator(tiny_generator).module
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.InstanceNorm2d)]
+    found: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+
+    def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        var, mean = torch.var_mean(inputs[0], dim=(2, 3), keepdim=True, correction=0)
+        found[norm].append((mean, (var + norm.eps).sqrt()))
+
+    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
+    corners = [(y, x) for y in range(0, 3 * PATCH, PATCH) for x in range(0, 4 * PATCH, PATCH)]
+    for y, x in corners:
+        network(tensor(pixels[y + 16 : y + 48, x + 16 : x + 48]))
+    for hook in hooks:
+        hook.remove()
+    for norm, stats in found.items():
+        mean, std = (torch.stack(part).mean(0) for part in zip(*stats, strict=True))
+        norm.forward = lambda x, mean=mean, std=std: (x - mean) / std  # type: ignore[method-assign]
+    for y, x in corners:
+        made = network(tensor(pixels[y : y + PATCH, x : x + PATCH]))[0].permute(1, 2, 0)
+        expected = ((made * 0.5 + 0.5) * 255 + 0.5).clamp(0, 255).numpy().astype(int)
+        assert np.abs(got[y : y + PATCH, x : x + PATCH] - expected).max() <= 1
+
+
+def test_patches_whose_middle_is_glass_are_translated_but_not_measured(
+    photo: Path, tiny_generator: Path, tmp_path: Path
+) -> None:
+    mask = np.zeros((3 * PATCH, 4 * PATCH), np.uint8)
+    mask[:, : 2 * PATCH + 8] = 255  # of the third column less than what lies beside its middle
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    plan = make_plan(
+        wanted(photo, tiny_generator, tmp_path / "o.tif", tissue=tmp_path / "mask.png", kernel="gaussian:3")
+    )
+    with plan.view.slide:
+        assert (plan.weights > 0).tolist() == [[True, True, True, False]] * 3
+        assert (plan.table_weights > 0).tolist() == [[True, True, False, False]] * 3
+    record = translate(plan.settings, SilentProgress())
+    assert (record["plan"]["patches_with_tissue"], record["plan"]["patches_measured"]) == (9, 6)  # type: ignore[index]
+    corner = tmp_path / "corner.png"
+    mask[:] = 0
+    mask[:8, :8] = 255
+    Image.fromarray(mask).save(corner)
+    with pytest.raises(UsageError, match="no tissue in the middle of any patch"):
+        make_plan(wanted(photo, tiny_generator, tmp_path / "p.tif", tissue=corner))
+
+
+@given(st.integers(1, 40), st.data())
+def test_the_middle_is_in_the_middle(step: int, data: st.DataObject) -> None:
+    side = data.draw(st.integers(1, step))
+    grid, cell = Grid(Size(100, 100), step), Cell(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3)))
+    whole, middle = grid.box(cell), grid.middle(cell, side)
+    assert (middle.width, middle.height) == (side, side)
+    assert 0 <= (whole.right - middle.right) - (middle.x - whole.x) <= 1
+    assert 0 <= (whole.bottom - middle.bottom) - (middle.y - whole.y) <= 1
+    assert grid.middle(cell, step) == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--measure-size", "100"), "measure size 100 is not a multiple of 4 from 128 to 512"),
+        (("--measure-size", "516"), "measure size 516"),
+        (("--measure-size", "258"), "measure size 258"),
+        (("--measure-size", "256", "--kernel", "1"), "needs a kernel of size 3 or more"),
+        (("--measure-size", "256", "--method", "in"), "needs a kernel of size 3 or more"),
+        (("--measure-size", "256", "--method", "tin"), "needs a kernel of size 3 or more"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(photo: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    result = kin("translate", photo, "-o", tmp_path / "o.tif", *options)
+    assert result.code == 2
+    assert message in result.err.strip().splitlines()[-1]
+
+
+def test_the_plan_and_the_box_say_it(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    shown = kin("translate", photo, "-m", tiny_generator, "-o", tmp_path / "o.tif", "--measure-size", 384, "--dry-run")
+    assert "the middle 384 px measured" in shown.out

@@ -1,0 +1,82 @@
+"""The window plan, property-tested: every translated pixel once, windows on the patch grid, nothing superfluous."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kin_cli.geometry import Box, Grid, Size
+from kin_cli.passes.windows import WindowGrid
+from kin_cli.pyramid.layout import fit_blocks
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> WindowGrid:
+    patch = draw(st.sampled_from([4, 20, 64, 100, 128]))
+    window = patch * draw(st.integers(1, 3))
+    size = Size(draw(st.integers(1, 900)), draw(st.integers(1, 900)))
+    blocks, patches = fit_blocks(window), Grid(size, patch)
+    seed = draw(st.integers(0, 99))
+    selected = np.random.default_rng(seed).random((patches.rows, patches.cols)) < draw(st.sampled_from([0.0, 0.3, 1.0]))
+    return WindowGrid(
+        patches,
+        Grid(size, blocks.tile),
+        selected,
+        window_px=window,
+        block_px=blocks.block,
+        halo_px=8,
+        tight=draw(st.booleans()),
+    )
+
+
+@given(plans())
+@settings(max_examples=60, deadline=None)
+def test_windows_show_every_translated_pixel_exactly_once(plan: WindowGrid) -> None:
+    size = plan.patches.size
+    shown = np.zeros((size.height, size.width), int)
+    for block in plan.blocks(lambda _: False):
+        for window in block.windows:
+            part = window.core.clipped(size)
+            shown[part.slices()] += 1
+            assert part == part.intersection(block.box), "a window stays in its block"
+            assert window.core.x % plan.patches.step == window.core.y % plan.patches.step == 0
+    translated = plan.selected_pixels(Box(0, 0, size.width, size.height))
+    assert shown.max(initial=0) <= 1
+    assert (shown[translated] == 1).all()
+
+
+@given(plans())
+@settings(max_examples=60, deadline=None)
+def test_tiles_are_whole_mixed_or_empty_as_their_pixels_say(plan: WindowGrid) -> None:
+    made = [tile for block in plan.blocks(lambda _: False) for tile in block.tiles]
+    assert len(made) == len(set(made)) == plan.translated_tiles
+    for tile in plan.tiles:
+        pixels = plan.selected_pixels(plan.tiles.clipped(tile))
+        assert plan.is_whole(tile) == pixels.all()
+        assert plan.is_empty(tile) == (not pixels.any())
+        assert (tile in made) == pixels.any()
+
+
+@given(plans(), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_finished_tiles_are_not_made_again(plan: WindowGrid, seed: int) -> None:
+    everything = [tile for block in plan.blocks(lambda _: False) for tile in block.tiles]
+    done = {tile for tile in everything if (tile.row * 7 + tile.col * 13 + seed) % 3}
+    again = [tile for block in plan.blocks(done.__contains__) for tile in block.tiles]
+    assert sorted(again) == sorted(set(everything) - done)
+    whole = {window for block in plan.blocks(lambda _: False) for window in block.windows}
+    assert {window for block in plan.blocks(done.__contains__) for window in block.windows} <= whole
+
+
+def test_tight_windows_end_where_the_tissue_does() -> None:
+    size = Size(40, 40)
+    selected = np.zeros((4, 4), bool)
+    selected[[0, 2, 3, 3], [1, 2, 2, 3]] = True  # one cell of its window; three of another's four
+
+    def cores(tight: bool) -> list[Box]:
+        plan = WindowGrid(Grid(size, 10), Grid(size, 20), selected, window_px=20, block_px=20, halo_px=8, tight=tight)
+        return [window.core for block in plan.blocks(lambda _: False) for window in block.windows]
+
+    assert cores(tight=True) == [Box(10, 0, 10, 10), Box(20, 20, 20, 20)]
+    assert cores(tight=False) == [Box(0, 0, 20, 20), Box(20, 20, 20, 20)]

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kin_cli.errors import OutputError
+from kin_cli.geometry import Size
+from kin_cli.pyramid.codec import Codec, Pixels
+from kin_cli.pyramid.layout import PyramidLayout
+from kin_cli.pyramid.levels import build_levels, pad_tile
+from kin_cli.store.blobs import BlobStore
+from tests.helpers.pyramid_images import LOSSLESS, assembled, filled, layout_of, picture, put_base
+
+
+def noise(width: int, height: int) -> Pixels:
+    return np.random.default_rng(width + 7919 * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def numpy_halves(pixels: Pixels) -> Pixels:
+    """2×2 means, halves up, odd rows and columns dropped, single ones repeated."""
+    height, width = pixels.shape[:2]
+    even = np.pad(pixels, ((0, height == 1), (0, width == 1), (0, 0)), mode="edge").astype(float)
+    even = even[: even.shape[0] // 2 * 2, : even.shape[1] // 2 * 2]
+    corners: list[np.ndarray[Any, Any]] = [even[y::2, x::2] for y in (0, 1) for x in (0, 1)]
+    return np.floor(sum(corners) / 4 + 0.5).astype(np.uint8)
+
+
+def contents(store: BlobStore) -> list[bytes]:
+    return [store.get(key) for key in range(store.capacity)]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "min_side"),
+    [(1, 1, 2), (1, 999, 2), (999, 1, 4), (257, 513, 16), (33, 65, 2), (101, 97, 8), (500, 333, 32), (15, 15, 16)],
+)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_level_is_numpys_means_of_the_one_before(
+    tmp_path: Path, width: int, height: int, min_side: int, workers: int
+) -> None:
+    image = noise(width, height)
+    layout = layout_of(image, 16, min_side)
+    with filled(tmp_path, image, layout, LOSSLESS, workers=workers) as store:
+        expected = image
+        for level, size in enumerate(layout.sizes):
+            found = assembled(store, layout, level, LOSSLESS)
+            assert np.array_equal(found[: size.height, : size.width], expected)
+            around = np.pad(
+                expected,
+                ((0, found.shape[0] - size.height), (0, found.shape[1] - size.width), (0, 0)),
+                mode="edge",
+            )
+            assert np.array_equal(found, around)
+            expected = numpy_halves(expected)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(2, 64))
+def test_any_size(tmp_path_factory: pytest.TempPathFactory, width: int, height: int, min_side: int) -> None:
+    image = noise(width, height)
+    layout = layout_of(image, 32, min_side)
+    with filled(tmp_path_factory.mktemp("any"), image, layout, LOSSLESS) as store:
+        expected = image
+        for _ in range(layout.top):
+            expected = numpy_halves(expected)
+        top = layout.sizes[-1]
+        assert np.array_equal(assembled(store, layout, layout.top, LOSSLESS)[: top.height, : top.width], expected)
+
+
+@pytest.mark.parametrize("codec", [Codec(), Codec(subsampling="444")], ids=["420", "444"])
+def test_jpeg_losses_do_not_add_up(tmp_path: Path, codec: Codec) -> None:
+    """Every level is about as near to the true one as if that had been encoded itself."""
+    image = picture(704, 512)
+    layout = layout_of(image, 64, 128)
+    with filled(tmp_path, image, layout, codec) as store:
+        exact = image.astype(float)
+        for level in range(len(layout.sizes)):
+            found = assembled(store, layout, level, codec)
+            rounded = np.pad(
+                np.round(exact).astype(np.uint8), [(0, -side % 64) for side in exact.shape[:2]] + [(0, 0)], "edge"
+            )
+            once = rounded.copy()
+            for cell in layout.grid(level):
+                index = layout.grid(level).box(cell).slices()
+                once[index] = codec.decode(codec.encode(rounded[index]), 64)
+            errors = [abs(pixels[: exact.shape[0], : exact.shape[1]] - exact).mean() for pixels in (found, once)]
+            assert errors[0] < 1.1 * errors[1]
+            assert abs((found[: exact.shape[0], : exact.shape[1]] - exact).mean()) < 0.2 + level / 8  # halves round up
+            exact = exact.reshape(exact.shape[0] // 2, 2, -1, 2, 3).mean((1, 3))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interruptions_and_workers_leave_no_trace(tmp_path: Path, seed: int) -> None:
+    image, codec = picture(530, 410), Codec()
+    layout = layout_of(image, 32, 16)
+    with filled(tmp_path / "whole", image, layout, codec, workers=1) as store:
+        whole = contents(store)
+    chance = np.random.default_rng(seed)
+    with BlobStore(tmp_path, "tiles", capacity=layout.tile_count) as store:
+        put_base(store, image, layout, codec, layout.grid(0))
+        for _ in range(5):
+            left = [int(chance.integers(1, layout.reduced_count))]
+
+            def stop(tiles: int, left: list[int] = left) -> None:
+                left[0] -= tiles
+                if left[0] <= 0:
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                build_levels(store, layout, codec=codec, workers=int(chance.integers(1, 5)), advance=stop)
+        assert len(store) < layout.tile_count
+        build_levels(store, layout, codec=codec, workers=4)
+        assert contents(store) == whole
+
+
+def test_finished_subtrees_are_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(400, 300)
+    layout = layout_of(image, 16, 32)
+    done: list[int] = []
+    with filled(tmp_path, image, layout, LOSSLESS) as store:
+        monkeypatch.setattr(Codec, "decode_half", lambda *_: pytest.fail("nothing is to be done"))
+        build_levels(store, layout, codec=LOSSLESS, workers=2, advance=done.append)
+    assert sum(done) == layout.reduced_count
+
+
+def test_a_missing_base_tile_is_named(tmp_path: Path) -> None:
+    image = picture(300, 200)
+    layout = layout_of(image, 32, 64)
+    with BlobStore(tmp_path, "tiles", capacity=layout.tile_count) as store:
+        put_base(store, image, layout, LOSSLESS, [cell for cell in layout.grid(0) if cell != (3, 4)])
+        with pytest.raises(OutputError, match=r"tile \(3, 4\) \(row, col\) of level 0 is missing"):
+            build_levels(store, layout, codec=LOSSLESS, workers=1)
+
+
+def test_a_damaged_base_tile_stops_all_workers(tmp_path: Path) -> None:
+    image = picture(600, 600)
+    layout = layout_of(image, 16, 64)
+    with BlobStore(tmp_path, "tiles", capacity=layout.tile_count) as store:
+        put_base(store, image, layout, LOSSLESS, layout.grid(0))
+        with (tmp_path / "tiles-0.dat").open("r+b") as file:
+            file.seek(1000)
+            file.write(b"rotten")
+        with pytest.raises(OutputError, match="damaged"):
+            build_levels(store, layout, codec=LOSSLESS, workers=3)
+
+
+def test_pad_tile_repeats_the_edge() -> None:
+    pixels = noise(3, 2)
+    padded = pad_tile(pixels, 16)
+    assert np.array_equal(padded[:2, :3], pixels)
+    assert np.array_equal(padded[5, 9], pixels[1, 2])
+    assert np.array_equal(padded[0, 9], pixels[0, 2])
+    assert pad_tile(padded, 16) is padded
+
+
+def test_memory_stays_within_the_stated_bound(tmp_path: Path) -> None:
+    layout, workers = PyramidLayout(Size(3072, 3072), 128, 128), 2
+    with BlobStore(tmp_path, "tiles", capacity=layout.tile_count) as store:
+        payload = LOSSLESS.encode(noise(128, 128))
+        for key in layout.keys(0):
+            store.put(key, payload)
+        store.commit()
+        tracemalloc.start()
+        build_levels(store, layout, codec=LOSSLESS, workers=workers)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    tiles = 5 * workers + layout.top + 2 * workers / 4
+    assert peak < tiles * 128 * 128 * 3 + 300_000  # of an image of 28 MB

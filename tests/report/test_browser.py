@@ -1,0 +1,124 @@
+"""The report in a real browser: the slider moves, every picture is there, nothing is fetched, nothing complains."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.batch_slides import SMALL, kin, write_slide
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_CLIP = "picture => getComputedStyle(picture).clipPath"
+
+
+@dataclass
+class Opened:
+    page: Any
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="the report is tested through playwright")
+    program = os.environ.get("KIN_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+    if program is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium, or name one by KIN_CHROMIUM)")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=program)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, tiny_generator: Path) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    slide = write_slide(folder / 'a & <b>"c" #1.tif')
+    made = kin("translate", slide, "-m", tiny_generator, "-o", folder / "out.ome.tif", "--report", *SMALL)
+    assert made.code == 0, made.err
+    return folder / "out.report.html"
+
+
+@pytest.fixture
+def opened(browser: Any, report: Path) -> Iterator[Opened]:
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    result = Opened(context.new_page())
+    result.page.on("request", lambda request: result.requests.append(request.url))
+    result.page.on("console", lambda message: result.complaints.append(message.text))
+    result.page.on("pageerror", lambda error: result.complaints.append(str(error)))
+    result.page.goto(report.as_uri())
+    result.page.wait_for_load_state("load")
+    yield result
+    context.close()
+
+
+def test_every_picture_loads_and_nothing_is_fetched(opened: Opened, report: Path) -> None:
+    widths = opened.page.eval_on_selector_all("img", "all => all.map(img => img.complete ? img.naturalWidth : 0)")
+    assert len(widths) >= 4
+    assert min(widths) > 0
+    others = [url for url in opened.requests if not url.startswith("data:")]
+    assert others == [report.as_uri()]
+    assert opened.complaints == []
+
+
+def test_the_slider_is_moved_by_the_keyboard(opened: Opened) -> None:
+    after, slider = opened.page.locator("img.after").first, opened.page.locator(".compare input").first
+    assert after.evaluate(_CLIP) == "inset(0px 0px 0px 50%)"
+    slider.focus()
+    opened.page.keyboard.press("ArrowRight")
+    assert after.evaluate(_CLIP) == "inset(0px 0px 0px 51%)"
+    opened.page.keyboard.press("End")
+    assert after.evaluate(_CLIP) == "inset(0px 0px 0px 100%)"
+    assert slider.get_attribute("aria-valuetext") == "0 % translation"
+
+
+def test_the_slider_is_dragged_to_where_the_mouse_is(opened: Opened) -> None:
+    opened.page.locator(".compare").last.scroll_into_view_if_needed()
+    box = opened.page.locator(".compare").last.bounding_box()
+    y = box["y"] + box["height"] / 2
+    opened.page.mouse.move(box["x"] + box["width"] / 2, y)
+    opened.page.mouse.down()
+    for fraction in (0.4, 0.3, 0.2):
+        opened.page.mouse.move(box["x"] + fraction * box["width"], y)
+    opened.page.mouse.up()
+    edge = opened.page.locator(".compare .edge").last.bounding_box()
+    assert edge["x"] + edge["width"] / 2 == pytest.approx(box["x"] + 0.2 * box["width"], abs=2)
+
+
+def test_names_from_the_user_are_text(opened: Opened) -> None:
+    assert opened.page.locator("h1").text_content() == 'a & <b>"c" #1.tif'
+    assert opened.page.locator("b").count() == 0
+
+
+def test_each_picture_and_slider_says_what_it_is(opened: Opened) -> None:
+    assert all(opened.page.eval_on_selector_all("img", "all => all.map(img => img.alt)"))
+    assert all(opened.page.eval_on_selector_all("input", "all => all.map(i => i.ariaLabel)"))
+    spots = opened.page.eval_on_selector_all(".spot", "all => all.map(a => a.getAttribute('href'))")
+    assert spots
+    assert all(opened.page.locator(spot).count() == 1 for spot in spots)
+
+
+def test_it_is_dark_in_the_dark_and_shows_both_pictures_in_print(opened: Opened) -> None:
+    def paper() -> str:
+        return opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    opened.page.emulate_media(color_scheme="dark")
+    assert paper() == "rgb(22, 24, 27)"
+    opened.page.emulate_media(media="print")
+    assert paper() == "rgb(255, 255, 255)"
+    first, second = (opened.page.locator(f"img.{name}").first for name in ("before", "after"))
+    assert second.evaluate(_CLIP) == "none"
+    one, other = first.bounding_box(), second.bounding_box()
+    assert one["width"] == pytest.approx(other["width"], abs=1)
+    assert other["x"] > one["x"] + 0.9 * one["width"]
+
+
+def test_nothing_is_wider_than_a_small_screen(opened: Opened) -> None:
+    opened.page.set_viewport_size({"width": 400, "height": 800})
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 400
