@@ -65,18 +65,18 @@ bench() { # bench NAME OPTION …: the numbers in NAME.json
 } > "$out/machine.txt"
 
 # in the order of what matters most
-bench cut --layout cut --size "$size"
+bench cut --architecture cut --size "$size"
 part memory "$python" benchmarks/memory.py --sides "$sides" --width "$width" --blocks "$blocks" --tissue auto
 part gpu-tests "$python" -m pytest -q -rs -m gpu tests
-bench cyclegan --layout cyclegan --size "$size" --quick
-bench cut-measuring-256 --layout cut --size "$size" --measure-size 256 --quick
+bench cyclegan --architecture cyclegan --size "$size" --quick
+bench cut-measuring-256 --architecture cut --size "$size" --measure-size 256 --quick
 part profile "$python" benchmarks/profile_layers.py --device "$device" --precision "$precision" --width "$width" \
   --blocks "$blocks"
 for batch in $batches; do
-  bench "cut-eager-batch-$batch" --layout cut --size "$small" --batch-size "$batch" --quick --compile off
+  bench "cut-eager-batch-$batch" --architecture cut --size "$small" --batch-size "$batch" --quick --compile off
 done
-bench cut-eager-fp32 --layout cut --size "$small" --precision fp32 --quick --compile off
-bench urust-eager --layout urust --size "$small" --quick --compile off
+bench cut-eager-fp32 --architecture cut --size "$small" --precision fp32 --quick --compile off
+bench urust-eager --architecture urust --size "$small" --quick --compile off
 [ "$device" = cpu ] || part profile-compiled "$python" benchmarks/profile_layers.py --device "$device" --compile \
   --precision "$precision" --width "$width" --blocks "$blocks"
 part tables "$python" benchmarks/report_bench.py "$out"

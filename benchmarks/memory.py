@@ -1,8 +1,8 @@
-"""Peak memory of whole translations against the slide's size: python benchmarks/memory.py [--sides 8192,32768,102400]
+"""Peak memory of whole translations by size of the slide: python benchmarks/memory.py [--sides 8192,32768,102400]
 
-Makes procedural slides with ``kin sample``, translates each in a process of its own with a random generator (very small
-unless told), and prints the peak resident set and that of the GPU, if there is one. Exits 1 where the largest exceeds
-the smallest by more than 10 %, or, without a GPU (whose libraries alone take more), 1 GiB.
+Makes synthetic slides with ``kin sample``, translates each in a process of its own with a random generator (by default
+a very small one), and prints the peak resident set and, with a GPU, its peak memory. Exits with 1 if the largest peak
+exceeds the smallest by more than 10 % or, without a GPU (whose libraries alone take more), if it exceeds 1 GiB.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def kin(*arguments: object) -> str:
 
 
 def peak_child_rss(*arguments: object) -> tuple[str, int]:
-    """Standard output and peak resident set, in bytes, of one ``kin`` process, as the kernel counts it."""
+    """Run ``kin`` and return its standard output and peak resident set in bytes, as the kernel counts it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "kin_cli", *map(str, arguments)], stdout=subprocess.PIPE, text=True
     )
@@ -39,13 +39,25 @@ def peak_child_rss(*arguments: object) -> tuple[str, int]:
     return output, usage.ru_maxrss * 1024
 
 
+def translated(slide: Path, output: Path, model: Path, *, tissue: str) -> tuple[int, int | None]:
+    """Translate a slide, print a line about it, and return the peak memory of the process and of its device in bytes."""
+    start = time.perf_counter()
+    text, rss = peak_child_rss("translate", slide, "-m", model, "-o", output, "--tissue", tissue, "--json")
+    seconds, record = time.perf_counter() - start, json.loads(text)
+    device = record["peak_device_bytes"]
+    mib = [rss, device or 0, record["plan"]["table_bytes"], record["output_bytes"]]
+    columns = [f"{value / 2**20:.1f}" for value in mib]
+    print(slide.stem, record["plan"]["patches_with_tissue"], f"{seconds:.0f}", *columns, sep="  ", flush=True)
+    return rss, device
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sides", default="8192,32768,102400", help="sides of the slides in px")
-    parser.add_argument("--folder", type=Path, help="where the slides go (default: a temporary folder)")
-    parser.add_argument("--width", type=int, default=2, help="of the random generator")
-    parser.add_argument("--blocks", type=int, default=1, help="of the random generator")
-    parser.add_argument("--tissue", default="none", help="none: every patch is translated; auto: the sample's tissue")
+    parser.add_argument("--sides", default="8192,32768,102400", help="sides of the slides in px, separated by commas")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder with the slides")
+    parser.add_argument("--width", type=int, default=2, help="width of the random generator")
+    parser.add_argument("--blocks", type=int, default=1, help="residual blocks of the random generator")
+    parser.add_argument("--tissue", default="none", help="none: translate every patch; auto: only tissue")
     options = parser.parse_args()
     peaks, device_peaks = [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
@@ -57,24 +69,7 @@ def main() -> int:
         for side in map(int, options.sides.split(",")):
             slide, output = folder / f"{side}.tif", folder / f"{side}.kin.ome.tif"
             kin("sample", slide, "--size", side)
-            start = time.perf_counter()
-            arguments = (
-                "translate",
-                slide,
-                "-m",
-                folder / "tiny.pth",
-                "-o",
-                output,
-                "--tissue",
-                options.tissue,
-                "--json",
-            )
-            text, rss = peak_child_rss(*arguments)
-            seconds, record = time.perf_counter() - start, json.loads(text)
-            device = record["peak_device_bytes"]
-            mib = [rss, device or 0, record["plan"]["table_bytes"], record["output_bytes"]]
-            columns = [f"{value / 2**20:.1f}" for value in mib]
-            print(side, record["plan"]["patches_with_tissue"], f"{seconds:.0f}", *columns, sep="  ", flush=True)
+            rss, device = translated(slide, output, folder / "tiny.pth", tissue=options.tissue)
             peaks.append(rss)
             if device is not None:
                 device_peaks.append(device)

@@ -1,7 +1,7 @@
-"""Where the time goes, operator by operator and shape by shape: python benchmarks/profile_layers.py [--device cuda]
+"""Time per operator and shape: python benchmarks/profile_layers.py [--device cuda]
 
-Profiles both passes of the engine on random patches with ``torch.profiler`` and prints a table for each: a row is an
-operator on inputs of one shape, which in these networks is a layer or the few layers that are alike.
+Profiles both passes of the engine on random patches with ``torch.profiler`` and prints a table for each. A row is an
+operator on inputs of one shape: in these networks, one layer or a few equal layers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kin_cli.passes.engine import Engine
 
 
 def table(name: str, work: Callable[[], object], *, device: torch.device, calls: int, rows: int) -> None:
-    """Print the operators of ``calls`` calls, those that take longest first."""
+    """Profile ``calls`` calls and print their operators, slowest first."""
     work()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities, record_shapes=True) as found:
@@ -62,13 +62,13 @@ def main() -> None:
     images = list(np.random.default_rng(0).integers(0, 255, (options.batch_size, side, side, 3), np.uint8))
     stats = engine.measure(images)
     stats[:, 1] = 1 / np.maximum(stats[:, 1], 1e-6)
-    cells, lookup = np.ascontiguousarray(stats[:, None, None]), Lookup(side, 0, "nearest")
+    scales, lookup = np.ascontiguousarray(stats[:, None, None]), Lookup(side, 0, "nearest")
     kind = {"device": device, "calls": options.calls, "rows": options.rows}
     kernels = "compiled" if options.compile else "eager"
     print(f"{options.architecture}, width {options.width}, {options.blocks} blocks, {precision}, {kernels}", end=", ")
     print(f"batch {options.batch_size}")
     table("measure (pass 1)", lambda: engine.measure(images), **kind)
-    table("apply (pass 2)", lambda: engine.apply(images, cells, lookup), **kind)
+    table("apply (pass 2)", lambda: engine.apply(images, scales, lookup), **kind)
 
 
 if __name__ == "__main__":

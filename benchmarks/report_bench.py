@@ -1,7 +1,7 @@
-"""What ``benchmarks/gpu.sh`` found, as tables in Markdown and a picture: python benchmarks/report_bench.py FOLDER
+"""Results of ``benchmarks/gpu.sh`` as Markdown tables and a figure: python benchmarks/report_bench.py FOLDER
 
-Reads the JSON of every ``kin bench`` in the folder, prints the tables, and draws time per stage to FOLDER/stages.png
-(with matplotlib, the extra ``figures``; without it the picture is left out with a note).
+Reads the JSON of every ``kin bench`` in the folder, prints the tables, and draws the time per stage to
+FOLDER/stages.png (needs matplotlib, the extra ``figures``; without it, only a note is printed).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         try:
             found[file.stem] = json.loads(file.read_text())
         except ValueError:
-            print(f"{file}: no JSON, so that run failed", file=sys.stderr)
+            print(f"{file}: not JSON; the run must have failed", file=sys.stderr)
     return found
 
 
@@ -48,11 +48,11 @@ def overview(found: dict[str, dict[str, Any]]) -> str:
             *(
                 text
                 for found in (measure, apply)
-                for text in (f"{1000 * found['seconds_per_patch']:.2f}", f"{100 * found['share_of_product']:.0f} %")
+                for text in (f"{1000 * found['seconds_per_patch']:.2f}", f"{100 * found['fraction_of_product']:.0f} %")
             ),
             "" if ratio is None else f"{ratio:.2f}",
             f"{whole['mpixel_per_s']:.1f}",
-            f"{100 * whole['share_of_slowest_stages']:.0f} %",
+            f"{100 * whole['fraction_of_slowest_stages']:.0f} %",
             f"{result['speedup']:.2f}",
             f"{result['speedup_twice']:.2f}",
             "" if device is None else f"{device / 2**20:.0f}",
@@ -62,14 +62,14 @@ def overview(found: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
-    """Bars of milliseconds per patch: the stages of every full run side by side."""
+    """Draw bars of milliseconds per patch for the stages of every run that is not quick."""
     try:
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError:
-        print("no picture: matplotlib is not installed (pip install 'kin-cli[figures]')", file=sys.stderr)
+        print("no figure: matplotlib is not installed (pip install 'kin-cli[figures]')", file=sys.stderr)
         return
     rows = [
         (f"{name}: {part['name']}", part)

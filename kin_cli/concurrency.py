@@ -1,4 +1,4 @@
-"""Bounded stages between threads: results in order, nothing piles up, the first failure is the one that is raised."""
+"""Thread pools with bounded memory: results in order, limited queues, and the first failure raised to the caller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """Cores that this process may run on, as a scheduler or taskset allots them; not those of the machine."""
+    """Number of cores that this process may use, as set by a scheduler or taskset, rather than the machine's."""
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1  # macOS has no affinity
@@ -23,10 +23,10 @@ def available_cores() -> int:
 def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
 ) -> Generator[Result]:
-    """Results of ``function`` for every item, in order, computed by ``workers`` threads while the caller works.
+    """Yield ``function(item)`` for every item, in order, computed ahead by ``workers`` threads.
 
-    Memory bound: at most ``ahead`` + 1 results exist at a time. The first failure, in the items' order, is raised to
-    the caller; leaving the iterator early cancels what has not begun and waits for what has.
+    Memory bound: at most ``ahead`` + 1 results exist at a time. The first failure, in the order of the items, is raised
+    to the caller. Leaving the iterator early cancels items not yet started and waits for the running ones.
     """
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="kin-ahead")
     pending: deque[Future[Result]] = deque()
@@ -42,7 +42,7 @@ def prefetch(
 
 
 class WorkQueue(Generic[Item]):
-    """Threads that consume what the caller submits; ``submit`` waits while ``limit`` items are under way.
+    """Threads that call ``function`` on submitted items; ``submit`` waits while ``limit`` items are unfinished.
 
     Memory bound: ``limit`` items. The first failure is raised by the next ``submit`` or at the end of the ``with``.
     """
@@ -53,7 +53,7 @@ class WorkQueue(Generic[Item]):
         self._pending: deque[Future[None]] = deque()
 
     def submit(self, item: Item) -> None:
-        """Hand over one item; raises what an earlier one failed with."""
+        """Add an item. Raises the failure of an earlier item, if any."""
         while self._pending and (len(self._pending) >= self._limit or self._pending[0].done()):
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._function, item))
@@ -65,7 +65,7 @@ class WorkQueue(Generic[Item]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            # After a failure elsewhere only what is already running is waited for.
+            # after a failure of the caller, wait for running items only
             while self._pending and error is None:
                 self._pending.popleft().result()
         finally:

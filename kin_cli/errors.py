@@ -1,11 +1,11 @@
-"""The errors that a user may see, each a message and a hint; ``commands`` turns them into one line and an exit code.
+"""Errors shown to the user: a message and a hint. ``commands`` prints them as one line and sets the exit code.
 
 KinError                      1
 ├── UsageError                2   an option or its value makes no sense
 ├── InputError                1   a slide, image or mask cannot be used
 ├── ModelError                1   a checkpoint cannot be used
-├── OutputError               1   the output or its work folder cannot be written or is not sound
-├── DeviceError               1   the device is not there or out of memory
+├── OutputError               1   the output or its work folder cannot be written or is damaged
+├── DeviceError               1   the compute device is missing or out of memory
 └── Stopped            75 or 130  SIGTERM or Ctrl-C; the work can be resumed
 """
 
@@ -41,15 +41,15 @@ class ModelError(KinError):
 
 
 class OutputError(KinError):
-    """The output or its work folder cannot be written, or what is there is not sound."""
+    """The output or its work folder cannot be written, or holds damaged data or data of other settings."""
 
 
 class DeviceError(KinError):
-    """The compute device is not there, or cannot hold the work."""
+    """The compute device is missing or out of memory."""
 
 
 class Stopped(KinError):
-    """The user or the scheduler asked to stop; what is finished is kept."""
+    """The user (Ctrl-C) or the scheduler (SIGTERM) asked to stop; finished work is kept."""
 
     def __init__(self, message: str, hint: str | None = None, *, exit_code: int) -> None:
         super().__init__(message, hint)

@@ -1,7 +1,8 @@
-"""Sizes, boxes, cells and grids: frozen values without I/O.
+"""Sizes, boxes, cells, grids and array types: frozen values without I/O.
 
-Pixels are (x, y), cells are (row, col), arrays are (height, width, channels). A box carries no frame: variables do, by
-prefix (``l0_``: level 0 of the slide, ``read_``: the level that is read, ``out_``: the image that is written).
+Pixels are addressed as (x, y), cells as (row, col), arrays as (height, width, channels). A box does not say which image
+its pixels belong to; the variable does, by its prefix: ``l0_`` is level 0 of the slide, ``read_`` the level that is
+read, ``out_`` the image that is written.
 """
 
 from __future__ import annotations
@@ -9,11 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Quoted, because ``kin --help`` must not load numpy. ``Pixels | None`` works in annotations only.
+Pixels: TypeAlias = "NDArray[np.uint8]"  # (height, width, 3): an RGB image or a part of one
+Mask: TypeAlias = "NDArray[np.bool_]"  # (height, width) of pixels, or (rows, cols) of cells: True where selected
+Floats: TypeAlias = "NDArray[np.float32]"  # any shape: statistics (…, 2, C), weights (rows, cols)
+Doubles: TypeAlias = "NDArray[np.float64]"  # any shape: metrics, sums and coordinates
+Integers: TypeAlias = "NDArray[np.int64]"  # any shape: counts, file offsets, cells along an axis
+Indices: TypeAlias = "NDArray[np.intp]"  # any shape: positions in another array
+AnyArray: TypeAlias = "NDArray[Any]"  # any shape and dtype
 
 
 class Cell(NamedTuple):
-    """One entry of a grid."""
+    """The position of one square in a grid, counted from 0."""
 
     row: int
     col: int
@@ -41,7 +55,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of pixels, [x, x + width) × [y, y + height); it may lie outside any image and may be empty."""
+    """A rectangle of pixels, [x, x + width) × [y, y + height); it may reach beyond the image and may be empty."""
 
     x: int
     y: int
@@ -64,7 +78,7 @@ class Box:
 
     @property
     def empty(self) -> bool:
-        """True where no pixel lies in the box."""
+        """Whether the box holds no pixel."""
         return self.width == 0 or self.height == 0
 
     def grown(self, margin: int) -> Box:
@@ -76,25 +90,25 @@ class Box:
         return Box(self.x + dx, self.y + dy, self.width, self.height)
 
     def clipped(self, size: Size) -> Box:
-        """The part of the box inside an image of ``size``; empty if there is none."""
+        """The part of the box inside an image of ``size``; empty if the two do not overlap."""
         return self.intersection(Box(0, 0, size.width, size.height))
 
     def intersection(self, other: Box) -> Box:
-        """The pixels in both boxes; empty if there are none."""
+        """The rectangle that both boxes cover; empty if they do not overlap."""
         x, y = max(self.x, other.x), max(self.y, other.y)
         width = max(0, min(self.right, other.right) - x)
         height = max(0, min(self.bottom, other.bottom) - y)
         return Box(x, y, width, height)
 
     def slices(self, origin: Box | None = None) -> tuple[slice, slice]:
-        """Index of the box into an array (height, width, …) whose first pixel is the corner of ``origin``."""
+        """Index of the box in an array (height, width, …) that covers ``origin``; None: that covers the whole image."""
         x0, y0 = (origin.x, origin.y) if origin else (0, 0)
         return slice(self.y - y0, self.bottom - y0), slice(self.x - x0, self.right - x0)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """An image cut into squares of ``step`` pixels, the last row and column perhaps reaching beyond it."""
+    """An image cut into squares of ``step`` pixels; the last row and column may reach beyond the image."""
 
     size: Size
     step: int
@@ -120,11 +134,11 @@ class Grid:
         return (Cell(row, col) for row in range(self.rows) for col in range(self.cols))
 
     def index(self, cell: Cell) -> int:
-        """Row-major number of a cell."""
+        """Row-major index of a cell, from 0."""
         return cell.row * self.cols + cell.col
 
     def cell(self, index: int) -> Cell:
-        """The cell of a row-major number."""
+        """The cell with this row-major index."""
         return Cell(*divmod(index, self.cols))
 
     def box(self, cell: Cell) -> Box:
@@ -132,7 +146,7 @@ class Grid:
         return Box(cell.col * self.step, cell.row * self.step, self.step, self.step)
 
     def middle(self, cell: Cell, side: int) -> Box:
-        """The square of ``side`` pixels, at most ``step``, in the middle of a cell."""
+        """The square of ``side`` pixels in the middle of a cell; ``side`` is at most ``step``."""
         margin = (self.step - side) // 2
         return Box(cell.col * self.step + margin, cell.row * self.step + margin, side, side)
 
@@ -141,7 +155,7 @@ class Grid:
         return self.box(cell).clipped(self.size)
 
     def cells_in(self, box: Box) -> Iterator[Cell]:
-        """The cells of the grid that share a pixel with ``box``, row by row."""
+        """The cells of the grid that overlap ``box``, row by row."""
         inside = box.clipped(self.size)
         if inside.empty:
             return

@@ -1,4 +1,7 @@
-"""One process's part in making one output: its claim, its stores of unfinished work, its table of statistics."""
+"""One process's part in one output: its claim on the work folder, its stores, its table of statistics.
+
+``Job`` is the tool of ``translate``; the table that outlives a run (``--table``) and the run record follow.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +36,13 @@ from kin_cli.store.blobs import BlobStore
 from kin_cli.store.files import os_errors_as_output_errors, sync_folder, work_folder, write_atomic
 from kin_cli.store.work import ALONE, WorkFolder, check_disk, kept_store, made_by, open_work
 
-_SAMPLES = 16
-_SAMPLE_BYTES = 1 << 16
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # of a slide, for its checksum
 
 
 class Job:
-    """One process's part in a translation: the plan, its claim on the work folder, and its open stores.
+    """One process's part in a translation: the plan, the claim on the work folder, and the open stores.
 
-    Several jobs, each with another ``shard``, may fill the stores of one output together.
+    Several jobs, each with a ``shard`` of its own, can fill the stores of one output together.
     """
 
     def __init__(self, plan: Plan, work: WorkFolder, shard: str) -> None:
@@ -54,9 +56,9 @@ class Job:
     @classmethod
     @contextmanager
     def begin(cls, plan: Plan, *, shard: str = ALONE) -> Iterator[Job]:
-        """Claim the work, or what an interrupted run left of it; the claim ends with the block.
+        """Claim the work folder, new or left by an interrupted run, until the ``with`` block ends.
 
-        Raises ``OutputError`` where a live process holds it, it belongs to other settings, or the disk is too small.
+        Raises ``OutputError`` if a live process holds it, if it belongs to other settings, or if the disk is too small.
         """
         output = plan.settings.output
         check_disk(output.path, plan.disk_bytes)
@@ -67,7 +69,7 @@ class Job:
 
     @cached_property
     def engines(self) -> EnginePool:
-        """The generator on its devices."""
+        """The generator on the devices of the plan."""
         return self.plan.engines()
 
     @cached_property
@@ -83,11 +85,11 @@ class Job:
         return StatTable(self._table_store, rows=grid.rows, cols=grid.cols, channels=self.plan.generator.channels)
 
     def unmeasured(self) -> int:
-        """How many patches pass 1 has still to measure."""
+        """Number of patches that pass 1 has not measured yet."""
         return sum(cell not in self._table for cell in self.plan.measured_cells)
 
     def left_over(self) -> dict[str, object] | None:
-        """The record of a run that was killed when nothing but its clean-up was left to do."""
+        """The record of a run that was killed between finishing the output and its clean-up, else None."""
         output = self.plan.settings.output
         ours = made_by(self._work, output.path)
         if not output.path.exists() or (output.overwrite and not ours):
@@ -97,10 +99,10 @@ class Job:
         except OutputError:
             if not ours:
                 raise
-            return None  # killed between giving the output its name and writing the record: do that again
+            return None  # killed between naming the output and writing the record: write both again
 
     def sink(self, block_rows: range | None = None) -> TileSink:
-        """What keeps finished tiles."""
+        """The sink of finished tiles, for the rows of blocks ``block_rows``; None: all."""
         layout, base = self.plan.layout, len(self.plan.layout.grid(0))
         stores = TileStores(
             self._store("tiles", layout.tile_count), self._store("partial", base), self._store("background", base)
@@ -108,7 +110,7 @@ class Job:
         return TileSink(self.plan.windows, layout, self.plan.codec, stores, self.plan.mask, block_rows)
 
     def statistics(self, cells: Sequence[Cell], progress: Progress) -> Statistics:
-        """Pass 1 over those of ``cells`` that no job has measured yet, and the kernel."""
+        """Run pass 1 on the ``cells`` not measured yet by any job; return the statistics, smoothed with the kernel."""
         plan, norm = self.plan, self.plan.settings.norm
         with self._clock("measure"):
             if norm.method == "tin":
@@ -131,7 +133,7 @@ class Job:
             return SmoothedTable(self._table, plan.table_weights, norm.effective_kernel, prior=plan.prior)
 
     def apply(self, statistics: Statistics, sink: TileSink, progress: Progress) -> None:
-        """Pass 2."""
+        """Run pass 2: translate the tiles that are not in the sink's stores."""
         plan = self.plan
         with self._clock("apply"):
             apply_slide(
@@ -143,14 +145,16 @@ class Job:
             )
 
     def finish(self, sink: TileSink, progress: Progress) -> dict[str, object]:
-        """Fill the background, make the levels, write the output and its record, which is returned."""
+        """Fill the background, build the pyramid, write the output and its record; return the record."""
         plan, output = self.plan, self.plan.settings.output
         with self._clock("background"):
             fill_background(plan.view, sink, mode=output.background, workers=plan.workers, progress=progress)
         with self._clock("pyramid"):
             finish_pyramid(sink.stores.tiles, plan, progress)
         record = _record(plan, self._clock, self.faults)
-        draft = self._work.path("record.json")  # here, so that a death leaves no temporary file beside the output
+        draft = self._work.path(
+            "record.json"
+        )  # in the work folder, so that a killed process leaves no temporary file beside the output
         with os_errors_as_output_errors(output.record_path):
             write_atomic(draft, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
             draft.replace(output.record_path)
@@ -158,7 +162,7 @@ class Job:
         return record
 
     def clean_up(self) -> None:
-        """Remove the work folder: the output is complete."""
+        """Remove the work folder of a complete output."""
         self._stores.close()
         self._work.remove()
 
@@ -171,7 +175,7 @@ class Job:
 
 
 def skipped(plan: Plan, progress: Progress) -> dict[str, object] | None:
-    """The record of an output that needs no work, if that may be skipped and there is one; it is verified first."""
+    """With ``skip_existing``: the record of an output that exists, after verifying it; else None."""
     output = plan.settings.output
     if not output.skip_existing or not output.path.exists() or work_folder(output.path).exists():
         return None
@@ -185,7 +189,7 @@ def skipped(plan: Plan, progress: Progress) -> dict[str, object] | None:
 
 
 def finish_pyramid(tiles: BlobStore, plan: Plan, progress: Progress) -> None:
-    """Make the levels above the base and write the output under its final name."""
+    """Build the levels above the base and write the output under its final name."""
     layout, codec, output = plan.layout, plan.codec, plan.settings.output
     with progress.stage("pyramid", layout.reduced_count) as advance:
         build_levels(tiles, layout, codec=codec, workers=plan.workers, advance=advance)
@@ -196,18 +200,54 @@ def finish_pyramid(tiles: BlobStore, plan: Plan, progress: Progress) -> None:
         write_pyramid(tiles, layout, codec=codec, info=_info(plan), destination=output.path, advance=advance)
 
 
-def _info(plan: Plan) -> ImageInfo:
-    icc = plan.view.slide.icc if plan.settings.output.icc == "keep" else None
-    return ImageInfo(
-        mpp=plan.view.mpp,
-        icc=icc,
-        software=f"kin {__version__}",
-        name=plan.settings.source.slide.name,
-        settings=plan.fingerprint(),
-    )
+@contextmanager
+def kept_table(plan: Plan, folder: Path, *, shard: str = ALONE) -> Iterator[BlobStore]:
+    """The store of the table in ``folder``: read-only if all patches to be measured are in it, else writable.
+
+    The statistics of a patch do not depend on which others are measured, so a table serves any tissue mask: missing
+    patches are added. Raises ``OutputError`` if the folder holds a table of other settings, naming them; see
+    ``kept_store``.
+    """
+    selected = plan.table_weights.ravel() > 0
+    with kept_store(
+        folder,
+        table_fingerprint(plan),
+        name="table",
+        shard=shard,
+        capacity=len(plan.grid),
+        wanted=(int(key) for key in selected.nonzero()[0]),
+    ) as store:
+        yield store
+
+
+def table_fingerprint(plan: Plan) -> dict[str, object]:
+    """All settings and inputs that change the statistics of a patch, as a JSON object."""
+    norm, view = plan.settings.norm, plan.view
+    return {
+        "slide": _content_id(plan.settings.source.slide),
+        "level": view.level,
+        "mpp": view.mpp,
+        "region": [view.region.x, view.region.y, view.region.width, view.region.height],
+        "model sha256": plan.generator.sha256,
+        "patch size": norm.patch_px,
+        "measured size": norm.measured_px,
+        "correction": norm.correction,
+        "eps": norm.eps,
+        "device": plan.device.type,
+        "precision": plan.precision,
+        "compiled": plan.compiled,
+        "kin": __version__,
+    }
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _record(plan: Plan, clock: _Clock, faults: Faults) -> dict[str, object]:
+    """The run record: versions, inputs, settings, plan, time and memory, as a JSON object."""
     output = plan.settings.output.path
     return {
         "kin": __version__,
@@ -228,21 +268,37 @@ def _record(plan: Plan, clock: _Clock, faults: Faults) -> dict[str, object]:
     }
 
 
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+def _info(plan: Plan) -> ImageInfo:
+    """The metadata that the output holds."""
+    icc = plan.view.slide.icc if plan.settings.output.icc == "keep" else None
+    return ImageInfo(
+        mpp=plan.view.mpp,
+        icc=icc,
+        software=f"kin {__version__}",
+        name=plan.settings.source.slide.name,
+        settings=plan.fingerprint(),
+    )
+
+
+def _content_id(slide: Path) -> str:
+    """Size of a file and checksum of 64 KiB in each sixteenth of it: a slide may be moved, but not changed."""
+    crc, size = 0, slide.stat().st_size
+    with os_errors_as_output_errors(slide), slide.open("rb") as file:
+        for sample in range(_SAMPLES):
+            file.seek(sample * (size // _SAMPLES))
+            crc = zlib.crc32(file.read(_SAMPLE_BYTES), crc)
+    return f"{size} bytes (crc32 of samples {crc:08x})"
 
 
 def _peak_device_bytes(plan: Plan) -> int | None:
-    """Of the device that needed most."""
+    """Peak memory reserved on a GPU, the largest over all devices, in bytes; None on a CPU."""
     if plan.device.type != "cuda":
         return None
     return max(torch.cuda.max_memory_reserved(device) for device in plan.devices)
 
 
 class _Clock:
-    """Wall-clock seconds of named stages."""
+    """Measures the wall-clock seconds of named stages: ``with clock(name)``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -254,52 +310,3 @@ class _Clock:
             yield
         finally:
             self.seconds[name] = time.perf_counter() - start
-
-
-@contextmanager
-def kept_table(plan: Plan, folder: Path, *, shard: str = ALONE) -> Iterator[BlobStore]:
-    """The store of the table in ``folder``: read only if no wanted patch is missing, else to be continued.
-
-    Which patches those are does not matter to the others, so another tissue mask only adds what it lacks. Raises
-    ``OutputError`` where the folder holds a table of other settings, naming them; see ``kept_store``.
-    """
-    selected = plan.table_weights.ravel() > 0
-    with kept_store(
-        folder,
-        table_fingerprint(plan),
-        name="table",
-        shard=shard,
-        capacity=len(plan.grid),
-        wanted=(int(key) for key in selected.nonzero()[0]),
-    ) as store:
-        yield store
-
-
-def table_fingerprint(plan: Plan) -> dict[str, object]:
-    """Everything that changes the statistics of a patch."""
-    norm, view = plan.settings.norm, plan.view
-    return {
-        "slide": _content_id(plan.settings.source.slide),
-        "level": view.level,
-        "mpp": view.mpp,
-        "region": [view.region.x, view.region.y, view.region.width, view.region.height],
-        "model sha256": plan.generator.sha256,
-        "patch size": norm.patch_px,
-        "measured size": norm.measured_px,
-        "correction": norm.correction,
-        "eps": norm.eps,
-        "device": plan.device.type,
-        "precision": plan.precision,
-        "compiled": plan.compiled,
-        "kin": __version__,
-    }
-
-
-def _content_id(slide: Path) -> str:
-    """Size and checksum of 64 KiB in each sixteenth of a file: a slide may move, but not change."""
-    crc, size = 0, slide.stat().st_size
-    with os_errors_as_output_errors(slide), slide.open("rb") as file:
-        for sample in range(_SAMPLES):
-            file.seek(sample * (size // _SAMPLES))
-            crc = zlib.crc32(file.read(_SAMPLE_BYTES), crc)
-    return f"{size} bytes (crc32 of samples {crc:08x})"

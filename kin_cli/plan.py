@@ -1,4 +1,7 @@
-"""What a translation will do, known before any work: grid, tissue, windows, memory and disk."""
+"""The plan of a translation: everything opened, checked and sized before any work.
+
+The memory estimates of a network, and the windows and batches chosen from them, are at the end.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kin_cli import __version__
 from kin_cli.concurrency import available_cores
 from kin_cli.errors import OutputError, UsageError
-from kin_cli.geometry import Cell, Grid
+from kin_cli.geometry import Cell, Floats, Grid
 from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
@@ -30,26 +32,23 @@ from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
 from kin_cli.store.files import work_folder
 
-_WORTH_COMPILING = 256  # patches
-_PRIOR = 0.01  # of a kernel full of tissue: 1 % inside tissue, most of it around specks of dust
+_MIN_PATCHES_TO_COMPILE = 256
+_PRIOR = 0.01  # relative to a kernel full of tissue: 1 % of the statistics inside tissue, most of them around dust
 _BASE_BYTES = 600 << 20  # interpreter, torch and the image libraries with their caches, measured on Linux
 _DISK_BYTES_PER_PIXEL = {"jpeg": 0.4, "deflate": 3.0}  # pyramid included, all tissue, rounded up
-_MAX_PIXELS = 1 << 40  # a hundred times the largest slides; far more is a wrong pixel size
-# A window is part of what decides the pixels, so it depends on the kind of device, never on what is free just now.
+_MAX_PIXELS = 1 << 40  # a hundred times the largest slides; more than that means a wrong pixel size
+# The window changes the pixels, so it depends on the kind of device, but not on the memory that is free at the moment.
 _WINDOW_BYTES = {"cpu": 3 << 30, "cuda": 6 << 30}
-# On a CPU larger maps gain a tenth by their smaller share of halo, and lose more by leaving every cache.
+# On a CPU larger windows gain a tenth by a smaller fraction of halo, but lose more because their maps leave the caches.
 _WINDOW_PX = {"cpu": 1024, "cuda": 2048}
 _BATCH_BYTES = 3 << 29
-_BATCH = 8  # more gained nothing: each patch is work enough to fill a GPU
-_FREE_FRACTION = 0.7  # of a device that others may use, too
-
-
-# FROM plan: What a translation will do, known before any work: grid, tissue, windows, memory and disk.
+_MAX_BATCH = 8  # more gained nothing: a few patches fill a GPU
+_FREE_FRACTION = 0.7  # usable part of a GPU's free memory, because others may use the GPU, too
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A translation, opened and thought through. Close ``view.slide`` when done with it."""
+    """A translation with everything opened and decided, made by ``make_plan``. Close ``view.slide`` when done."""
 
     settings: Settings
     generator: Generator
@@ -64,17 +63,18 @@ class Plan:
 
     @property
     def device(self) -> torch.device:
-        """The first of the devices, which are of one kind."""
+        """The first device; all are of one kind."""
         return self.devices[0]
 
     @property
     def compiled(self) -> bool:
-        """Whether torch's compiler makes fused kernels; it takes half a minute before the first patch."""
-        wanted = self.settings.compute.compile
-        return wanted == "on" or (wanted == "auto" and self.device.type == "cuda" and self.cells >= _WORTH_COMPILING)
+        """Whether torch's compiler makes the fused kernels, which takes half a minute before the first patch."""
+        choice = self.settings.compute.compile
+        worth_it = self.device.type == "cuda" and self.translated_patches >= _MIN_PATCHES_TO_COMPILE
+        return choice == "on" or (choice == "auto" and worth_it)
 
     def engines(self) -> EnginePool:
-        """The generator on every device."""
+        """Load the generator onto every device."""
         return EnginePool(
             [
                 Engine(
@@ -91,19 +91,19 @@ class Plan:
 
     @cached_property
     def grid(self) -> Grid:
-        """The patch grid, in out_ pixels."""
+        """The patch grid over the output image."""
         return Grid(self.view.size, self.settings.norm.patch_px)
 
     @cached_property
-    def weights(self) -> NDArray[np.float32]:
-        """Tissue share of every cell (rows, cols): its weight in the kernel; 1 everywhere without a mask."""
+    def weights(self) -> Floats:
+        """Tissue fraction of every patch, (rows, cols); 1 everywhere without a tissue mask."""
         if not self._masked:
             return np.ones((self.grid.rows, self.grid.cols), np.float32)
         return self.mask.fraction(self.grid)
 
     @cached_property
-    def table_weights(self) -> NDArray[np.float32]:
-        """Weight in the kernel of what pass 1 measures of each cell; 0 where it measures nothing."""
+    def table_weights(self) -> Floats:
+        """Weight in the kernel of every patch, (rows, cols): tissue fraction of its measured part; 0: not measured."""
         norm = self.settings.norm
         if norm.measured_px == norm.patch_px or not self._masked:
             return self.weights
@@ -111,9 +111,9 @@ class Plan:
 
     @property
     def prior(self) -> float:
-        """Weight of the slide's mean statistics in a kernel that found hardly any tissue; see ``SmoothedTable``.
+        """Weight of the slide's mean statistics, for kernels that find hardly any tissue; see ``SmoothedTable``.
 
-        None where every patch counts the same, as in the paper, nor with kernel 1, which is the network as trained.
+        0 if all patches weigh the same, as in the paper, and for kernel 1, which is the network as trained.
         """
         return _PRIOR if self._masked and self.settings.norm.effective_kernel.radius else 0.0
 
@@ -124,7 +124,7 @@ class Plan:
 
     @cached_property
     def blocks(self) -> Blocks:
-        """How windows and tiles nest."""
+        """Sides of tiles and blocks that fit the window."""
         return fit_blocks(self.window_px, self.view.size)
 
     @cached_property
@@ -146,42 +146,42 @@ class Plan:
             window_px=self.window_px,
             block_px=self.blocks.block,
             halo_px=self.halo_px,
-            # a GPU wants batches and compiled kernels, both for one shape
+            # a GPU needs windows of one shape, for batches and for compiled kernels
             tight=self.halo_px > 0 and self.device.type == "cpu",
         )
 
     @property
     def lookup(self) -> Lookup:
-        """How windows read the table."""
+        """The interpolation of the table in windows."""
         norm = self.settings.norm
         return Lookup(norm.patch_px, self.halo_px, norm.effective_interpolation)
 
     @property
     def codec(self) -> Codec:
-        """How tiles are encoded; an image without a pyramid is kept losslessly until it is written."""
+        """The encoding of tiles; those of an image without a pyramid stay lossless until it is written."""
         output = self.settings.output
         return Codec("deflate" if output.flat else output.compression, output.quality, output.subsampling)
 
     @property
-    def cells(self) -> int:
-        """Patches that are translated."""
+    def translated_patches(self) -> int:
+        """Number of patches that are translated."""
         return int((self.weights > 0).sum())
 
     @cached_property
     def measured_cells(self) -> list[Cell]:
-        """Patches that pass 1 measures, row by row."""
+        """The patches that pass 1 measures, row by row."""
         if self.settings.norm.method == "tin":
             return []
         return [Cell(int(row), int(col)) for row, col in np.argwhere(self.table_weights > 0)]
 
     @property
     def table_bytes(self) -> int:
-        """Size of the table file when pass 1 is done."""
+        """Size of the table's file after pass 1."""
         return len(self.measured_cells) * 8 * self.generator.channels
 
     @property
     def disk_bytes(self) -> int:
-        """Upper estimate of the disk space needed: finished tiles, the file made of them, and the table."""
+        """Upper estimate of the disk space needed: encoded tiles, the file made of them, and the table."""
         per_pixel = _DISK_BYTES_PER_PIXEL[self.codec.compression]
         return int(2 * per_pixel * self.view.size.pixels) + self.table_bytes
 
@@ -189,28 +189,28 @@ class Plan:
     def host_bytes(self) -> int:
         """Upper estimate of the peak memory of the process; independent of the slide's size.
 
-        Readers and writers hold 4·workers windows with their cells and one block of tiles, a device up to 5 batches; on
-        CPUs the network's activations and weights come on top.
+        Readers and writers hold 4 · workers windows with their statistics and one block of tiles; each device holds up
+        to 5 batches. On CPUs the network's activations and weights are added.
         """
         side = self.window_px + 2 * self.halo_px
         reach = 2 * self.settings.norm.effective_kernel.radius + self.window_px // self.settings.norm.patch_px + 3
-        cells = 3 * reach**2 * 8 * self.generator.channels * self.workers
+        stats = 3 * reach**2 * 8 * self.generator.channels * self.workers
         lanes = len(self.devices)
-        queue = (4 * self.workers + 5 * lanes * self.batch) * 3 * side**2 + cells + 3 * self.blocks.block**2
+        queue = (4 * self.workers + 5 * lanes * self.batch) * 3 * side**2 + stats + 3 * self.blocks.block**2
         network = 4 * sum(p.numel() for p in self.generator.module.parameters())
         if self.device.type == "cpu":
             network += lanes * (network + activation_bytes(self.generator, side, self.precision))
         return _BASE_BYTES + queue + network
 
     def warnings(self) -> list[str]:
-        """What the user should know before trusting the output: one line each."""
+        """Messages about the output that the user should read before trusting it."""
         trained, mpp = self.generator.metadata.get("mpp"), self.view.mpp
         if trained is None or mpp is None or abs(math.log(mpp / float(trained))) < math.log(1.1):
             return []
         return [f"the image has {mpp:.4g} µm/px, the generator was trained at {trained}: consider --mpp {trained}"]
 
     def fingerprint(self) -> dict[str, object]:
-        """Everything that changes the bytes of the output."""
+        """All settings and inputs that change the bytes of the output, as a JSON object."""
         source, norm, output = self.settings.source, self.settings.norm, self.settings.output
         stat = source.slide.stat()
         return {
@@ -246,14 +246,14 @@ class Plan:
         }
 
     def summary(self) -> dict[str, object]:
-        """The plan in numbers, for ``--dry-run`` and the record."""
+        """The numbers of the plan as a JSON object, for ``--dry-run`` and the record."""
         tiles = self.layout.grid(0)
         return {
             "size": [self.view.size.width, self.view.size.height],
             "mpp": self.view.mpp,
             "grid": [self.grid.rows, self.grid.cols],
             "patches": len(self.grid),
-            "patches_with_tissue": self.cells,
+            "patches_with_tissue": self.translated_patches,
             "patches_measured": len(self.measured_cells),
             "window_px": self.window_px,
             "halo_px": self.halo_px,
@@ -271,16 +271,8 @@ class Plan:
         }
 
 
-def _file_id(path: Path) -> str:
-    """Name and checksum: the same name may hold another mask tomorrow."""
-    return f"{path.name} (crc32 {zlib.crc32(path.read_bytes()):08x})"
-
-
-# FROM planning: From settings to a plan: everything is opened and checked before any work.
-
-
 def make_plan(settings: Settings) -> Plan:
-    """Open and check everything that a translation needs; raises before any work what would fail in it."""
+    """Open and check everything that a translation needs, so that mistakes raise a ``KinError`` before any work."""
     _check_output(settings)
     devices = ready_devices(settings.compute.device)
     precision = resolve_precision(settings.compute.precision, devices[0])
@@ -314,7 +306,7 @@ def make_plan(settings: Settings) -> Plan:
             or auto_batch(generator, window + 2 * halo, device=devices[0], precision=precision),
             workers=settings.compute.workers or min(8, available_cores()),
         )
-        if plan.cells and not plan.table_weights.any():
+        if plan.translated_patches and not plan.table_weights.any():
             raise UsageError(f"{source.slide}: no tissue in the middle of any patch", "leave out --measure-size")
         return plan
     except BaseException:
@@ -323,7 +315,7 @@ def make_plan(settings: Settings) -> Plan:
 
 
 def source_view(source: SourceSettings) -> SlideView:
-    """The view that the settings of a translation name; close ``view.slide`` when done."""
+    """Open the slide at the level or resolution of the settings; close ``view.slide`` when done."""
     return open_source(
         source.slide,
         level=source.level,
@@ -334,7 +326,37 @@ def source_view(source: SourceSettings) -> SlideView:
     )
 
 
+def activation_bytes(generator: Generator, side_px: int, precision: Precision) -> int:
+    """Upper estimate of the peak memory of a forward pass on a window of ``side_px``, halo included.
+
+    At the widest layer of full resolution three maps are alive: a convolution's input, its output, and a padded copy of
+    the output. A fourth accounts for memory lost by the allocator.
+    """
+    widest = 2 * generator.width if "cyclegan" not in generator.architecture else generator.width
+    return 4 * widest * side_px**2 * (4 if precision == "fp32" else 2)
+
+
+def auto_window(generator: Generator, *, patch_px: int, halo_px: int, device: str, precision: Precision) -> int:
+    """Side of a window: one patch if there is no halo, else the largest whose activations fit the memory bound."""
+    window = patch_px
+    while halo_px and 2 * window <= _WINDOW_PX[device]:
+        if activation_bytes(generator, 2 * window + 2 * halo_px, precision) > _WINDOW_BYTES[device]:
+            break
+        window *= 2
+    return window
+
+
+def auto_batch(generator: Generator, side_px: int, *, device: torch.device, precision: Precision) -> int:
+    """Windows of ``side_px`` per batch: 1 on a CPU; on a GPU up to 8, if their activations fit the free memory."""
+    if device.type == "cpu":
+        return 1
+    free, _total = torch.cuda.mem_get_info(device)
+    allowed = min(_BATCH_BYTES, int(_FREE_FRACTION * free))
+    return max(1, min(_MAX_BATCH, allowed // activation_bytes(generator, side_px, precision)))
+
+
 def _check_size(view: SlideView) -> None:
+    """Raise ``UsageError`` if the output would be larger than any slide."""
     if view.size.pixels > _MAX_PIXELS:
         raise UsageError(
             f"{view.slide.path}: {view.size} pixels are too many",
@@ -343,6 +365,7 @@ def _check_size(view: SlideView) -> None:
 
 
 def _check_output(settings: Settings) -> None:
+    """Raise ``OutputError`` or ``UsageError`` if the output cannot be written or must not be replaced."""
     output = settings.output.path
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent}: no such folder", "create it, or choose another output with -o")
@@ -355,33 +378,6 @@ def _check_output(settings: Settings) -> None:
         raise UsageError(f"{output}: is the slide itself", "choose another output with -o")
 
 
-# FROM budget: How much a network may see at once: estimates of its memory, and the windows and batches chosen from them.
-
-
-def activation_bytes(generator: Generator, side_px: int, precision: Precision) -> int:
-    """Upper estimate of a forward's peak memory on a window of ``side_px``.
-
-    At the widest place of full resolution a convolution's input, its output and a padded copy of that are alive: three
-    maps. The fourth is what the allocator loses between them.
-    """
-    widest = 2 * generator.width if "cyclegan" not in generator.architecture else generator.width
-    return 4 * widest * side_px**2 * (4 if precision == "fp32" else 2)
-
-
-def auto_window(generator: Generator, *, patch_px: int, halo_px: int, device: str, precision: Precision) -> int:
-    """One patch without a halo; with one, the largest window that is worth it and whose activations stay in bounds."""
-    window = patch_px
-    while halo_px and 2 * window <= _WINDOW_PX[device]:
-        if activation_bytes(generator, 2 * window + 2 * halo_px, precision) > _WINDOW_BYTES[device]:
-            break
-        window *= 2
-    return window
-
-
-def auto_batch(generator: Generator, side_px: int, *, device: torch.device, precision: Precision) -> int:
-    """Windows of ``side_px`` at a time: one on a CPU, on a GPU up to 8 whose activations fit what is free."""
-    if device.type == "cpu":
-        return 1
-    free, _total = torch.cuda.mem_get_info(device)
-    allowed = min(_BATCH_BYTES, int(_FREE_FRACTION * free))
-    return max(1, min(_BATCH, allowed // activation_bytes(generator, side_px, precision)))
+def _file_id(path: Path) -> str:
+    """Name and checksum of a file: its content may change under the same name."""
+    return f"{path.name} (crc32 {zlib.crc32(path.read_bytes()):08x})"

@@ -1,4 +1,4 @@
-"""What long work tells whoever watches: stages with a total, and notes. ``commands`` draws them; nothing else does."""
+"""Progress of long work: stages with a total, and notes. Only ``commands`` draws them."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """What a stage is told with."""
+    """Callable that advances a stage."""
 
     def __call__(self, count: int, detail: str = "", /) -> None:
-        """So many units are finished; ``detail`` is what there is to say about the last of them."""
+        """Count ``count`` more units as finished; ``detail`` describes the last of them."""
 
 
 class Progress(Protocol):
-    """Receives the progress of a run."""
+    """Receiver of the progress of a run."""
 
     def stage(self, name: str, total: int, unit: str = "tiles") -> AbstractContextManager[Advance]:
-        """Open a stage of ``total`` units, named in the plural."""
+        """Open a stage of ``total`` units; ``unit`` is their name in the plural."""
 
     def note(self, message: str) -> None:
-        """One line that the user should read."""
+        """Show one line to the user."""
 
 
 class SilentProgress:
-    """Reports to nobody."""
+    """Progress that is not shown."""
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:  # noqa: ARG002
-        """Count nothing."""
+        """Open a stage that ignores its advances."""
         yield lambda _count, _detail="": None
 
     def note(self, message: str) -> None:
-        """Say nothing."""
+        """Ignore the message."""

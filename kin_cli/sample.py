@@ -1,4 +1,4 @@
-"""Writing a procedural slide with the same sink as a translation."""
+"""Write a procedural sample slide, with the same stores and writers as a translation."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _TILE_PX = 512
 
 
 def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int | None, progress: Progress) -> None:
-    """Write a procedural H&E-like slide; the same size and seed give the same file.
+    """Write a procedural H&E-like slide; equal sizes and seeds give equal files.
 
-    Memory bound: 2 tiles for each of ``workers`` threads.
+    Memory bound: 2 · workers tiles.
     """
     if output.path.exists() and not output.overwrite:
         raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")

@@ -1,4 +1,4 @@
-"""Everything that a translation can be told, in one frozen value, checked in one place."""
+"""All settings of a translation as one frozen value; each part checks itself when it is made (``UsageError``)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.lookup import Interpolation
 
 Method = Literal["in", "kin", "dn", "tin"]
-_MPP_RANGE = (0.001, 10_000.0)  # beyond what any microscope has, and still a resolution that TIFF can hold
+_MPP_RANGE = (0.001, 10_000.0)  # wider than any microscope, and within what TIFF can store
 _OUTPUT_KINDS = (".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class NormSettings:
-    """The normalisation: presets of one operator (see DESIGN.md).
+    """Settings of the normalisation. The methods are presets of kernel and interpolation:
 
-    ``kernel`` and ``interpolation`` None take the method's own: ``in`` 1 and nearest, ``kin`` gaussian:7 and nearest,
-    ``dn`` 1 and bilinear; ``tin`` takes its statistics from a thumbnail and has neither. ``eps`` None is each layer's
-    own. ``halo_px`` and ``window_px`` None are chosen from the network. ``measure_px`` is the side of the square in the
-    middle of a patch that pass 1 looks at, None the whole patch.
+    ``in``   kernel 1, nearest
+    ``kin``  any kernel and interpolation, by default gaussian:7, nearest
+    ``dn``   kernel 1, bilinear
+    ``tin``  neither: one set of statistics, from a thumbnail
+
+    ``kernel`` and ``interpolation`` None take those of the method, ``eps`` None that of each layer; ``halo_px`` and
+    ``window_px`` None are chosen from the generator. ``measure_px`` is the side of the square in the middle of a patch
+    that pass 1 measures; None: the whole patch. ``correction`` 0 is the biased variance, 1 the unbiased one.
     """
 
     method: Method = "kin"
@@ -51,12 +55,14 @@ class NormSettings:
         if self.eps is not None and not (math.isfinite(self.eps) and self.eps >= 0):
             raise UsageError(f"eps {self.eps} must be a number from 0 upwards")
         if self.method != "tin" and self.thumbnail is not None:
-            raise UsageError("a thumbnail only means something with --method tin")
+            raise UsageError("a thumbnail is used by --method tin only")
         if self.method == "tin" and (self.kernel or self.interpolation):
             raise UsageError("--method tin has one set of statistics, and so neither a kernel nor an interpolation")
         fixed = {"in": ("1", "nearest"), "dn": ("1", "bilinear")}.get(self.method)
         if fixed and (str(self.kernel or "1"), self.interpolation or fixed[1]) != fixed:
-            raise UsageError(f"--method {self.method} is kernel 1 with {fixed[1]} read-out", "--method kin takes any")
+            raise UsageError(
+                f"--method {self.method} is kernel 1 with {fixed[1]} interpolation", "--method kin takes any"
+            )
 
     def _check_measure(self) -> None:
         side = self.measure_px
@@ -65,32 +71,33 @@ class NormSettings:
         if side % 4 or not self.patch_px <= 4 * side <= 4 * self.patch_px:
             raise UsageError(
                 f"measure size {side} is not a multiple of 4 from {self.patch_px / 4:g} to {self.patch_px}",
-                "it is a part of every patch",
+                "it is the side of a square inside each patch",
             )
         if self.method == "tin" or self.effective_kernel.size == 1:
             raise UsageError(
-                "--measure-size needs a kernel of size 3 or more", "kernel 1 and tin are what they are by definition"
+                "--measure-size needs a kernel of size 3 or more",
+                "kernel 1 measures whole patches, tin a thumbnail",
             )
 
     @property
     def measured_px(self) -> int:
-        """Side of the part of a patch that pass 1 looks at."""
+        """Side in pixels of the part of a patch that pass 1 measures."""
         return self.measure_px or self.patch_px
 
     @property
     def effective_kernel(self) -> Kernel:
-        """The kernel that is used."""
+        """The kernel in use: the given one, or that of the method."""
         return self.kernel or Kernel.parse("gaussian:7" if self.method == "kin" else "1")
 
     @property
     def effective_interpolation(self) -> Interpolation:
-        """The read-out that is used."""
+        """The interpolation in use: the given one, or that of the method."""
         return self.interpolation or ("bilinear" if self.method == "dn" else "nearest")
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Which pixels of which slide: at ``level`` or resampled to ``mpp``, ``region`` in pixels of that image."""
+    """The slide and what to read of it: ``level``, or resampled to ``mpp``; ``region`` is in pixels of that image."""
 
     slide: Path
     level: int | None = None
@@ -109,7 +116,7 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """Where and how the result is written; ``path`` decides the format by its ending."""
+    """The output file and its encoding; the ending of ``path`` decides the format."""
 
     path: Path
     compression: Literal["jpeg", "deflate"] = "jpeg"
@@ -127,17 +134,17 @@ class OutputSettings:
 
     @property
     def flat(self) -> bool:
-        """A single image without a pyramid."""
+        """Whether the output is a PNG or JPEG, a single image without a pyramid."""
         return self.path.suffix.lower() in (".png", ".jpg", ".jpeg")
 
     @property
     def record_path(self) -> Path:
-        """The JSON record beside the output."""
+        """Path of the JSON record beside the output."""
         return self._beside(".json")
 
     @property
     def report_path(self) -> Path:
-        """The HTML report beside the output, where one is asked for."""
+        """Path of the HTML report beside the output."""
         return self._beside(".report.html")
 
     def _beside(self, other: str) -> Path:
@@ -148,9 +155,10 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """What does the work; only ``device``, ``precision`` and ``compile`` may change pixels.
+    """Devices and parallelism; only ``device``, ``precision`` and ``compile`` may change pixels.
 
-    ``device`` may be several of one kind, separated by commas. ``compile`` "auto" is for GPUs with enough to do.
+    ``device`` may name several of one kind, separated by commas. ``compile`` "auto" compiles on GPUs, for slides with
+    enough patches.
     """
 
     device: str = "auto"
@@ -167,7 +175,7 @@ class ComputeSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """One translation. ``table`` is a folder that keeps the statistics of pass 1; it changes nothing in the output."""
+    """All settings of one translation. ``table`` is a folder that keeps the table; it does not change the output."""
 
     source: SourceSettings
     model: Path
@@ -180,13 +188,11 @@ class Settings:
         if self.table is not None and self.norm.method == "tin":
             raise UsageError("--method tin has no table to keep", "its statistics are those of a thumbnail")
         if self.table is not None and self.source.on_read_error == "fill":
-            raise UsageError(
-                "--table and --on-read-error fill exclude each other", "a table with holes must not be handed on"
-            )
+            raise UsageError("--table and --on-read-error fill exclude each other", "a kept table must not have gaps")
 
 
 def default_output(slide: Path) -> Path:
-    """``slide.svs`` → ``slide.kin.ome.tif`` beside it."""
+    """The default output beside a slide: ``slide.kin.ome.tif`` for ``slide.svs``."""
     name = slide.name
     ending = next((kind for kind in _OUTPUT_KINDS if name.lower().endswith(kind)), slide.suffix)
     return slide.with_name(name[: len(name) - len(ending)] + ".kin.ome.tif")

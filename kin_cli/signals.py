@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as an orderly end: ``Stopped`` is raised in the main thread, and what is finished is kept."""
+"""Orderly stop on SIGTERM and Ctrl-C: raise ``Stopped`` in the main thread, so that finished work is kept."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 RESUME_HINT = "the same command continues where it stopped"
 _requested: Stopped | None = None
-_companions: WeakSet[subprocess.Popen[bytes]] = WeakSet()
+_children: WeakSet[subprocess.Popen[bytes]] = WeakSet()
 
 
 def stop_on_signals(*, interrupt: bool = True) -> None:
     """Raise ``Stopped`` in the main thread on SIGTERM (exit code 75) and on Ctrl-C (130); a second Ctrl-C ends at once.
 
-    A second SIGTERM, which schedulers often send, disturbs nothing. Without ``interrupt``, Ctrl-C is ignored: a child
-    whose parent will tell it.
+    A second SIGTERM, which schedulers often send, has no effect. ``interrupt`` False ignores Ctrl-C, for a child whose
+    parent passes the signal on.
     """
     signal.signal(signal.SIGTERM, _terminated)
     sys.unraisablehook = _unraisable
@@ -36,49 +36,50 @@ def stop_on_signals(*, interrupt: bool = True) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return
     signal.signal(signal.SIGINT, _interrupted)
-    # Python calls these handlers only when the main thread comes back from the library that it is in, and then once
-    # for two signals; a thread that is sent the number of each can end the process without waiting for that.
-    heard, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-    threading.Thread(target=_end_at_second_interrupt, args=(heard,), name="kin-signals", daemon=True).start()
+    # Python calls these handlers only when the main thread returns from a library call, and once for two signals. A
+    # thread that reads the number of each signal from a pipe can end the process without waiting for the main thread.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second_interrupt, args=(reader,), name="kin-signals", daemon=True).start()
 
 
 def end_with_us(process: subprocess.Popen[bytes]) -> None:
-    """Let a child process be killed, too, where a second Ctrl-C ends this one: its claim must not outlive us."""
-    _companions.add(process)
+    """Kill this child process, too, when a second Ctrl-C ends this one: its claim must not outlive its parent."""
+    _children.add(process)
 
 
 def ignore_signals() -> None:
-    """From here on SIGTERM changes nothing, as the exit code is decided; Ctrl-C ends the process without a word."""
+    """Ignore SIGTERM from now on, because the exit code is decided; let Ctrl-C end the process without a message."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def exit_now(code: int) -> NoReturn:
-    """End the process now. Taking down an interpreter that has loaded torch lasts seconds on a busy machine.
+    """Flush the standard streams and end the process at once, without taking down the interpreter.
 
-    A scheduler's patience may end in them. Nothing may be left to do but to flush the standard streams.
+    With torch loaded that takes seconds on a busy machine, and a scheduler may kill the process meanwhile. Call this
+    only when no other work is left.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # nobody listens any more
+        with suppress(OSError):  # the reader has closed the pipe
             stream.flush()
     os._exit(code)
 
 
 def stop_requested() -> Stopped | None:
-    """What the first signal asked for, or None; any other failure after it is its consequence."""
+    """The ``Stopped`` of the first signal, or None. Any other failure after a signal is its consequence."""
     return _requested
 
 
 def raise_if_requested() -> None:
-    """Raise again what a signal raised: Python swallows it where it strikes a destructor or a callback."""
+    """Raise the ``Stopped`` of a signal again: Python swallows it if it is raised in a destructor or a callback."""
     if _requested is not None:
         raise _requested
 
 
 def interruptible(advance: Advance) -> Advance:
-    """``advance`` of a stage, but raising what was requested first."""
+    """Wrap the ``advance`` of a stage so that it first raises a requested ``Stopped``."""
 
     def advance_or_stop(count: int, detail: str = "", /) -> None:
         raise_if_requested()
@@ -102,18 +103,18 @@ def _stop(reason: Stopped) -> None:
         raise reason
 
 
-def _end_at_second_interrupt(heard: int) -> None:
+def _end_at_second_interrupt(reader: int) -> None:
     interrupts = 0
     while interrupts < 2:
-        interrupts += os.read(heard, 64).count(signal.SIGINT)
+        interrupts += os.read(reader, 64).count(signal.SIGINT)
     try:
-        for process in list(_companions):
+        for process in list(_children):
             process.kill()
     finally:
         os._exit(130)
 
 
 def _unraisable(args: UnraisableHookArgs) -> None:
-    """Say nothing of a ``Stopped`` that a destructor swallowed: ``raise_if_requested`` raises it again."""
+    """Print no traceback of a ``Stopped`` swallowed by a destructor: ``raise_if_requested`` raises it again."""
     if not isinstance(args.exc_value, Stopped):
         sys.__unraisablehook__(args)

@@ -1,4 +1,4 @@
-"""The story of a translation: plan, measure, smooth, apply, fill the background, build the pyramid, write."""
+"""One translation from start to end: plan, measure, smooth, apply, fill the background, build the pyramid, write."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from kin_cli.settings import Settings
 def translate(settings: Settings, progress: Progress) -> dict[str, object]:
     """Translate one slide and return the run record, which is also written beside the output.
 
-    Work that was interrupted is continued. Memory is constant in the slide's size: see the bounds of each stage and
-    ``Plan.host_bytes``. Raises a KinError where anything is wrong; the output appears only when complete and verified.
+    Interrupted work is continued. Memory does not grow with the slide: see the bounds of each stage and
+    ``Plan.host_bytes``. Raises a ``KinError`` on any failure; the output appears only when it is complete and verified.
     """
     plan = make_plan(settings)
     with plan.view.slide:
@@ -20,7 +20,7 @@ def translate(settings: Settings, progress: Progress) -> dict[str, object]:
 
 
 def carry_out(plan: Plan, progress: Progress) -> dict[str, object]:
-    """Do what the plan says."""
+    """Carry out a plan and return the run record."""
     for warning in plan.warnings():
         progress.note(warning)
     with Job.begin(plan) as job:

@@ -1,12 +1,12 @@
-"""Is the brown where it belongs? A translation's DAB against a serial section registered to its source.
+"""Compare a translation's DAB with that of a serial section registered to its source.
 
-    python scripts/brown_in_place.py translated.ome.tif guide.tif --region 0,13312,4096,6300 [--translated-region …]
+    python research/brown_in_place.py translated.ome.tif guide.tif --region 0,13312,4096,6300 [--translated-region …]
 
-``guide.tif`` comes from ``register_sections.py``. Both are divided into areas of 64, 128 and 256 px of the guide's
-level 0; for each size the table gives the correlation of their mean densities of DAB (Pearson's and Spearman's), the
-means of both, and how well the translation's DAB tells the areas with tumour from the others
-(area under the ROC curve, 0.5 is chance; an area has tumour where the guide's mean is above 0.2). Areas of glass or
-beyond the guide do not count. Registration is good to some tens of µm: only the larger areas are a fair test.
+``guide.tif`` comes from ``register_sections.py``. Both images are divided into areas of 64, 128 and 256 px of the
+guide's level 0. For each size the table gives the correlation of their mean densities of DAB (Pearson's and
+Spearman's), the means of both, and the area under the ROC curve with which the translation's DAB tells areas with
+tumour from others (0.5 is chance; an area has tumour if the guide's mean is above 0.2). Areas of background or beyond
+the guide do not count. Registration is accurate to some tens of µm: only the larger areas are a fair test.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 import click
 import numpy as np
 import numpy.typing as npt
+from classifier import roc_area
+from dab import dab_density
 from scipy import stats
 
 from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import KinError, UsageError
-from kin_cli.evaluation.classifier import roc_area
 from kin_cli.geometry import Box, Grid
 from kin_cli.metrics.colour import pooled
-from kin_cli.metrics.dab import dab_density
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view
 
@@ -35,8 +35,8 @@ _SMALLEST_PX = 64
 _SIZES_PX = (64, 128, 256)
 _BLOCK_PX = 1024
 _TUMOUR = 0.2
-_GLASS = 235  # mean grey level of an area above which there is nothing in it
-_BLACK = 25  # brightest channel below which a guide is unknown
+_BACKGROUND = 235  # mean grey level from which on an area is empty
+_BLACK = 25  # a guide is unknown where its brightest channel is below
 
 
 def areas(translated: SlideView, guide: SlideView) -> npt.NDArray[np.float64]:
@@ -53,7 +53,7 @@ def areas(translated: SlideView, guide: SlideView) -> npt.NDArray[np.float64]:
         counted = inside & (theirs.max(axis=-1) > _BLACK)
         grey = np.minimum(by_area(ours.mean(axis=-1)), by_area(theirs.mean(axis=-1)))
         layers = [by_area(np.maximum(dab_density(pixels, white=250.0), 0.0)) for pixels in (ours, theirs)]
-        layers.append(((grey < _GLASS) & (by_area(counted.astype(float)) == 1.0)).astype(float))
+        layers.append(((grey < _BACKGROUND) & (by_area(counted.astype(float)) == 1.0)).astype(float))
         rows, cols = cell.row * per_block, cell.col * per_block
         found[rows : rows + per_block, cols : cols + per_block] = np.stack(layers, axis=-1)
     return found
@@ -71,7 +71,7 @@ def merged(found: Floats, factor: int) -> Floats:
     return pairs
 
 
-def figures(pairs: Floats) -> tuple[float, float, float, float, float]:
+def scores(pairs: Floats) -> tuple[float, float, float, float, float]:
     """Pearson's and Spearman's correlation, mean DAB of translation and of guide, area under the ROC curve."""
     ours, theirs = pairs.T
     tumour = theirs > _TUMOUR
@@ -101,7 +101,7 @@ def main(translated: Path, guide: Path, region: Box | None, translated_region: B
     for side in _SIZES_PX:
         pairs = merged(found, side // _SMALLEST_PX)
         if len(pairs) > 2:
-            row = figures(pairs)
+            row = scores(pairs)
             print(f"{side:7} {len(pairs):6} {row[0]:8.3f} {row[1]:9.3f} {row[2]:15.3f} {row[3]:9.3f} {row[4]:4.2f}")
 
 

@@ -1,16 +1,16 @@
 #!/bin/bash
-# Train CycleGAN, CUT and LSeSim alike on the same slides, translate the same piece with each, and tabulate the figures:
+# Train CycleGAN, CUT and LSeSim alike on the same slides, translate the same region with each, and tabulate the metrics:
 #
-#   compare_frameworks.sh SOURCE TARGET OUTPUT REGION [options of all three kin train]
+#   research/compare_frameworks.sh SOURCE TARGET OUTPUT REGION [options of all three kin train]
 #
 # REGION (x,y,w,h) of SOURCE is what is translated and measured; keep it out of training by --source-region.
-# PATCH (512) is the side of a patch. VGG names VGG16's weights for LSeSim, which otherwise does with random features.
+# PATCH (512) is the side of a patch. VGG names VGG16's weights for LSeSim, which otherwise uses random features.
 # KIN_INCEPTION names the weights for FID, which is otherwise left out. A small run:
 #
-#   PATCH=256 compare_frameworks.sh he.tif ihc.tif out 0,13312,4096,4096 --source-region 0,0,13346,13000 \
+#   PATCH=256 research/compare_frameworks.sh he.tif ihc.tif out 0,13312,4096,4096 --source-region 0,0,13346,13000 \
 #       --steps 2000 --width 24 --blocks 6 --disc-width 32
 #
-# Run it again after any interruption and it goes on. The figures of all are in OUTPUT/table.tsv.
+# Run it again after any interruption and it goes on. The metrics of all are in OUTPUT/table.tsv.
 set -euo pipefail
 usage='usage: compare_frameworks.sh SOURCE TARGET OUTPUT REGION [options of kin train]'
 source=$(realpath "${1:?$usage}") target=$(realpath "${2:?$usage}")

@@ -1,15 +1,15 @@
 """The downstream check (supplement 0.2 of the KIN paper): a classifier of real target patches on translated ones.
 
-    python scripts/downstream.py --source he.tif --target ihc.tif -m generator.safetensors
-    python scripts/downstream.py --source he.tif --source-mask tumour_he.geojson --target ihc.tif \\
+    python research/downstream.py --source he.tif --target ihc.tif -m generator.safetensors
+    python research/downstream.py --source he.tif --source-mask tumour_he.geojson --target ihc.tif \\
         --target-mask tumour_ihc.geojson -m generator.safetensors
-    python scripts/downstream.py --source lung=he1.svs --source colon=he2.svs --target lung=ihc1.svs \\
+    python research/downstream.py --source lung=he1.svs --source colon=he2.svs --target lung=ihc1.svs \\
         --target colon=ihc2.svs -m generator.safetensors
 
 Trains a small classifier on patches of the real target slides, translates the sources with every method, and tests the
 classifier on crops around the corners of patches (``across``) and, as a control, on whole patches (``inside``). Labels
-are the classes of the slides, masks, or a rule on the amount of DAB: what the figures mean depends on which, see
-``kin_cli/evaluation/downstream.py``. Prints a table and the agreement between methods; --json keeps all of it.
+are the classes of the slides, masks, or a rule on the amount of DAB; ``crops.py`` says what the scores mean with each.
+Prints a table and the agreement between methods; --json keeps all of it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from kin_cli.errors import KinError, UsageError
-from kin_cli.evaluation.classifier import PatchClassifier
-from kin_cli.evaluation.downstream import (
+from classifier import PatchClassifier
+from crops import (
     Crops,
     Labels,
     Limits,
@@ -41,6 +39,8 @@ from kin_cli.evaluation.downstream import (
     trained,
     with_tissue,
 )
+
+from kin_cli.errors import KinError, UsageError
 from kin_cli.evaluation.settings import SlideChoice
 from kin_cli.evaluation.tiles import opened
 from kin_cli.geometry import Box
@@ -84,7 +84,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--target-mask", type=Path, help="mask of class 1 on the target")
     parser.add_argument("--source-region", help="x,y,w,h of every source, such as what training has not seen")
     parser.add_argument("--target-region", help="x,y,w,h of every target")
-    parser.add_argument("-m", "--model", type=Path, help="generator (default: the one in the box)")
+    parser.add_argument("-m", "--model", type=Path, help="generator (default: the bundled one)")
     parser.add_argument("--methods", default=",".join(METHODS), help="default: %(default)s")
     parser.add_argument("--patch-size", type=int, default=512)
     parser.add_argument("--mpp", type=float, help="compare at this many µm per pixel")
@@ -97,7 +97,7 @@ def parsed() -> argparse.Namespace:
         type=Path,
         help="keeps the translations (default: a temporary folder)",
     )
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--json", type=Path, help="write all scores to this file")
     return parser.parse_args()
 
 
@@ -119,7 +119,7 @@ def slides(named: list[str], classes: list[str], options: argparse.Namespace, st
 def learned(
     targets: list[Labelled], classes: int, options: argparse.Namespace
 ) -> tuple[PatchClassifier, Limits | None, dict[str, Any]]:
-    """The classifier, the limits of the rule where that labels, and its figures on real patches held out."""
+    """The classifier, the limits if the rule gives the labels, and the scores on real patches held out."""
     patches, to_learn, to_test, held = [], [], [], []
     limits = None
     for slide in targets:
@@ -154,7 +154,7 @@ def translated(slide: Labelled, method: str, options: argparse.Namespace, folder
             output=OutputSettings(output, compression="deflate", overwrite=True, skip_existing=True),
             norm=NormSettings(patch_px=options.patch_size, **METHODS[method]),
             compute=ComputeSettings(device=options.device, workers=options.workers),
-            # the three that measure patches share what pass 1 found
+            # the three methods that measure patches share one table
             table=None if method == "tin" else folder / f"{choice.path.stem}.table",
         ),
         SilentProgress(),
@@ -206,7 +206,7 @@ def table(record: dict[str, Any]) -> str:
     for name, found in rows.items():
         if found is not None:
             lines.append(f"{name:<18}{found['n']:>6}" + "".join(number(found[column]) for column in columns))
-    lines.append("\nshare of crops across borders in the same class")
+    lines.append("\nfraction of crops across borders in the same class")
     names = list(record["agreement"])
     lines.append(f"{'':<18}" + "".join(f"{name:>9}" for name in names))
     for one in names:

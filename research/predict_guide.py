@@ -1,15 +1,16 @@
-"""Reduce a guide to what the H&E slide itself tells: a regression of brown on the look of the neighbourhood.
+"""Reduce a guide to what the H&E slide itself predicts, by a regression of brown on local image features.
 
-    python scripts/register_sections.py he.tif ihc.tif -o registered.tif
-    python scripts/predict_guide.py he.tif registered.tif -o guide.tif --region 0,0,13346,13000
+    python research/register_sections.py he.tif ihc.tif -o registered.tif
+    python research/predict_guide.py he.tif registered.tif -o guide.tif --region 0,0,13346,13000
 
-A registered section holds more than an H&E slide can know (which of two alike groups of cells is positive), is shifted
-by some tens of µm, and one or two slides hold little tumour: a network learns it by heart. This fits a ridge regression
-instead, of which cells of 32 µm are brown on the densities, textures and nuclei of the H&E in and around them, each
-ranked within its piece of tissue, and learnt within ``--region`` alone. It gives its predictions the guide's
-distribution, and writes them as a guide of flat brown for all of the slide. Prints how well the prediction agrees with
-the guide within the region and beyond it: only the latter tells whether it is worth training with (Pearson's
-correlation; area under the ROC curve of cells above a density of 0.2).
+A registered section shows more than H&E can predict (which of two similar groups of cells is positive) and is shifted
+by some tens of µm, and one or two slides hold little tumour: a network memorises them. This script instead fits a ridge
+regression of which cells of 32 µm are brown, on the densities, textures and nuclei of the H&E in and around them. Each
+feature is ranked within its piece of tissue; only cells in ``--region`` are used for the fit. The predictions are given
+the guide's distribution and written as a guide of flat brown for the whole slide. The script prints their agreement
+with the guide within the region and beyond it (Pearson's correlation; area under the ROC curve of cells above a density
+of 0.2); only the latter says whether the guide is worth using. It was made for ``kin train cut --guide``, which was
+removed (see README.md).
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ import click
 import numpy as np
 import numpy.typing as npt
 import pyvips
+from classifier import roc_area
+from dab import DAB, EOSIN, HAEMATOXYLIN, dab_density
+from guide_file import cells_inside, write_flat
 from scipy import ndimage, stats
 
 from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import InputError, KinError
-from kin_cli.evaluation.classifier import roc_area
 from kin_cli.geometry import Box, Grid
 from kin_cli.metrics.colour import pooled
-from kin_cli.metrics.dab import DAB, EOSIN, HAEMATOXYLIN, dab_density
 from kin_cli.pyramid.writer import part_file
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view
-from kin_cli.training.guide_file import cells_inside, write_flat
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -45,17 +46,20 @@ _MARGIN_PX = 64
 _WIDTHS_PX = (1.0, 2.0, 4.0, 8.0)  # of the textures
 _AROUND_CELLS = (1.5,)  # standard deviations of the neighbourhoods beside the cell itself: what a generator sees
 _RIDGE = 100.0
-_GLASS, _WHITE = 243.0, 251.0
-_PALEST = 225  # mean grey level from which on there is glass
+_BACKGROUND, _WHITE = 243.0, 251.0
+_PALEST = 225  # mean grey level from which on a pixel is background
 _NUCLEUS, _DARK, _PALE = 0.9, 1.2, 0.35  # natural optical densities
 _TUMOUR = 0.2  # decadic
 _BLACK = 25
 
 
 def look(pixels: npt.NDArray[np.uint8]) -> Floats:
-    """(h, w, 3) H&E with a margin of 64 px, as features (h / 32 - 4, w / 32 - 4, n) of its cells; glass share first."""
+    """Features (h / 32 - 4, w / 32 - 4, n) of the cells of H&E (h, w, 3) inside a margin of 64 px.
+
+    The first feature is the background fraction.
+    """
     stains = np.array([HAEMATOXYLIN, EOSIN, DAB])
-    density = -np.log(np.clip(pixels, 2, 255) / _GLASS)
+    density = -np.log(np.clip(pixels, 2, 255) / _BACKGROUND)
     unmixed = density @ np.linalg.inv(stains / np.linalg.norm(stains, axis=1, keepdims=True))
     haematoxylin, eosin = unmixed[..., 0], unmixed[..., 1]
     layers = [pixels.mean(axis=-1) > _PALEST, haematoxylin, eosin, unmixed[..., 2], density.sum(axis=-1)]
@@ -70,7 +74,7 @@ def look(pixels: npt.NDArray[np.uint8]) -> Floats:
 
 
 def brown(pixels: npt.NDArray[np.uint8]) -> Floats:
-    """(h, w, 3) of a guide as cells (h / 32, w / 32, 2): decadic density of DAB, and the share that is known."""
+    """(h, w, 3) of a guide as cells (h / 32, w / 32, 2): decadic density of DAB, and the fraction that is known."""
     density = np.maximum(dab_density(pixels, white=_WHITE), 0.0)
     return pooled(np.stack([density, (pixels.max(axis=-1) > _BLACK).astype(float)], axis=-1), _CELL_PX)
 
@@ -101,7 +105,7 @@ def with_neighbourhood(features: Floats, tissue: Mask) -> Floats:
 
 
 def ranked_by_piece(features: Floats, tissue: Mask, pieces: npt.NDArray[np.int32]) -> Floats:
-    """Features (rows, cols, n) of tissue as normal scores of their ranks within the piece it belongs to; 0 for glass.
+    """Features (rows, cols, n) as normal scores of their ranks within each piece of tissue; 0 for background.
 
     One piece is thicker or stained deeper than another, and what is dense in one would be everywhere in the other.
     """

@@ -1,15 +1,16 @@
-"""Bring a serial section in another stain onto an H&E slide, piece by piece, for ``kin train cut --guide``.
+"""Register a serial section in another stain to an H&E slide, piece by piece.
 
-    python scripts/register_sections.py he.tif ihc.tif -o guide.tif
+    python research/register_sections.py he.tif ihc.tif -o guide.tif
 
 The guide has the size and scale of the H&E slide and shows the other section where each piece of its tissue lies.
-Neighbouring sections are no pixel-exact pairs: they agree to some tens of µm, which is what ``--guide`` is made for.
+Neighbouring sections are no pixel-exact pairs: they agree to some tens of µm.
+``brown_in_place.py`` and ``predict_guide.py`` read the guide; ``kin train cut --guide`` was removed (see README.md).
 
-Pieces (components of tissue, split at their necks) are found in the other slide by their outline and the density of
-their nuclei, by normalised correlation: the largest at any rotation, the others within 35° of it. Each is then moved by
-a rotation, an affine map and a smooth displacement that raise the local correlation of both, from coarse to fine. What
-belongs to no piece, or to one that correlates by less than 0.3 (1 is best), is black: unknown. Needs the resolution of
-both slides; the sections must not be mirrored. Look at the guide before training with it.
+Pieces (components of tissue, split at their necks) are located in the other slide by normalised correlation of their
+outline and nuclear density: the largest at any rotation, the others within 35° of it. Each is then registered by a
+rotation, an affine map and a smooth displacement that maximise the local correlation, from coarse to fine. Pixels of no
+piece, or of one with a correlation below 0.3 (1 is best), are black: unknown. Both slides must state their resolution,
+and the sections must not be mirrored. Look at the guide before using it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ import numpy as np
 import numpy.typing as npt
 import pyvips
 import torch
+from dab import DAB, EOSIN, HAEMATOXYLIN
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
 from kin_cli.errors import InputError, KinError
 from kin_cli.geometry import Box
-from kin_cli.metrics.dab import DAB, EOSIN, HAEMATOXYLIN
 from kin_cli.pyramid.writer import part_file
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import open_view
@@ -48,7 +49,7 @@ _DEGREES = 5
 _TWIST = 35  # how far in degrees the rotation of a piece may be from that of the largest
 _LEAST = 0.3  # local correlation below which a piece counts as not found
 _SMALLEST_MM2 = 0.3  # smaller ones find likeness anywhere
-_AROUND_UM = 150.0  # of glass around a piece that the guide keeps
+_AROUND_UM = 150.0  # of background around a piece that the guide keeps
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def read_section(path: Path, um: float, *, second: tuple[float, ...]) -> Section
             raise InputError(f"{path}: does not say its resolution", "registration needs the µm per pixel of both")
         view = open_view(slide, mpp=um)
         pixels = view.read(Box(0, 0, view.size.width, view.size.height))
-    glass = np.percentile(pixels.reshape(-1, 3), 90, axis=0)
-    density = np.maximum(-np.log(np.clip(pixels, 5.0, 255.0) / glass), 0.0)
+    background = np.percentile(pixels.reshape(-1, 3), 90, axis=0)
+    density = np.maximum(-np.log(np.clip(pixels, 5.0, 255.0) / background), 0.0)
     stains = np.array([HAEMATOXYLIN, second, np.cross(HAEMATOXYLIN, second)])
     unmixed = density @ np.linalg.inv(stains / np.linalg.norm(stains, axis=1, keepdims=True))
     total = density.sum(axis=-1)

@@ -1,15 +1,17 @@
-"""Make up a hesitant generator's mind: from the pale brown of its translation to a guide of dense islands.
+"""From the pale brown of an uncertain generator's translation to a guide of dense islands.
 
-    kin translate he.tif --model hesitant.safetensors --seamless -o translated.ome.tif
-    python scripts/sharpen_guide.py he.tif translated.ome.tif -o guide.tif --region 0,0,13346,13000
-    kin train cut --source he.tif --start hesitant.safetensors --guide guide.tif --guide-aligned --warm-steps 1500 …
+    kin translate he.tif --model first.safetensors --seamless -o translated.ome.tif
+    python research/sharpen_guide.py he.tif translated.ome.tif -o guide.tif --region 0,0,13346,13000
+    python research/train_with_kin.py he.tif guide.tif --start first.safetensors -o second.safetensors
 
-What one or two slides teach about the place of a stain is uncertain, and a generator trained by regression answers with
-a tan that is as pale as it is unsure. It still orders places well. This takes that order, averages it over 9 µm, and
-makes the first ``--share`` of the tissue dense brown and the rest none. A generator that is trained with this guide has
-nothing to guess: it is told what it knows. Staining changes from one piece of tissue to the next, and a generator sees
-differences only within what is normalised together, so that the order is by ``--local`` that within 0.5 mm around, and
-by the rest that of the whole region: 0.6 for InstanceNorm, 0.9 for what KIN averages (``train_with_kin.py``).
+One or two slides say little about where a stain belongs, and where a generator trained by regression is uncertain, it
+predicts weak staining. It still ranks places well. This script averages its brown over 9 µm, and makes the highest
+``--fraction`` of the tissue dense brown and the rest free of it, so that a generator trained with the guide has nothing
+left to guess. Staining changes from one piece of tissue to the next, and a generator sees differences only within what
+is normalised together. Ranks are therefore, with weight ``--local``, those within 0.5 mm, and otherwise those of the
+whole region: 0.6 suits InstanceNorm, 0.9 KIN (``train_with_kin.py``).
+
+``he2syn.toml`` also used its guides in ``kin train cut --guide-aligned``, an option that was removed (see README.md).
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ import click
 import numpy as np
 import numpy.typing as npt
 import pyvips
+from dab import dab_density
+from guide_file import cells_inside, write_flat
 from scipy import ndimage, stats
 
 from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import InputError, KinError
 from kin_cli.geometry import Box, Grid
 from kin_cli.metrics.colour import pooled
-from kin_cli.metrics.dab import dab_density
 from kin_cli.pyramid.writer import part_file
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view
-from kin_cli.training.guide_file import cells_inside, write_flat
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -39,8 +41,8 @@ Mask = npt.NDArray[np.bool_]
 _UM = 1.0  # per pixel of what is looked at
 _CELL_PX = 2
 _BLOCK_PX = 1024
-_PALEST, _WHITE = 225, 251.0  # mean grey level of H&E from which on there is glass; of glass in the translation
-_TISSUE = 0.6  # share of a cell that counts
+_PALEST, _WHITE = 225, 251.0  # mean grey level from which on H&E is background; background of the translation
+_TISSUE = 0.6  # least tissue fraction of a cell that counts
 _AVERAGED_UM, _AROUND_UM = 9.0, 550.0  # standard deviations
 _COARSE = 8  # cells to a side of those of which surroundings are taken
 _LEAST_SPREAD = 0.4  # of normal scores, of a neighbourhood; one that is all alike is not stretched further
@@ -49,7 +51,7 @@ _DENSE = 1.3  # decadic density of DAB
 
 
 def survey(source: SlideView, translated: SlideView) -> tuple[Floats, Floats]:
-    """Tissue share of the source and decadic density of DAB of the translation, of all whole cells: (rows, cols)."""
+    """Tissue fraction of the source and decadic density of DAB of the translation, of all whole cells: (rows, cols)."""
     rows, cols = source.size.height // _CELL_PX, source.size.width // _CELL_PX
     found = np.zeros((2, rows, cols))
     for cell in (grid := Grid(source.size, _BLOCK_PX)):
@@ -88,7 +90,7 @@ def standing_out(scores: Floats, tissue: Mask) -> Floats:
 
 
 def islands(density: Floats, tissue_fraction: Floats, inside: Mask, *, fraction: float, local: float) -> Floats:
-    """Density of the guide: 0 or ``_DENSE`` but for narrow borders, dense in ``share`` of the tissue ``inside``."""
+    """Density of the guide: 0 or ``_DENSE`` but for narrow borders, dense in ``fraction`` of the tissue ``inside``."""
     sigma = _AVERAGED_UM / (_CELL_PX * _UM)
     weight = ndimage.gaussian_filter(tissue_fraction, sigma)
     level = (
@@ -130,7 +132,9 @@ def sharpen(source: Path, translated: Path, output: Path, *, box: Box | None, fr
 @click.argument("translated", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The guide, a pyramidal TIFF.")
 @click.option("--region", type=RegionType(), help="Part of the slide that trains; all of it if left out.")
-@click.option("--share", type=click.FloatRange(0.01, 0.9), default=0.18, show_default=True, help="Of tissue: brown.")
+@click.option(
+    "--fraction", type=click.FloatRange(0.01, 0.9), default=0.18, show_default=True, help="Of the tissue: brown."
+)
 @click.option("--local", type=click.FloatRange(0.0, 1.0), default=0.6, show_default=True, help="Order within 0.5 mm.")
 def main(source: Path, translated: Path, output: Path, region: Box | None, fraction: float, local: float) -> None:
     """Make a guide of dense islands from a TRANSLATED slide whose brown is pale, and the H&E slide SOURCE."""

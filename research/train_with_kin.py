@@ -1,15 +1,14 @@
-"""Finish a generator under the statistics that KIN will give it.
+"""Fine-tune a generator under KIN's statistics.
 
-    python scripts/train_with_kin.py he.tif guide.tif --start generator.safetensors -o finished.safetensors \\
+    python research/train_with_kin.py he.tif guide.tif --start generator.safetensors -o finished.safetensors \\
         --region 0,0,13346,13000
 
-Trained patch by patch, a generator learns to tell a place by how its patch differs from others: InstanceNorm hands the
-whole patch one verdict. KIN averages the statistics of 7 × 7 patches, and the verdict becomes a compromise everywhere:
-what was dense brown beside blue is greyish tan throughout. This goes on with the regression of ``kin train cut
---guide-aligned --warm-steps``, but normalises each patch as KIN would: with the smoothed statistics of its grid. A
-table over all of the region is measured every ``--every`` steps, each time for a grid that lies elsewhere; between, a
-patch's own statistics are measured anew and moved by as much as smoothing moved them in the table. No gradient flows
-through statistics.
+Trained with InstanceNorm, a generator learns to use the statistics of the whole patch as a cue. KIN averages them over
+7 × 7 patches, which blurs the cue: what was dense brown beside blue becomes greyish tan throughout. This script trains
+by regression to ``guide.aligned_target``, and normalises each patch as KIN does, by smoothed statistics of its grid.
+Every ``--every`` steps a table of the region is measured for a grid with a new random offset. In between, a patch's own
+statistics are measured again and shifted by as much as smoothing shifted them in the table. No gradient flows through
+statistics. ``guide.tif`` comes from ``sharpen_guide.py``.
 """
 
 from __future__ import annotations
@@ -23,37 +22,36 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from dab import dab_density
+from guide import aligned_target, known
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kin_cli.commands.parameters import RegionType
 from kin_cli.errors import InputError, KinError, ModelError, UsageError
 from kin_cli.geometry import Box, Cell, Grid, Size
-from kin_cli.metrics.dab import dab_density
 from kin_cli.models.checkpoint import load_generator, save_generator
-from kin_cli.models.images import to_tensor
 from kin_cli.models.resnet import ResnetGenerator
 from kin_cli.norm.kernel import Kernel
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.tissue import detect_tissue
 from kin_cli.slide.view import SlideView, open_view
-from kin_cli.training.guide import aligned_target, known
 from kin_cli.training.networks import Ema
-from kin_cli.training.patches import oriented
+from kin_cli.training.patches import oriented, to_tensor
 
 _PX = 512
 _WHITE = 251.0
 _CELL_PX = 8  # of the tissue mask
 _LEAST_TISSUE = 0.06  # of a patch
 _RICH = 0.2  # mean decadic density of a guide's patch from which on it is drawn more often
-_RICH_SHARE = 0.3
+_RICH_FRACTION = 0.3
 _BROWN_WEIGHT = 0.6  # of a pixel of the densest guide, beyond 1
 _LARGEST_GRADIENT = 5.0
 _STAIN_JITTER = (0.08, 0.04)  # of all channels together, of each
 
 
 class KinNorm(nn.InstanceNorm2d):
-    """InstanceNorm2d that notes the statistics of its input while ``noting``, and else uses those it was given."""
+    """InstanceNorm2d that stores its input's statistics while ``noting``, and otherwise uses those it was given."""
 
     def __init__(self, norm: nn.InstanceNorm2d) -> None:
         super().__init__(norm.num_features, norm.eps)
@@ -72,7 +70,7 @@ class KinNorm(nn.InstanceNorm2d):
 
 
 def rehearsing(network: nn.Module) -> list[KinNorm]:
-    """Replace every InstanceNorm2d by a ``KinNorm``, in place; they in the order of the network."""
+    """Replace every InstanceNorm2d by a ``KinNorm``, in place, and return them in the order of the network."""
     layers = []
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.InstanceNorm2d):
@@ -86,21 +84,21 @@ def rehearsing(network: nn.Module) -> list[KinNorm]:
 
 @dataclass(frozen=True)
 class Table:
-    """Statistics (n, 2, ΣC) of the patches of one grid, as measured and as KIN smooths them, and where they lie."""
+    """Statistics (n, 2, ΣC) of the patches of one grid, as measured and as smoothed by KIN, and the patches' boxes."""
 
     boxes: list[Box]
     own: Tensor
     smooth: Tensor
 
     def moved(self, number: int, now: Tensor) -> Tensor:
-        """(2, ΣC) smoothed statistics of a patch whose own have become ``now`` since the table was measured."""
+        """Smoothed statistics (2, ΣC) of a patch whose own have changed to ``now`` since the table was measured."""
         then, wanted = self.own[number], self.smooth[number]
         mean = now[0] + (wanted[0] - then[0]) / then[1] * now[1]
         return torch.stack([mean, wanted[1] / then[1] * now[1]])
 
 
 def kernel_weights(cells: list[Cell], kernel: Kernel) -> Tensor:
-    """(n, n): row i holds the weights of all cells around cell i, of sum 1; cells without tissue have none."""
+    """Weights (n, n): row i holds those of all cells around cell i, with sum 1."""
     places = np.array([(cell.row, cell.col) for cell in cells])
     apart = places[:, None] - places[None]
     taps = np.pad(kernel.taps(), (0, 1))  # the last is for all that lies beyond
@@ -109,7 +107,7 @@ def kernel_weights(cells: list[Cell], kernel: Kernel) -> Tensor:
 
 
 class Rehearsal:
-    """A generator in training, its table, and the slide that it learns from."""
+    """A generator in training, its table of statistics, and the slide it is trained on."""
 
     def __init__(
         self, generator: ResnetGenerator, source: SlideView, guide: SlideView, *, kernel: Kernel, bf16: bool = True
@@ -126,7 +124,7 @@ class Rehearsal:
         self._rich: list[int] = []
 
     def measure(self, rng: np.random.Generator) -> None:
-        """Measure a table for a grid whose first patch begins at a random place left of and above the region."""
+        """Measure the table for a grid that begins at a random offset left of and above the region."""
         dx, dy = (int(v) for v in rng.integers(0, _PX, 2))
         size = self._source.size
         grid = Grid(Size(size.width + dx, size.height + dy), _PX)
@@ -167,9 +165,9 @@ class Rehearsal:
         return made.float()
 
     def draw(self, rng: np.random.Generator) -> tuple[int, Tensor, Tensor, Tensor]:
-        """Number of a patch, the patch in jittered stain, the patch, its guide; turned and mirrored at random."""
+        """A patch's number, the patch in jittered stain, the patch, and its guide; turned and mirrored at random."""
         assert self.table is not None
-        often = self._rich if self._rich and rng.random() < _RICH_SHARE else range(len(self.table.boxes))
+        often = self._rich if self._rich and rng.random() < _RICH_FRACTION else range(len(self.table.boxes))
         number = int(often[rng.integers(len(often))])
         box = self.table.boxes[number]
         both = np.concatenate([self._source.read(box), self._guide.read(box)], axis=-1)
@@ -183,7 +181,7 @@ class Rehearsal:
 
 
 def train(rehearsal: Rehearsal, *, steps: int, every: int, rate: float, seed: int) -> None:
-    """Regress to the painted target in L1; the rate rises over 60 steps and falls over the second half."""
+    """Regress to the painted target in L1; the learning rate rises over 60 steps and falls over the second half."""
     rng, started = np.random.default_rng(seed), time.monotonic()
     optimizer = torch.optim.Adam(rehearsal.generator.parameters(), betas=(0.9, 0.99))
     losses: list[float] = []
@@ -216,7 +214,7 @@ def finish(
 ) -> None:
     loaded = load_generator(start)
     if not isinstance(loaded.module, ResnetGenerator):
-        raise ModelError(f"{start} is a {loaded.architecture} generator", "training continues ResNet layouts only")
+        raise ModelError(f"{start} is a {loaded.architecture} generator", "only ResNet generators can be trained")
     with open_slide(source) as slide, open_slide(guide) as other:
         if slide.levels[0] != other.levels[0]:
             raise InputError(f"{guide}: not the size of {source}", "make it with sharpen_guide.py")
@@ -237,7 +235,7 @@ def finish(
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("guide", type=click.Path(path_type=Path))
-@click.option("--start", type=click.Path(path_type=Path), required=True, help="The generator to go on with.")
+@click.option("--start", type=click.Path(path_type=Path), required=True, help="The generator to fine-tune.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors file.")
 @click.option("--region", type=RegionType(), help="Part of the slide that trains; all of it if left out.")
 @click.option("--steps", type=click.IntRange(1), default=1200, show_default=True)
@@ -245,7 +243,7 @@ def finish(
 @click.option("--lr", type=float, default=3e-4, show_default=True, help="Learning rate.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(source: Path, guide: Path, start: Path, output: Path, region: Box | None, **options: float) -> None:
-    """Finish a generator on the H&E slide SOURCE and its aligned GUIDE, normalised as KIN will."""
+    """Fine-tune a generator on the H&E slide SOURCE and its aligned GUIDE, normalised as KIN does."""
     try:
         finish(source, guide, start, output, region=region, options=options)
     except KinError as error:

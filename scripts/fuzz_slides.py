@@ -1,10 +1,10 @@
-"""Translate damaged slides and load damaged checkpoints, in batches, and see that nothing worse than a message comes.
+"""Translate damaged slides and load damaged checkpoints, in batches, and check that each gives at worst a message.
 
     python scripts/fuzz_slides.py FOLDER_OF_SLIDES --slides 1000 --checkpoints 300 --keep failures/
 
 Mutates the SVS, TIFF and DICOM slides of the folder (flipped bits, cut ends, swapped tags, blanked and repeated
-stretches) and the checkpoints of a small generator. Wrong are: a traceback, a slide that takes more than a minute
-twice, a batch that ends early, and an output that ``kin check`` rejects. Exits 1 if anything was wrong.
+stretches) and the checkpoints of a small generator. Failures are: a traceback, a slide that takes more than a minute
+twice, a batch that ends early, and an output that ``kin check`` rejects. Exits 1 if there was any failure.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PATIENCE_SECONDS = 180.0  # beyond --limit, before a batch is killed
 
 
 def place(rng: random.Random, size: int) -> int:
-    """A position, half of the time near an end, where headers and directories are."""
+    """Return a position, half of the time near an end of the file, where headers and directories are."""
     near = min(size, 4096)
     return rng.choice([rng.randrange(size), rng.randrange(size), rng.randrange(near), size - 1 - rng.randrange(near)])
 
@@ -64,7 +64,7 @@ def repeat(data: bytearray, rng: random.Random) -> None:
 
 
 def swap_entries(data: bytearray, rng: random.Random) -> None:
-    """Swap tags, types or values of two entries of a directory of a TIFF, or of a DICOM; elsewhere as ``repeat``."""
+    """Swap tags, types or values of two entries of a TIFF directory or a DICOM file; act as ``repeat`` on others."""
     directories, elements = tiff_directories(bytes(data)), dicom_elements(bytes(data))
     if directories:
         start, count = rng.choice(directories)
@@ -81,7 +81,7 @@ def swap_entries(data: bytearray, rng: random.Random) -> None:
 
 
 def dicom_elements(data: bytes) -> list[int]:
-    """Offsets of the data elements before the pixels, those in sequences included; explicit VR, little endian."""
+    """Return the offsets of the data elements before the pixels, also in sequences; explicit VR, little endian."""
     if data[128:132] != b"DICM":
         return []
     found, offset = [], 132
@@ -99,7 +99,7 @@ def dicom_elements(data: bytes) -> list[int]:
 
 
 def tiff_directories(data: bytes) -> list[tuple[int, int]]:
-    """Offset and number of entries of each directory."""
+    """Return offset and number of entries of each directory."""
     if data[:4] != b"II*\0":
         return []
     found = []
@@ -180,7 +180,7 @@ class Fuzz:
         for row in self._rows(output):
             self._judge(batch, row)
         slow = self._slow(output)
-        if slow:  # or was it the machine?
+        if slow:  # the machine may have been busy: try once more
             shutil.rmtree(output)
             self._batch(arguments, output)
             for name in slow & self._slow(output):
@@ -242,8 +242,8 @@ def main() -> int:
     parser.add_argument("--slides", type=int, default=1000)
     parser.add_argument("--checkpoints", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds that a slide may take")
-    parser.add_argument("--keep", type=Path, help="copy the batches in which something was wrong here")
+    parser.add_argument("--limit", type=float, default=60.0, help="longest time for a slide, seconds")
+    parser.add_argument("--keep", type=Path, help="folder for copies of the batches with failures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         fuzz = Fuzz(Path(temporary), options)

@@ -3,8 +3,9 @@
 #
 #   slurm_one_slide.sh TASKS SLIDE OUTPUT [options of kin translate]
 #
-# Three jobs, each waiting for the one before: all parts of pass 1, all parts of pass 2, the assembly. The output equals
-# that of a single process byte for byte (on nodes of one kind). After a failure run it again: nothing is done twice.
+# Three jobs, each waiting for the one before: all shards of pass 1, all shards of pass 2, the assembly. The output
+# equals that of a single process byte for byte (on nodes of one kind). After a failure run it again: finished work is
+# kept.
 # Options for sbatch go into SBATCH_OPTIONS, such as SBATCH_OPTIONS="--partition=gpu --gres=gpu:1 --mem=16G".
 set -euo pipefail
 usage="usage: slurm_one_slide.sh TASKS SLIDE OUTPUT [options of kin translate]"
@@ -14,7 +15,7 @@ shift 3
 options=(--parsable --requeue --open-mode=append --kill-on-invalid-dep=yes ${SBATCH_OPTIONS:-})
 job=$(printf '%q ' "$slide" -o "$output" "$@")
 
-# exec in every job: without it signals stop at the shell, and kin cannot end in order.
+# exec in every job: without it signals reach only the shell, and kin cannot end in order.
 submit() { sbatch "${options[@]}" "$@"; }
 measure=$(submit --job-name=kin-measure --array="1-$tasks" --output=kin-%A_%a.out \
   --wrap "exec kin translate $job --pass measure --shard auto/$tasks")

@@ -1,10 +1,9 @@
-"""Kill translations at random moments, and see that every finished file is the same: python scripts/torture.py
+"""Kill translations at random moments and check that every finished file is the same: python scripts/torture.py
 
-Each output is made either by one process or by several that share the rows in random order, all of which are killed
-again and again (SIGKILL, SIGTERM, SIGINT, the latter two also twice), in both passes and in the assembly, and continued
-by the same command, until it is finished and compared with one that was made without interruption. The disk is filled
-up now and then, too: on a tmpfs of its own with --tmpfs (needs root), otherwise not. Exits 1 if any file or exit code
-is wrong.
+Each output is made either by one process or in shards in random order. The processes are killed again and again
+(SIGKILL, SIGTERM, SIGINT, the latter two also twice), in both passes and in the assembly, and continued by the same
+command, until the output is finished and compared with one that was made without interruption. With --tmpfs (needs
+root) the disk is also filled up during the work. Exits 1 if any file or exit code is wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-import kin_cli.batch.one_slide
 import kin_cli.commands.translate
 from kin_cli.commands.main import main
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
@@ -36,51 +34,51 @@ from kin_cli.progress import Advance
 from kin_cli.signals import interruptible
 
 STAGES = ("measure", "apply", "background", "pyramid", "write", "end")
-BLOWS = {  # signals, sent shortly after one another, and the exit codes that they may lead to
+SIGNALS = {  # sent shortly after one another, and the exit codes that they may lead to
     (signal.SIGKILL,): (-9,),
     (signal.SIGTERM,): (75,),
     (signal.SIGINT,): (130,),
     (signal.SIGTERM, signal.SIGTERM): (75,),
     (signal.SIGINT, signal.SIGINT): (130, -2),  # a shell calls both 130
 }
-MOST_KILLS = 6  # of one command; then it may finish
+MOST_KILLS = 6  # of one command; then it is left to finish
 
 
 class Attempt:
-    """One run of a command in a forked child, which tells what it is doing through a pipe."""
+    """One run of a command in a forked child, which sends the names of its stages through a pipe."""
 
     def __init__(self, arguments: list[str]) -> None:
-        self.told, tell = os.pipe()
+        self.reports, report_to = os.pipe()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self.told)
+            os.close(self.reports)
             for standard in (1, 2):
                 os.dup2(self.log.fileno(), standard)
-            _child(arguments, tell)
-        os.close(tell)
+            _child(arguments, report_to)
+        os.close(report_to)
 
     def events(self) -> Iterator[str]:
-        """Names of stages as they make progress, until the child ends."""
-        with os.fdopen(self.told) as lines:
+        """Yield the name of a stage whenever it makes progress, until the child ends."""
+        with os.fdopen(self.reports) as lines:
             for line in lines:
                 yield line.strip()
 
-    def killed_at(self, stage: str, after: int, delay: float, blow: tuple[int, ...]) -> tuple[str, int]:
-        """Send signals ``delay`` s after the ``after``-th event of a stage; the last stage seen, the exit code."""
+    def killed_at(self, stage: str, after: int, delay: float, signals: tuple[int, ...]) -> tuple[str, int]:
+        """Send signals ``delay`` s after the ``after``-th event of a stage. Return the last stage and the exit code."""
         last, seen, sent = "begin", 0, False
         for event in self.events():
             last = last if sent else event
             seen += event == stage
             if seen == after and not sent:
-                for number in blow:
+                for number in signals:
                     time.sleep(delay)
                     os.kill(self.pid, number)
                 sent = True
         return last, self.wait()
 
     def wait(self) -> int:
-        """Exit code, negative for a signal."""
+        """Return the exit code, negative for a signal."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         with self.log:
             self.log.seek(0)
@@ -88,20 +86,19 @@ class Attempt:
         return code
 
 
-def _child(arguments: list[str], tell: int) -> None:
-    class Teller:
+def _child(arguments: list[str], report_to: int) -> None:
+    class PipeProgress:
         @contextmanager
         def stage(self, name: str, _total: int, _unit: str = "") -> Iterator[Advance]:
-            os.write(tell, f"{name}\n".encode())
-            yield interruptible(lambda *_: os.write(tell, f"{name}\n".encode()) and None)
+            os.write(report_to, f"{name}\n".encode())
+            yield interruptible(lambda *_: os.write(report_to, f"{name}\n".encode()) and None)
             if name == "write":
-                os.write(tell, b"end\n")
+                os.write(report_to, b"end\n")
 
         def note(self, message: str) -> None:
             pass
 
-    kin_cli.commands.translate.ConsoleProgress = Teller  # type: ignore[misc]
-    kin_cli.commands.translate.ConsoleProgress = Teller  # type: ignore[misc]
+    kin_cli.commands.translate.ConsoleProgress = PipeProgress  # type: ignore[misc]
     sys.argv[1:] = arguments
     code = 1
     try:
@@ -117,7 +114,7 @@ class Torture:
         self.folder, self.options = folder, options
         self.random = random.Random(options.seed)
         self.kills: Counter[str] = Counter()
-        self.blows: Counter[str] = Counter()
+        self.signals: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.files = 0
         self.common = self._prepare()
@@ -141,8 +138,8 @@ class Torture:
     def _kin(self, *arguments: str) -> None:
         subprocess.run([sys.executable, "-m", "kin_cli", *arguments], check=True, capture_output=True)
 
-    def torment(self) -> None:
-        """One output, from its first process to the comparison."""
+    def make_output(self) -> None:
+        """Make one output, from its first process to the comparison."""
         place = self.folder / f"file{self.files}"
         place.mkdir()
         common = [*self.common, "-o", str(place / "out.ome.tif")]
@@ -150,9 +147,9 @@ class Torture:
             self._until_done(["translate", *common])
         else:
             for name in ("measure", "apply"):
-                parts = self.random.randint(1, 4)
-                for part in self.random.sample(range(1, parts + 1), parts):
-                    self._until_done(["translate", *common, "--pass", name, "--shard", f"{part}/{parts}"])
+                total = self.random.randint(1, 4)
+                for index in self.random.sample(range(1, total + 1), total):
+                    self._until_done(["translate", *common, "--pass", name, "--shard", f"{index}/{total}"])
             self._until_done(["assemble", *common])
         self.files += 1
         left = sorted(path.name for path in place.iterdir())
@@ -168,16 +165,16 @@ class Torture:
         for _ in range(self.random.randint(1, 2 if name else MOST_KILLS)):
             stages = (name,) if name else STAGES[2:] if command[0] == "assemble" else STAGES
             stage = self.random.choice(stages)
-            blow = self.random.choices(list(BLOWS), (5, 2, 2, 1, 2))[0]
+            signals = self.random.choices(list(SIGNALS), (5, 2, 2, 1, 2))[0]
             after = self.random.randint(1, 40 if stage in STAGES[:2] else 4)
             attempt = Attempt(command)
-            last, code = attempt.killed_at(stage, after, self.random.uniform(0, 0.03), blow)
+            last, code = attempt.killed_at(stage, after, self.random.uniform(0, 0.03), signals)
             if code == 0:
                 return
             self.kills[last] += 1
-            self.blows["+".join(signal.Signals(number).name for number in blow)] += 1
-            if code not in BLOWS[blow] or "Traceback" in attempt.said:
-                self.wrong.append(f"{' '.join(command)}: exit code {code} after {blow} in {last}: {attempt.said}")
+            self.signals["+".join(signal.Signals(number).name for number in signals)] += 1
+            if code not in SIGNALS[signals] or "Traceback" in attempt.said:
+                self.wrong.append(f"{' '.join(command)}: exit code {code} after {signals} in {last}: {attempt.said}")
                 return
             output = Path(command[command.index("-o") + 1])
             if output.exists() and not output.with_name(f"{output.name}.kin-work").exists():
@@ -187,7 +184,7 @@ class Torture:
             self.wrong.append(f"{' '.join(command)}: exit code {code} when left alone")
 
     def fill_the_disk(self) -> None:
-        """On a small disk: a file that grows in the middle of the work takes all room, and is removed again."""
+        """Translate on a small disk that another file fills up in the middle of the work; then remove that file."""
         place = self.folder / "disk"
         place.mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], check=True)
@@ -229,9 +226,9 @@ def digest(file: Path) -> str:
 def torture() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=120)
-    parser.add_argument("--size", default="1100x900", help="of the slide, px")
+    parser.add_argument("--size", default="1100x900", help="size of the slide, px")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tmpfs", type=int, default=0, metavar="N", help="fill a small disk N times, too (root)")
+    parser.add_argument("--tmpfs", type=int, default=0, metavar="N", help="also fill a small disk N times (needs root)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -239,11 +236,11 @@ def torture() -> int:
         for _ in range(options.tmpfs):
             run.fill_the_disk()
         while sum(run.kills.values()) < options.kills and not run.wrong:
-            run.torment()
+            run.make_output()
             print(f"{run.files} files, kills: {dict(run.kills)}", flush=True)
         for line in run.wrong:
             print("WRONG", line)
-    print(f"signals: {dict(run.blows)}")
+    print(f"signals: {dict(run.signals)}")
     print(f"{sum(run.kills.values())} kills, {run.files} files compared, {len(run.wrong)} wrong")
     return 1 if run.wrong else 0
 

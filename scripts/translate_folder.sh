@@ -3,7 +3,7 @@
 #
 #   translate_folder.sh SLIDES OUTPUT [options of kin batch]
 #
-# Run it again after any interruption and it goes on. What became of each slide is in OUTPUT/kin-batch/status.csv.
+# After an interruption the same command continues. OUTPUT/kin-batch/status.csv holds the outcome of each slide.
 # Exit codes: 0 all done; 1 some slides failed; 2 wrong use; 75 and 130 stopped (SIGTERM, Ctrl-C).
 set -euo pipefail
 if (($# < 2)); then
@@ -12,5 +12,5 @@ if (($# < 2)); then
 fi
 slides=$1 output=$2
 shift 2
-# exec: a signal sent to this script reaches kin only if kin takes its place.
+# exec: a signal that is sent to this script reaches kin only if kin replaces the script.
 exec kin batch "$slides" --recursive -o "$output" --skip-existing "$@"

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: real slides and the authors' reference outputs, where a checkout has them beside it."""
+"""Options, markers and fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -7,53 +7,67 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.shared import shared_folder
+
 # As the command does it, and before anything imports torch: waiting threads must not spin on cores that others need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+_SHARED_FIXTURES = {"shared_data", "shared_reference"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    skip = pytest.mark.skip(reason="takes minutes; run with --slow")
+    """Mark the tests of real slides ``data``; skip slow ones without ``--slow`` and those of a GPU without one."""
     for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+        if _SHARED_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.data)
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+        if "gpu" in item.keywords and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-def _shared_folder(name: str) -> Path:
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(f"no folder shared/{name} beside this checkout (real slides and reference outputs live there)")
-    return folder
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real slides."""
-    return _shared_folder("data")
+    return shared_folder("data")
 
 
 @pytest.fixture(scope="session")
 def shared_reference() -> Path:
     """The folder of outputs of the authors' own code."""
-    return _shared_folder("reference")
+    return shared_folder("reference")
 
 
 @pytest.fixture(scope="session")
 def tiny_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in the official CycleGAN layout with random weights: width 4, two blocks."""
-    import torch
+    from tests.helpers.generators import write_generator
 
-    from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
+    return write_generator(tmp_path_factory.mktemp("models") / "latest_net_G.pth")
 
-    torch.manual_seed(0)
-    spec = ResnetSpec(width=4, blocks=2, antialias_down=False, antialias_up=False)
-    file = tmp_path_factory.mktemp("models") / "latest_net_G.pth"
-    torch.save(ResnetGenerator(spec).state_dict(), file)
-    return file
+
+@pytest.fixture(scope="session")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide file of 520×1040 px, which has 9 × 5 patches of 128 px; nobody may write to it."""
+    from tests.helpers.slides import write_slide
+
+    return write_slide(tmp_path_factory.mktemp("slides") / "slide.tif")
+
+
+@pytest.fixture(scope="session")
+def wanted(slide: Path, tiny_generator: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its translation by the tiny generator with the options ``SMALL``, in one go."""
+    from tests.helpers.translations import uninterrupted
+
+    return uninterrupted(slide, tiny_generator, tmp_path_factory.mktemp("wanted"))

@@ -49,3 +49,14 @@ def test_impossible_values_are_refused() -> None:
 def test_grown_box_keeps_its_centre() -> None:
     assert Box(10, 20, 30, 40).grown(5) == Box(5, 15, 40, 50)
     assert Grid(Size(1000, 600), 512).box(Cell(1, 1)) == Box(512, 512, 512, 512)
+
+
+@given(st.integers(1, 40), st.data())
+def test_the_middle_is_in_the_middle(step: int, data: st.DataObject) -> None:
+    side = data.draw(st.integers(1, step))
+    grid, cell = Grid(Size(100, 100), step), Cell(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3)))
+    whole, middle = grid.box(cell), grid.middle(cell, side)
+    assert (middle.width, middle.height) == (side, side)
+    assert 0 <= (whole.right - middle.right) - (middle.x - whole.x) <= 1
+    assert 0 <= (whole.bottom - middle.bottom) - (middle.y - whole.y) <= 1
+    assert grid.middle(cell, step) == whole

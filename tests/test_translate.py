@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,66 +16,37 @@ import tifffile
 import tiffslide
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from kin_cli.errors import OutputError
 from kin_cli.geometry import Box
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.models.exchange import exchange_norms
-from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.windows import WindowGrid
 from kin_cli.plan import make_plan
 from kin_cli.progress import SilentProgress
-from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
+from kin_cli.settings import Settings
 from kin_cli.translate import carry_out, translate
-
-PATCH = 64
+from tests.helpers.generators import Identity
+from tests.helpers.processes import kin
+from tests.helpers.slides import write_photo
+from tests.helpers.translations import PATCH, SMALL, settings
 
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A smooth colourful image of a size that is no multiple of anything, with a white right third."""
-    rng = np.random.default_rng(0)
-    small = Image.fromarray(rng.integers(0, 255, (12, 17, 3), np.uint8))
-    pixels = np.asarray(small.resize((401, 275), Image.Resampling.BICUBIC)).copy()
+    file = write_photo(tmp_path_factory.mktemp("photo") / "photo.png", (401, 275), coarse=(17, 12))
+    pixels = np.asarray(Image.open(file)).copy()
     pixels[:, 270:] = 244
-    file = tmp_path_factory.mktemp("photo") / "photo.png"
     Image.fromarray(pixels).save(file)
     return file
-
-
-def settings(slide: Path, model: Path, output: Path, **changes: object) -> Settings:
-    """Settings of a quick lossless translation; ``changes`` go to whichever part has a field of that name."""
-    parts = {
-        "source": {"slide": slide, "tissue": "none"},
-        "output": {"path": output, "compression": "deflate"},
-        "norm": {"patch_px": PATCH, "kernel": Kernel.parse("gaussian:3")},
-        "compute": {"device": "cpu"},
-    }
-    classes = {"source": SourceSettings, "output": OutputSettings, "norm": NormSettings, "compute": ComputeSettings}
-    for name, value in changes.items():
-        part = next(p for p, cls in classes.items() if name in {f.name for f in dataclasses.fields(cls)})
-        parts[part][name] = value
-    return Settings(model=model, **{part: cls(**parts[part]) for part, cls in classes.items()})  # type: ignore[arg-type]
 
 
 def run(slide: Path, model: Path, output: Path, **changes: object) -> np.ndarray:
     translate(settings(slide, model, output, **changes), SilentProgress())
     return tifffile.imread(output)
-
-
-class Identity(nn.Module):
-    """A generator with a norm layer that changes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.InstanceNorm2d(3)
-        self.scale = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale * self.norm(x)
 
 
 def run_identity(wanted: Settings) -> None:
@@ -105,18 +77,18 @@ def test_an_identity_generator_keeps_every_patch_size_exact(
 
 
 @pytest.mark.parametrize("layout", ["cut", "cyclegan", "urust"])
-def test_kernel_one_is_the_unpatched_generator(shared_reference: Path, layout: str) -> None:
+def test_kernel_one_is_the_original_generator(shared_reference: Path, layout: str) -> None:
     file, x = shared_reference / f"{layout}.pth", torch.rand(2, 3, 128, 128) * 2 - 1
     plain = load_generator(file).module
     network = exchange_norms(load_generator(file).module)
     stats = network.measure(x)
-    cells = torch.stack([stats[:, 0], 1 / stats[:, 1]], dim=1)[:, None, None]
-    out = network.apply(x, Field(cells, Lookup(128, 0, "nearest"), (1, 1)))
+    table = torch.stack([stats[:, 0], 1 / stats[:, 1]], dim=1)[:, None, None]
+    out = network.apply(x, Field(table, Lookup(128, 0, "nearest"), (1, 1)))
     with torch.inference_mode():
         torch.testing.assert_close(out, plain(x), atol=1e-4, rtol=0)
 
 
-def test_the_in_preset_is_the_unpatched_generator_patch_by_patch(
+def test_the_in_preset_is_the_original_generator_patch_by_patch(
     tmp_path: Path, photo: Path, tiny_generator: Path
 ) -> None:
     got = run(photo, tiny_generator, tmp_path / "out.tif", method="in", kernel=None).astype(int)
@@ -233,13 +205,13 @@ def test_unfinished_work_of_other_settings_is_refused_by_name(
     tmp_path: Path, photo: Path, tiny_generator: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "o.ome.tif"
-    monkeypatch.setattr("kin_cli.translate.apply_slide", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("kin_cli.job.apply_slide", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(photo, tiny_generator, output)
     monkeypatch.undo()
     with pytest.raises(OutputError, match=r"kernel: \"gaussian:3\" → \"constant:3\""):
-        run(photo, tiny_generator, output, kernel=Kernel.parse("constant:3"))
-    run(photo, tiny_generator, output, kernel=Kernel.parse("constant:3"), overwrite=True)
+        run(photo, tiny_generator, output, kernel="constant:3")
+    run(photo, tiny_generator, output, kernel="constant:3", overwrite=True)
     assert output.exists()
 
 
@@ -318,3 +290,62 @@ def test_small_images_are_written_so_that_libvips_reads_them(
     translate(settings(tmp_path / "small.png", tiny_generator, tmp_path / "o.png"), SilentProgress())
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), pyramid)
     np.testing.assert_array_equal(pyvips.Image.new_from_file(str(tmp_path / "o.ome.tif")).numpy(), pyramid)
+
+
+def odd_slides(folder: Path) -> Iterator[Path]:
+    def tiff(name: str, pixels: np.ndarray, **options: object) -> Path:
+        tifffile.imwrite(folder / name, pixels, photometric="rgb", tile=(256, 256), compression="deflate", **options)
+        return folder / name
+
+    noise = np.random.default_rng(0).integers(0, 255, (100, 100, 3), np.uint8)
+    yield tiff("black.tif", np.zeros((300, 300, 3), np.uint8))
+    yield tiff("constant.tif", np.full((300, 300, 3), 200, np.uint8))
+    yield tiff("transparent.tif", np.zeros((300, 300, 4), np.uint8), extrasamples=["unassalpha"])
+    Image.fromarray(np.zeros((90, 90, 4), np.uint8)).save(folder / "transparent.png")
+    yield folder / "transparent.png"
+    yield tiff("pixel.tif", noise[:1, :1])
+    yield tiff("wide.tif", np.tile(noise[:1], (1, 20, 1)))
+    yield tiff("tall.tif", np.tile(noise[:, :1], (20, 1, 1)))
+    for name, per_cm in (("huge", 10), ("tiny", 1e8)):
+        yield tiff(f"{name}_mpp.tif", noise, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER")
+
+
+def test_odd_slides_are_translated_whole(tmp_path: Path, tiny_generator: Path) -> None:
+    for slide in odd_slides(tmp_path):
+        output = tmp_path / f"{slide.name}.ome.tif"
+        result = kin("translate", slide, "-m", tiny_generator, "-o", output, "--patch-size", "128")
+        assert result.code == 0, f"{slide.name}: {result.err}"
+        assert kin("check", output).code == 0
+        assert tifffile.imread(output).shape[:2] == tifffile.imread(slide).shape[:2] if slide.suffix == ".tif" else True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1)])
+def test_a_line_of_pixels_is_a_slide(tmp_path: Path, tiny_generator: Path, shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    slide, output = tmp_path / "line.tif", tmp_path / "line.ome.tif"
+    tifffile.imwrite(slide, pixels, photometric="rgb", tile=(256, 256), compression="deflate")
+    result = kin("translate", slide, "-m", tiny_generator, "-o", output, "--patch-size", "128")
+    assert result.code == 0, result.err
+    assert kin("check", output).code == 0
+    assert tifffile.imread(output).shape[:2] == shape
+
+
+@pytest.mark.parametrize("mpp", ["1000", "0.002"])
+def test_a_wrong_pixel_size_is_kept_if_the_user_insists(
+    slide: Path, tiny_generator: Path, tmp_path: Path, mpp: str
+) -> None:
+    output = tmp_path / "out.ome.tif"
+    assert kin("translate", slide, "-m", tiny_generator, "-o", output, *SMALL, "--source-mpp", mpp).code == 0
+    assert kin("check", output).code == 0
+    assert json.loads(kin("info", output, "--json").out)["size"] == [520, 1040]
+
+
+@pytest.mark.parametrize("options", ["--source-mpp 1e30", "--source-mpp 1e-12", "--mpp nan", "--mpp 1e-300"])
+def test_absurd_pixel_sizes_are_refused(slide: Path, tiny_generator: Path, tmp_path: Path, options: str) -> None:
+    result = kin("translate", slide, "-m", tiny_generator, "-o", tmp_path / "o.tif", *options.split())
+    assert result.code == 2
+    assert "is not within" in result.err
+    result = kin("translate", slide, "-m", tiny_generator, "--mpp", "0.001", "--source-mpp", "10000", "--dry-run")
+    assert result.code == 2
+    assert "too many" in result.err

@@ -1,1 +1,1 @@
-"""Many slides in one command, and one slide in many jobs."""
+"""Many slides in one command, and one slide in many scheduler jobs."""

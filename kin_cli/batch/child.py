@@ -1,7 +1,8 @@
-"""The child process in which slides are translated, seen from its parent: whatever a slide does to it, the batch lives.
+"""The parent's side of the child process that translates the slides of a batch, so that a crash ends one slide only.
 
-OpenSlide and the codecs below it abort the process on some damaged files, a GPU that failed stays unusable, and the
-kernel kills who takes too much memory. One child translates many slides; after any such death there is a new one.
+OpenSlide and its codecs abort the process on some damaged files, a GPU that failed stays unusable, and the kernel kills
+processes that take too much memory. One child translates many slides; if it dies, the next slide gets a new one. The
+child's side is ``serve.py``.
 """
 
 from __future__ import annotations
@@ -22,31 +23,31 @@ from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 from kin_cli.signals import end_with_us
 
-_GRACE_SECONDS = 20.0  # a child that was told to stop gets this long, less than the 30 s that most schedulers leave us
+_GRACE_SECONDS = 20.0  # for a child to stop; most schedulers give a process 30 s between SIGTERM and SIGKILL
 _LOG_TAIL_BYTES = 4000
 
 
 class ChildProcess:
-    """At most one child process at a time, started when needed; close it when the batch is done."""
+    """At most one child process at a time, started when needed. Call ``close`` at the end of the batch."""
 
     def __init__(self) -> None:
         self._child: _Child | None = None
 
     def start(self) -> None:
-        """Have a child that is ready for a slide: starting one takes seconds, which are no slide's."""
+        """Start a child if none is ready. Call it before timing a slide, so that start-up is not charged to a slide."""
         self._ready_child()
 
     def translate(self, settings: Settings, progress: Progress) -> dict[str, Any]:
         """Translate one slide in the child and return its record.
 
-        Raises the ``KinError`` that the child met; ``KinError`` too if it died, with the signal and its last words; and
-        ``Stopped`` if it or we were told to stop, when the child has ended.
+        Raises the ``KinError`` that the child raised; ``KinError`` with the signal and the last line of output if the
+        child died; and ``Stopped``, after the child has ended, if the child or this process was told to stop.
         """
         child = self._ready_child()
         try:
             return child.translate(settings, progress)
         except _Refusal as error:
-            raise KinError(error.message, error.hint) from None  # the child is well
+            raise KinError(error.message, error.hint) from None  # the child can go on
         except BaseException:
             self.close()
             raise
@@ -62,14 +63,14 @@ class ChildProcess:
         return self._child
 
     def close(self) -> None:
-        """End the child: it gives up its claim, and gets a few seconds for that."""
+        """End the child, which gets a few seconds to release its claim on the work folder."""
         child, self._child = self._child, None
         if child is not None:
             child.end()
 
 
 class _Refusal(KinError):
-    """What a healthy child says about a slide that it cannot translate."""
+    """A failure of one slide after which the child can go on."""
 
 
 @dataclass
@@ -81,7 +82,7 @@ class _Child:
     @classmethod
     def started(cls) -> _Child:
         ours, theirs = Pipe()
-        # what libraries print would tear the progress bar; its end explains a death
+        # Libraries print warnings that would break the progress bar; the last line may explain a crash.
         log = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", "kin_cli.batch.serve", str(theirs.fileno())]
         process = subprocess.Popen(
@@ -99,7 +100,7 @@ class _Child:
 
     def translate(self, settings: Settings, progress: Progress) -> dict[str, Any]:
         self.log.truncate(0)
-        self.log.seek(0)  # the child writes where we are
+        self.log.seek(0)  # the child shares this file position
         try:
             self.connection.send(settings)
             return self._result(settings.source.slide, progress)

@@ -1,7 +1,7 @@
-"""One slide, many jobs: each pass in shares of rows, on a file system that all jobs see, and the assembly.
+"""One slide translated by several scheduler jobs: each pass in shards, then the assembly.
 
-All jobs fill the same work folder, each its own shard of the stores. The file is written from the stores in canonical
-order, so on equal hardware it equals that of a single process byte for byte.
+All jobs see one file system and fill the same work folder, each a shard of its own in the stores. The file is written
+from the stores in canonical order, so on equal hardware it equals the file of a single process byte for byte.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 
 
-def measure_rows(settings: Settings, shard: Shard, *, progress: Progress) -> None:
-    """Pass 1 for a share of the patches with tissue: consecutive rows with about equal numbers of them."""
+def measure_shard(settings: Settings, shard: Shard, *, progress: Progress) -> None:
+    """Run pass 1 on one shard: consecutive rows of the patch grid; shards hold about equally many tissue patches."""
     plan = make_plan(settings)
     with plan.view.slide, Job.begin(plan, shard=f"measure-{shard}") as job:
         rows = shard.rows((plan.table_weights > 0).sum(axis=1).tolist())
         job.statistics([cell for cell in plan.measured_cells if cell.row in rows], progress)
 
 
-def apply_rows(settings: Settings, shard: Shard, *, progress: Progress) -> None:
-    """Pass 2 for a share of the tiles; ``OutputError`` unless every patch has been measured."""
+def apply_shard(settings: Settings, shard: Shard, *, progress: Progress) -> None:
+    """Run pass 2 on one shard: consecutive rows of blocks; shards hold about equally many tiles.
+
+    Raises ``OutputError`` unless every patch has been measured.
+    """
     plan = make_plan(settings)
     with plan.view.slide, Job.begin(plan, shard=f"apply-{shard}") as job:
         if absent := job.unmeasured():
@@ -36,7 +39,10 @@ def apply_rows(settings: Settings, shard: Shard, *, progress: Progress) -> None:
 
 
 def assemble(settings: Settings, progress: Progress) -> dict[str, object]:
-    """Write the output from finished rows and return the run record; ``OutputError`` unless every tile is there."""
+    """Write the output from the finished shards and return the run record.
+
+    Raises ``OutputError`` unless every tile has been translated.
+    """
     plan = make_plan(settings)
     with plan.view.slide:
         record = skipped(plan, progress)

@@ -1,4 +1,9 @@
-"""The batch itself: slide after slide, whatever becomes of each."""
+"""Translate many slides, one after another; a slide that fails does not stop the batch.
+
+``<outputs>/kin-batch/`` holds the outcome of every slide: a CSV file for people and a JSON file for programs, complete
+at any moment. For a batch in shards it also holds ``slides.json``, the slides and the number of shards that all shards
+agree on.
+"""
 
 from __future__ import annotations
 
@@ -14,129 +19,34 @@ from typing import Any, Literal
 
 from kin_cli import __version__
 from kin_cli.batch.child import ChildProcess
-from kin_cli.batch.jobs import SlideTask, refuse_collisions
 from kin_cli.batch.shard import Shard
+from kin_cli.batch.tasks import SlideTask, refuse_collisions
 from kin_cli.errors import KinError, OutputError, Stopped, UsageError
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 from kin_cli.store.files import create_atomic, os_errors_as_output_errors, write_atomic
 
 FOLDER = "kin-batch"
-_NAME = "plan.json"
+AGREED_FILE = "slides.json"
 State = Literal["pending", "running", "done", "skipped", "filled", "failed", "stopped"]
-
-
-# FROM batch.run: The batch itself: slide after slide, whatever becomes of each.
 
 
 @dataclass(frozen=True)
 class SlideBatch:
-    """Jobs with their settings, where their outputs go, and the part of them that is ours (None: all)."""
+    """Tasks, how to make the settings of one, the folder of the outputs, and the shard to translate (None: all)."""
 
-    jobs: Sequence[SlideTask]
+    tasks: Sequence[SlideTask]
     settings: Callable[[SlideTask], Settings]
     outputs: Path
     shard: Shard | None = None
 
 
-def run_batch(batch: SlideBatch, progress: Progress) -> Status:
-    """Translate our part of the jobs, one after another, and return what became of each.
-
-    The status is in ``<outputs>/kin-batch/`` all the time. Raises ``UsageError`` for collisions, settings that make no
-    sense and a plan of other parts, all before work starts; ``Stopped`` on a signal; ``OutputError`` where the status
-    cannot be written. No slide's failure raises.
-    """
-    refuse_collisions(batch.jobs)
-    settings = {job: batch.settings(job) for job in batch.jobs}
-    folder = batch.outputs / FOLDER
-    with os_errors_as_output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    jobs, stem = batch.jobs, "status"
-    if batch.shard is not None:
-        agree_on_slides(folder, batch.jobs, batch.shard)
-        jobs, stem = batch.shard.of(batch.jobs), f"status-{batch.shard}"
-    status, child = Status(folder, stem, jobs), ChildProcess()
-    status.save()
-    try:
-        with progress.stage("slides", len(jobs), "slides") as advance:
-            for number, (job, row) in enumerate(zip(jobs, status.rows, strict=True), 1):
-                row.status = "running"
-                status.save()
-                _translate(child, settings[job], row, progress)
-                status.save()
-                reason = f": {row.reason}" if row.reason else ""
-                progress.note(f"[{number}/{len(jobs)}] {job.slide}: {row.status} in {row.seconds:.1f} s{reason}")
-                advance(1)
-    except Stopped:
-        status.save()
-        raise
-    finally:
-        child.close()
-    return status
-
-
-def _translate(child: ChildProcess, settings: Settings, row: SlideStatus, progress: Progress) -> None:
-    start = time.monotonic()
-    try:
-        child.start()
-        start = time.monotonic()
-        _make_folder(settings.output.path.parent)
-        row.take(child.translate(settings, progress))
-    except Stopped:
-        row.status, row.reason = "stopped", "interrupted; the same command continues"
-        raise
-    except KinError as error:
-        row.status, row.reason = "failed", " ".join(str(error).split()).removeprefix(f"{row.slide}: ")
-    finally:
-        row.seconds = round(time.monotonic() - start, 2)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created: {error.strerror}", "choose another -o") from error
-
-
-# FROM batch.plan_file: The plan of a batch that several jobs share: its slides and the number of its parts, the same for all of them.
-
-
-def agree_on_slides(folder: Path, jobs: Sequence[SlideTask], shard: Shard) -> None:
-    """Write the plan into ``folder``, or see that the one there has the same slides and the same number of parts.
-
-    Otherwise slides would be left out or done twice without anybody noticing. Raises ``UsageError`` where they differ,
-    ``OutputError`` where the plan cannot be read or written.
-    """
-    path = folder / _NAME
-    slides = [[str(job.slide), str(job.output)] for job in jobs]
-    wanted = {"parts": shard.total, "slides": slides}
-    with os_errors_as_output_errors(path):
-        if create_atomic(path, json.dumps(wanted, indent=1, ensure_ascii=True).encode()):
-            return
-        found = _parsed(path, path.read_bytes())
-    hint = f"if no part is running any more, remove {path} to begin anew"
-    if found["parts"] != shard.total:
-        raise UsageError(f"{path}: this batch was begun in {found['parts']} parts, not {shard.total}", hint)
-    if found["slides"] != slides:
-        changed = [pair for pair in found["slides"] + slides if (pair in found["slides"]) != (pair in slides)]
-        example = f", such as {changed[0][0]}" if changed else ": their order is another"
-        raise UsageError(f"{path}: the slides are not those that this batch was begun with{example}", hint)
-
-
-def _parsed(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        plan = json.loads(content)
-        return {"parts": int(plan["parts"]), "slides": [[str(text) for text in pair] for pair in plan["slides"]]}
-    except (ValueError, TypeError, KeyError):
-        raise OutputError(f"{path}: is damaged", "remove it if no part is running any more") from None
-
-
-# FROM batch.status: What became of every slide of a batch: a CSV for people and a JSON for programs, whole at any moment.
-
-
 @dataclass
 class SlideStatus:
-    """One slide. ``filled``: done, but parts could not be read; ``skipped``: was there already, and was verified."""
+    """Outcome of one slide.
+
+    ``filled`` means done, but parts of the slide were unreadable; ``skipped`` means that a verified output existed.
+    """
 
     slide: str
     output: str
@@ -153,7 +63,7 @@ class SlideStatus:
     peak_rss_bytes: int | None = None
 
     def take(self, record: dict[str, Any]) -> None:
-        """The outcome and figures of a run record."""
+        """Copy the outcome and the numbers of a run record."""
         plan, unread = record["plan"], record["unreadable"]
         self.width, self.height = plan["size"]
         self.mpp, self.patches, self.tiles = plan["mpp"], plan["patches_with_tissue"], plan["tiles"]
@@ -166,34 +76,124 @@ class SlideStatus:
             self.reason = f"parts of {unread['tiles']} tiles could not be read; {unread['patches']} patches left out"
 
 
-class Status:
-    """The rows of a batch, kept in ``<stem>.csv`` and ``<stem>.json``, which are replaced at every ``save``."""
+class BatchStatus:
+    """Outcomes of all slides of a batch or shard, kept in ``<stem>.csv`` and ``<stem>.json``."""
 
-    def __init__(self, folder: Path, stem: str, jobs: Sequence[SlideTask]) -> None:
-        self.rows = [SlideStatus(str(job.slide), str(job.output)) for job in jobs]
+    def __init__(self, folder: Path, stem: str, tasks: Sequence[SlideTask]) -> None:
+        self.slides = [SlideStatus(str(task.slide), str(task.output)) for task in tasks]
         self.paths = (folder / f"{stem}.csv", folder / f"{stem}.json")
         self._stem, self._started = stem, _now()
 
     def counts(self) -> dict[str, int]:
-        """How many slides are in each state that occurs."""
-        return dict(Counter(row.status for row in self.rows))
+        """Return how many slides are in each state that occurs."""
+        return dict(Counter(slide.status for slide in self.slides))
 
     def summary(self) -> dict[str, object]:
-        """Everything, for JSON."""
-        rows = [asdict(row) for row in self.rows]
+        """Return everything, for JSON."""
+        slides = [asdict(slide) for slide in self.slides]
         times = {"started": self._started, "written": _now()}
-        return {"kin": __version__, "batch": self._stem, **times, "counts": self.counts(), "slides": rows}
+        return {"kin": __version__, "batch": self._stem, **times, "counts": self.counts(), "slides": slides}
 
     def save(self) -> None:
-        """Write both files; ``OutputError`` where that fails."""
+        """Replace both files. Raises ``OutputError`` if that fails."""
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, [field.name for field in fields(SlideStatus)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
+        writer.writerows(asdict(slide) for slide in self.slides)
         texts = (table.getvalue(), json.dumps(self.summary(), indent=1, ensure_ascii=False) + "\n")
         for path, text in zip(self.paths, texts, strict=True):
             with os_errors_as_output_errors(path):
                 write_atomic(path, text.encode(errors="surrogateescape"))
+
+
+def run_batch(batch: SlideBatch, progress: Progress) -> BatchStatus:
+    """Translate the tasks of the batch's shard, one after another, and return the outcome of each.
+
+    The status files in ``<outputs>/kin-batch/`` are up to date all the time. Raises, before work starts, ``UsageError``
+    for colliding outputs, for invalid settings and if the other shards were begun with other slides; ``Stopped`` on a
+    signal; ``OutputError`` if the status cannot be written. A slide that fails does not raise.
+    """
+    refuse_collisions(batch.tasks)
+    settings = {task: batch.settings(task) for task in batch.tasks}
+    folder = batch.outputs / FOLDER
+    with os_errors_as_output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    tasks, stem = batch.tasks, "status"
+    if batch.shard is not None:
+        agree_on_slides(folder, batch.tasks, batch.shard)
+        tasks, stem = batch.shard.of(batch.tasks), f"status-{batch.shard}"
+    status, child = BatchStatus(folder, stem, tasks), ChildProcess()
+    status.save()
+    try:
+        with progress.stage("slides", len(tasks), "slides") as advance:
+            for number, (task, slide) in enumerate(zip(tasks, status.slides, strict=True), 1):
+                slide.status = "running"
+                status.save()
+                _translate(child, settings[task], slide, progress)
+                status.save()
+                reason = f": {slide.reason}" if slide.reason else ""
+                progress.note(f"[{number}/{len(tasks)}] {slide.slide}: {slide.status} in {slide.seconds:.1f} s{reason}")
+                advance(1)
+    except Stopped:
+        status.save()
+        raise
+    finally:
+        child.close()
+    return status
+
+
+def agree_on_slides(folder: Path, tasks: Sequence[SlideTask], shard: Shard) -> None:
+    """Write ``slides.json``, or check that the existing one has the same slides and number of shards.
+
+    Otherwise slides would be left out or translated twice without notice. Raises ``UsageError`` if they differ and
+    ``OutputError`` if the file cannot be read or written.
+    """
+    path = folder / AGREED_FILE
+    slides = [[str(task.slide), str(task.output)] for task in tasks]
+    wanted = {"shards": shard.total, "slides": slides}
+    with os_errors_as_output_errors(path):
+        if create_atomic(path, json.dumps(wanted, indent=1, ensure_ascii=True).encode()):
+            return
+        found = _parsed(path, path.read_bytes())
+    hint = f"if no shard is running any more, remove {path} to begin anew"
+    if found["shards"] != shard.total:
+        raise UsageError(f"{path}: this batch was begun in {found['shards']} shards, not {shard.total}", hint)
+    if found["slides"] != slides:
+        changed = [pair for pair in found["slides"] + slides if (pair in found["slides"]) != (pair in slides)]
+        example = f", such as {changed[0][0]}" if changed else ": their order is another"
+        raise UsageError(f"{path}: the slides are not those that this batch was begun with{example}", hint)
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        agreed = json.loads(content)
+        slides = [[str(text) for text in pair] for pair in agreed["slides"]]
+        return {"shards": int(agreed["shards"]), "slides": slides}
+    except (ValueError, TypeError, KeyError):
+        raise OutputError(f"{path}: is damaged", "remove it if no shard is running any more") from None
+
+
+def _translate(child: ChildProcess, settings: Settings, slide: SlideStatus, progress: Progress) -> None:
+    start = time.monotonic()
+    try:
+        child.start()
+        start = time.monotonic()
+        _make_folder(settings.output.path.parent)
+        slide.take(child.translate(settings, progress))
+    except Stopped:
+        slide.status, slide.reason = "stopped", "interrupted; the same command continues"
+        raise
+    except KinError as error:
+        slide.status, slide.reason = "failed", " ".join(str(error).split()).removeprefix(f"{slide.slide}: ")
+    finally:
+        slide.seconds = round(time.monotonic() - start, 2)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be created: {error.strerror}", "choose another -o") from error
 
 
 def _now() -> str:

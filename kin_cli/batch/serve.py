@@ -1,7 +1,7 @@
-"""The child process of a batch: ``python -m kin_cli.batch.serve FD`` translates what comes down that pipe.
+"""The child process of a batch: ``python -m kin_cli.batch.serve FD`` receives settings through a pipe and translates.
 
-It ends when the pipe closes; if that happens in the middle of a slide, because the parent was killed, it stops as on
-SIGTERM, so that no orphan goes on holding the claim.
+Ends when the pipe closes. If the pipe closes in the middle of a slide, since the parent was killed, the child stops as
+on SIGTERM, so that no orphan keeps the claim on the work folder. The parent's side is ``child.py``.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from kin_cli.settings import Settings
 from kin_cli.signals import exit_now, raise_if_requested, stop_on_signals, stop_requested
 from kin_cli.translate import translate
 
-_TELL_EVERY_SECONDS = 0.2
+_SEND_EVERY_SECONDS = 0.2
 _ORPHAN_SECONDS = 20.0
 
 
 def main() -> int:
-    """Serve one slide after another; the exit code is 0, or 75 when told to stop."""
-    stop_on_signals(interrupt=False)  # the parent hears Ctrl-C too, and tells us
+    """Translate one slide after another. Returns the exit code: 0, or 75 if told to stop."""
+    stop_on_signals(interrupt=False)  # Ctrl-C reaches the parent, too, which then sends SIGTERM
     connection = Connection(int(sys.argv[1]))
-    jobs: queue.SimpleQueue[Settings | None] = queue.SimpleQueue()
+    slides: queue.SimpleQueue[Settings | None] = queue.SimpleQueue()
     busy = threading.Event()
-    threading.Thread(target=_receive, args=(connection, jobs, busy), name="kin-jobs", daemon=True).start()
+    threading.Thread(target=_receive, args=(connection, slides, busy), name="kin-receive", daemon=True).start()
     try:
         connection.send("ready")
-        while (settings := jobs.get()) is not None:
+        while (settings := slides.get()) is not None:
             busy.set()
             answer = _answer(settings, _PipeProgress(connection))
             busy.clear()
@@ -50,20 +50,24 @@ def main() -> int:
     return 0
 
 
-def _receive(connection: Connection, jobs: queue.SimpleQueue[Settings | None], busy: threading.Event) -> None:
+def _receive(connection: Connection, slides: queue.SimpleQueue[Settings | None], busy: threading.Event) -> None:
     try:
         while True:
-            jobs.put(connection.recv())
+            slides.put(connection.recv())
     except (EOFError, OSError):
         if busy.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(_ORPHAN_SECONDS)
             os._exit(75)
-        jobs.put(None)
+        slides.put(None)
 
 
 def _answer(settings: Settings, progress: _PipeProgress) -> tuple[object, ...]:
-    """``done`` with the record; ``refused`` (we can go on), ``failed`` (we cannot) or ``stopped`` with the reason."""
+    """Translate one slide and return the message for the parent.
+
+    ``done`` and the record; or ``refused`` (this process can go on), ``failed`` (it cannot) or ``stopped``, each with
+    message, hint and exit code.
+    """
     slide = settings.source.slide
     try:
         record = translate(settings, progress)
@@ -81,12 +85,12 @@ def _answer(settings: Settings, progress: _PipeProgress) -> tuple[object, ...]:
         traceback.print_exc()
         hint = "run kin --debug translate on it and report it"
         answer = "failed", f"{slide}: unexpected {type(error).__name__}: {error}", hint, 1
-    told = stop_requested()  # then whatever failed is its consequence
-    return answer if told is None else ("stopped", told.message, told.hint, told.exit_code)
+    request = stop_requested()  # after a request to stop, any failure is its consequence
+    return answer if request is None else ("stopped", request.message, request.hint, request.exit_code)
 
 
 class _PipeProgress:
-    """Tells the parent, a few times a second."""
+    """Progress sent to the parent, a few times a second."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -94,27 +98,27 @@ class _PipeProgress:
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
-        self._tell("stage", name, total, unit)
-        untold, told = 0, time.monotonic()
+        self._send("stage", name, total, unit)
+        unsent, last = 0, time.monotonic()
 
         def advance(count: int, _detail: str = "", /) -> None:
-            nonlocal untold, told
+            nonlocal unsent, last
             raise_if_requested()
             with self._lock:
-                untold += count
-                if time.monotonic() - told < _TELL_EVERY_SECONDS:
+                unsent += count
+                if time.monotonic() - last < _SEND_EVERY_SECONDS:
                     return
-                count, untold, told = untold, 0, time.monotonic()
-            self._tell("advance", count)
+                count, unsent, last = unsent, 0, time.monotonic()
+            self._send("advance", count)
 
         yield advance
-        self._tell("advance", untold)
-        self._tell("leave")
+        self._send("advance", unsent)
+        self._send("leave")
 
     def note(self, message: str) -> None:
-        self._tell("note", message)
+        self._send("note", message)
 
-    def _tell(self, *event: object) -> None:
+    def _send(self, *event: object) -> None:
         with self._lock:
             self._connection.send(event)
 

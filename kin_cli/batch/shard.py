@@ -1,4 +1,4 @@
-"""The i-th of n parts of some work, so that n jobs do all of it between them and nothing twice."""
+"""Shard i of n: a part of some work, so that n scheduler jobs do all of it and nothing twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_INDEX = ("", "undefined")
 
 @dataclass(frozen=True)
 class Shard:
-    """Part ``index`` (1 … ``total``) of ``total``."""
+    """Shard ``index`` (1 … ``total``) of ``total``."""
 
     index: int
     total: int
@@ -28,19 +28,20 @@ class Shard:
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.total:
             raise UsageError(
-                f"there is no part {self.index} of {self.total}",
-                f"parts count from 1 to {self.total}: submit --array=1-{self.total}",
+                f"there is no shard {self.index} of {self.total}",
+                f"shards count from 1 to {self.total}: submit --array=1-{self.total}",
             )
 
     @classmethod
     def parse(cls, text: str, environment: Mapping[str, str]) -> Shard:
-        """``3/16``, or ``auto/16`` for the index of this task in a scheduler's array; ``UsageError`` for all else.
+        """Parse ``3/16``, or ``auto/16`` for the index of this task in a scheduler's array.
 
-        The total is never taken from the scheduler: a single task that is submitted again reports a total of 1.
+        The total is never taken from the scheduler: a single task that is submitted again reports a total of 1. Raises
+        ``UsageError`` for any other text, and for ``auto`` outside an array.
         """
         match = re.fullmatch(r"(auto|\d+)/(\d+)", text.strip())
         if match is None or int(match[2]) < 1:
-            raise UsageError(f"'{text}' is not a part", "write 3/16, or auto/16 in an array job")
+            raise UsageError(f"'{text}' is not a shard", "write 3/16, or auto/16 in an array job")
         index = _array_index(environment) if match[1] == "auto" else int(match[1])
         return cls(index, int(match[2]))
 
@@ -48,14 +49,14 @@ class Shard:
         return f"{self.index}-of-{self.total}"
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every ``total``-th item, so that long and short ones mix."""
+        """Return every ``total``-th item, so that every shard gets large and small ones."""
         return items[self.index - 1 :: self.total]
 
     def rows(self, work: Sequence[float]) -> range:
-        """A run of consecutive rows, given the work in each, such that all parts have about the same."""
+        """Return consecutive rows, given the work in each row, so that all shards have about the same work."""
         ends = list(accumulate(work, initial=0.0))
         middles = [(start + end) / 2 for start, end in pairwise(ends)]
-        first, last = (bisect_left(middles, ends[-1] * part / self.total) for part in (self.index - 1, self.index))
+        first, last = (bisect_left(middles, ends[-1] * index / self.total) for index in (self.index - 1, self.index))
         return range(0 if self.index == 1 else first, len(middles) if self.index == self.total else last)
 
 
@@ -65,8 +66,9 @@ def _array_index(environment: Mapping[str, str]) -> int:
         if value in _NO_INDEX or (name == "LSB_JOBINDEX" and value == "0"):
             continue
         if not value.isdecimal():
-            raise UsageError(f"{name} is '{value}', not a whole number", "write the part as 3/16")
+            raise UsageError(f"{name} is '{value}', not a whole number", "write the shard as 3/16")
         return int(value)
     raise UsageError(
-        "auto needs an array job, and this is none", f"none of {', '.join(ARRAY_VARIABLES)} is set; write 3/16"
+        "auto works in array jobs only, and this is none",
+        f"none of {', '.join(ARRAY_VARIABLES)} is set; write 3/16",
     )

@@ -1,1 +1,1 @@
-"""What this machine gives: the rate of every stage beside the device's limits and beside a plain loop."""
+"""The speed of this machine: every stage of a translation against the device's limits and against a plain loop."""

@@ -1,4 +1,4 @@
-"""What ``kin bench`` measures."""
+"""The benchmark of ``kin bench``: a whole translation, its stages, the limits and the plain loop, in one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from kin_cli import __version__
-from kin_cli.bench.limits import Clock, Limit, Limits, Timing, measure_limits
+from kin_cli.bench.limits import Clock, Layer, Limit, Limits, Timing, measure_limits
 from kin_cli.bench.stages import Bench, Stage, end_to_end, plain_loops
 from kin_cli.concurrency import available_cores
 from kin_cli.errors import UsageError
@@ -30,15 +30,12 @@ from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Sett
 from kin_cli.slide.open import open_slide
 
 Architecture = Literal["cut", "cyclegan", "urust"]
-_STEPS = 9  # the whole, six stages, the limits and the plain loops
-
-
-# FROM bench.settings: What ``kin bench`` measures.
+_STEPS = 9  # whole translation, six stages, limits, plain loops
 
 
 @dataclass(frozen=True)
 class RandomGenerator:
-    """A generator with random weights: it is as fast as a trained one of its layout."""
+    """A generator with random weights, as fast as a trained one of the same architecture."""
 
     architecture: Architecture = "cut"
     width: int = 64
@@ -46,13 +43,11 @@ class RandomGenerator:
 
     def __post_init__(self) -> None:
         if min(self.width, self.blocks) < 1:
-            raise UsageError(
-                f"a generator of width {self.width} with {self.blocks} blocks cannot be", "at least 1 each"
-            )
+            raise UsageError(f"no generator has width {self.width} and {self.blocks} blocks", "at least 1 each")
 
     @property
     def spec(self) -> Spec:
-        """The spec of its network."""
+        """Specification of the network."""
         if self.architecture == "urust":
             return UrustSpec(width=self.width, blocks=self.blocks)
         blurs = self.architecture == "cut"
@@ -61,15 +56,17 @@ class RandomGenerator:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """One benchmark.
+    """Settings of a benchmark.
 
     Attributes:
-        model: a checkpoint, or a generator to be made.
-        slide: a slide whose middle part is used; None for a made-up one.
-        size: of that part, in pixels.
-        measure_px: the middle of a patch that pass 1 looks at; None for all of it.
-        repeats: how often everything is timed; the median counts.
-        quick: one short repeat, without the seamless windows.
+        model: a checkpoint, or a random generator to create.
+        slide: a slide whose middle is used; None for a synthetic one.
+        size: size of the part that is used, in pixels.
+        patch_px: side of a patch, in pixels.
+        measure_px: side of the middle of a patch that pass 1 measures; None for the whole patch.
+        compute: device, precision, batch and threads.
+        repeats: number of repeats of each measurement; the median counts.
+        quick: make one short repeat, without the seamless windows.
     """
 
     model: Path | RandomGenerator
@@ -87,21 +84,18 @@ class BenchSettings:
 
     @property
     def runs(self) -> int:
-        """Repeats that are made."""
+        """Number of repeats to make."""
         return 1 if self.quick else self.repeats
 
     @property
     def at_least_s(self) -> float:
-        """Shortest time that a repeat of a stage takes: short calls are repeated within it."""
+        """Shortest duration of a repeat in seconds; short calls are repeated within it."""
         return 0.1 if self.quick else 0.5
-
-
-# FROM bench.run: The benchmark: a slide and a generator, the whole, its stages, the limits, and the plain loop, in one process.
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Everything that was measured; times are per patch."""
+    """Everything that was measured; times are in seconds per patch."""
 
     settings: BenchSettings
     plan: dict[str, Any]
@@ -118,23 +112,23 @@ class BenchResult:
 
     @property
     def speedup(self) -> float:
-        """How many times faster the whole translation is than the plain loop."""
+        """Time of the plain loop over that of the whole translation."""
         return self.plain.seconds / self.whole.seconds
 
     @property
     def speedup_twice(self) -> float:
-        """The same against a plain loop that runs every patch twice, as kernelized normalization must."""
+        """Time of the plain loop with two runs per patch, as kernelized normalization needs, over that of the whole."""
         return self.plain_twice.seconds / self.whole.seconds
 
     @property
     def fraction_of_slowest(self) -> float:
-        """Time that both passes need, each as long as its slowest stage, as a share of what the whole took."""
+        """Time of both passes if each took as long as its slowest stage, as a fraction of the time of the whole."""
         found = {stage.name: stage.timing.seconds for stage in self.stages}
         passes = (("read", "measure"), ("read", "apply", "encode"))
         return sum(max(found[name] for name in names) for names in passes) / self.whole.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON; rates are per second, FLOP rates in units of 10¹²."""
+        """Return the record, ready for JSON; rates are per second, FLOP rates in units of 10¹²."""
         pixels = self.settings.patch_px**2
         return {
             "kin": __version__,
@@ -169,23 +163,24 @@ class BenchResult:
 
 
 def bench(settings: BenchSettings, progress: Progress) -> BenchResult:
-    """Measure this machine; everything is written to a temporary folder, which is removed.
+    """Measure this machine. Everything is written to a temporary folder, which is deleted.
 
     Memory bound: that of a translation, 64 patches, and three matrices of 8192² on a GPU (2048² on a CPU).
 
-    Raises a ``KinError`` where the slide, the model or the device cannot be used.
+    Raises:
+        KinError: the slide, the model or the device cannot be used.
     """
-    start, load = time.perf_counter(), round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    start, load = time.perf_counter(), _load()
     clock = Clock(settings.runs, settings.at_least_s)
-    ready_devices(settings.compute.device)  # the sample slide is made by threads
+    ready_devices(settings.compute.device)  # before threads start to make the sample slide
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kin-bench-")))
         advance = stack.enter_context(progress.stage("bench", _STEPS, "measurements"))
         wanted = _translation(settings, folder)
         plan = make_plan(wanted)
         stack.enter_context(plan.view.slide)
-        # first of all, so that the peak of memory is the translation's
-        if plan.compiled:  # kernels are compiled once a process; that half a minute is no rate
+        # The whole translation first, so that the peak of memory is that of a translation.
+        if plan.compiled:  # once before, so that compiling the kernels, half a minute, is not timed
             end_to_end(wanted, patches=len(plan.grid), repeats=1)
         whole, record = end_to_end(wanted, patches=len(plan.grid), repeats=settings.runs)
         advance(1)
@@ -194,10 +189,7 @@ def bench(settings: BenchSettings, progress: Progress) -> BenchResult:
         for measure in stages.stages():
             found.append(measure())
             advance(1)
-        limits = measure_limits(
-            stages.work.largest, device=plan.device, dtype=DTYPES[plan.precision], batch=plan.batch, clock=clock
-        )
-        limits = replace(limits, devices=len(plan.devices) if plan.device.type == "cuda" else 1)
+        limits = _limits(plan, stages.work.largest, clock)
         advance(1)
         plain, plain_twice = plain_loops(plan, folder, clock)
         advance(1)
@@ -218,7 +210,7 @@ def bench(settings: BenchSettings, progress: Progress) -> BenchResult:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Describe the machine: device, processor, cores, and versions."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "processor": _processor(),
@@ -229,13 +221,25 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def _load() -> float | None:
+    """Load average of the last minute; None if the system has none."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
+def _limits(plan: Plan, largest: Layer, clock: Clock) -> Limits:
+    dtype = DTYPES[plan.precision]
+    limits = measure_limits(largest, device=plan.device, dtype=dtype, batch=plan.batch, clock=clock)
+    return replace(limits, devices=len(plan.devices) if plan.device.type == "cuda" else 1)
+
+
 def _translation(settings: BenchSettings, folder: Path) -> Settings:
-    """The translation of every patch of the slide's middle part, or of a made-up slide."""
+    """Settings to translate every patch in the middle of the slide, or of a synthetic slide."""
     slide = settings.slide or folder / "sample.tif"
     region = None
     if settings.slide is None:
-        made = OutputSettings(slide)
-        write_sample(made, settings.size, seed=0, workers=settings.compute.workers, progress=SilentProgress())
+        write_sample(
+            OutputSettings(slide), settings.size, seed=0, workers=settings.compute.workers, progress=SilentProgress()
+        )
     else:
         with open_slide(slide) as opened:
             region = _middle(opened.levels[0], settings.size)
@@ -307,7 +311,7 @@ def _timing(timing: Timing, pixels: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells."""
+    """Name of the processor, if the system provides it, else its architecture."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
             named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

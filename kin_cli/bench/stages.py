@@ -1,4 +1,7 @@
-"""Timing a piece of work: a warm-up, repeats of at least some length, the median."""
+"""What ``kin bench`` times: the whole translation, a plain loop for comparison, and each stage by itself.
+
+The stages run the same code as a translation. All times are per patch.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from kin_cli.bench.limits import Clock, Timing, Work, count_work, repeated
 from kin_cli.concurrency import prefetch
-from kin_cli.geometry import Cell, Size
+from kin_cli.geometry import Cell, Floats, Pixels, Size
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.engine import Engine, EnginePool
@@ -29,16 +31,12 @@ from kin_cli.slide.open import open_slide
 from kin_cli.store.blobs import BlobStore
 from kin_cli.translate import translate
 
-Pixels = NDArray[np.uint8]
-_HELD = 64  # patches kept in memory to measure with
-_BATCHES = {"cpu": 1, "cuda": 16}  # for each device; on a GPU their copies and their work overlap
-
-
-# FROM bench.loops: The whole translation, and beside it what one would write without a second thought.
+_HELD = 64  # patches kept in memory
+_BATCHES = {"cpu": 1, "cuda": 16}  # batches per device and call; on a GPU, copying and computing overlap
 
 
 def end_to_end(settings: Settings, *, patches: int, repeats: int) -> tuple[Timing, dict[str, Any]]:
-    """Seconds per patch of ``kin translate`` as a whole, slide to verified file, and the record of the last run."""
+    """Time ``kin translate`` per patch, from slide to verified file; also return the record of the last run."""
     seconds, record = [], {}
     for _ in range(repeats):
         start = perf_counter()
@@ -50,10 +48,10 @@ def end_to_end(settings: Settings, *, patches: int, repeats: int) -> tuple[Timin
 
 
 def plain_loops(plan: Plan, folder: Path, clock: Clock) -> tuple[Timing, Timing]:
-    """Seconds per patch of the plain loop: read, scale, forward, scale back and save as PNG, one after the other.
+    """Time the plain loop per patch: read, scale, forward, scale back and save as PNG, one patch after the other.
 
-    Batch 1, float32, the generator as PyTorch runs it, its InstanceNorm with each patch's own statistics. The second
-    timing is of the work that kernelized normalization takes: every patch read and run twice, and saved once.
+    Batch 1, float32, PyTorch's own InstanceNorm with each patch's statistics. The second timing is the work that
+    kernelized normalization needs: every patch read and run twice, and saved once.
     """
     module = load_generator(plan.settings.model).module.to(plan.device)
     cells = cycle(plan.grid)
@@ -63,9 +61,9 @@ def plain_loops(plan: Plan, folder: Path, clock: Clock) -> tuple[Timing, Timing]
         x = torch.from_numpy(pixels).to(plan.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.no_grad():
             y = module(x)[0]
-        grey = ((y.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        levels = ((y.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         if save:
-            Image.fromarray(np.ascontiguousarray(grey)).save(folder / f"{cell.row}_{cell.col}.png")
+            Image.fromarray(np.ascontiguousarray(levels)).save(folder / f"{cell.row}_{cell.col}.png")
 
     def two(cell: Cell) -> None:
         one(cell, save=False)
@@ -77,12 +75,9 @@ def plain_loops(plan: Plan, folder: Path, clock: Clock) -> tuple[Timing, Timing]
     return timed(one), timed(two)
 
 
-# FROM bench.stages: The stages of a translation one by one, each through the very code that translates, each timed per patch.
-
-
 @dataclass(frozen=True)
 class Stage:
-    """A stage's time per patch (per patch's worth of pixels), and what it computes there, if it is a pass."""
+    """Time of a stage per patch (per pixels of a patch), and its FLOP per patch if it is a pass."""
 
     name: str
     timing: Timing
@@ -91,9 +86,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Bench:
-    """The stages of a plan, which has no halo, and of one with the seamless windows, None to leave that out.
+    """The stages of a plan without a halo, and of a plan with seamless windows (None: not measured).
 
-    Memory bound: 64 patches, and two batches of windows with what the network makes of one.
+    Memory bound: 64 patches, and two batches of windows with the network's features of one.
     """
 
     plan: Plan
@@ -108,23 +103,23 @@ class Bench:
 
     @cached_property
     def work(self) -> Work:
-        """What a patch costs."""
+        """FLOP of a patch."""
         return count_work(self.plan.generator.spec, Size(self.plan.grid.step, self.plan.grid.step))
 
     @cached_property
     def patches(self) -> list[Pixels]:
-        """Patches of the slide in reading order, at least a batch of them."""
+        """Up to 64 patches of the slide in reading order, repeated if that is less than a batch."""
         grid = self.plan.grid
         cells = list(grid)[:_HELD]
         read = [self.plan.view.read(grid.box(cell)) for cell in cells]
         return (read * -(-self.plan.batch // len(read)))[: max(self.plan.batch, len(read))]
 
     def stages(self) -> list[Callable[[], Stage | None]]:
-        """All stages, in the order of a pixel's way; None is one that does not occur."""
+        """Return the measurements of all stages in order; a measurement returns None if there is no such stage."""
         return [self.read, self.measure, self.apply, self.apply_seamless, self.encode, self.pyramid]
 
     def read(self) -> Stage:
-        """Reading from the slide, opened anew for each repeat, by all threads."""
+        """Time reading from the slide by all threads; the slide is opened anew for each repeat."""
         plan, seconds = self.plan, []
         boxes = [plan.grid.box(cell) for cell in list(plan.grid)[: 4 * _HELD]]
         for _ in range(self.clock.repeats + 1):
@@ -137,7 +132,7 @@ class Bench:
         return Stage("read", Timing.of(seconds[1:]).per(len(boxes)))
 
     def measure(self) -> Stage:
-        """Pass 1 on batches of patches in memory, or of their middle where it looks at no more."""
+        """Time pass 1 on batches of patches in memory, or of their middle if it measures only that."""
         side = self.plan.settings.norm.measured_px
         middle = self.plan.grid.middle(Cell(0, 0), side).slices()
         batch = [np.ascontiguousarray(pixels[middle]) for pixels in self.patches[: self.plan.batch]]
@@ -145,25 +140,25 @@ class Bench:
         return Stage("measure", self._passes(lambda engine: engine.measure(batch)).per(len(batch)), flop)
 
     def apply(self) -> Stage:
-        """Pass 2 likewise, its windows the patches themselves."""
+        """Time pass 2 on the same batches, with patches as windows."""
         plan, batch = self.plan, self.patches[: self.plan.batch]
-        cells = self._cells(plan.lookup, (1, 1), len(batch))
-        timing = self._passes(lambda engine: engine.apply(batch, cells, plan.lookup)).per(len(batch))
+        stats = self._stats_of(plan.lookup, (1, 1), len(batch))
+        timing = self._passes(lambda engine: engine.apply(batch, stats, plan.lookup)).per(len(batch))
         return Stage("apply", timing, self.work.apply)
 
     def apply_seamless(self) -> Stage | None:
-        """Pass 2 in the first window of ``--seamless``, per patch of its output; the halo's work counts for nothing."""
+        """Time pass 2 in a window of ``--seamless``, per patch of output; FLOP do not include those of the halo."""
         plan = self.seamless
         if plan is None:
             return None
         window = next(plan.windows.blocks(lambda _: False)).windows[0]
         batch, patches = [plan.view.read(window.read)] * plan.batch, window.rows * window.cols
-        cells = self._cells(plan.lookup, (window.rows, window.cols), len(batch))
-        timing = self._passes(lambda engine: engine.apply(batch, cells, plan.lookup)).per(len(batch) * patches)
+        stats = self._stats_of(plan.lookup, (window.rows, window.cols), len(batch))
+        timing = self._passes(lambda engine: engine.apply(batch, stats, plan.lookup)).per(len(batch) * patches)
         return Stage("apply, seamless", timing, self.work.apply)
 
     def encode(self) -> Stage:
-        """Encoding translated tiles by all threads."""
+        """Time encoding of translated tiles by all threads."""
         plan, tiles = self.plan, self._tiles
 
         def work() -> None:
@@ -173,7 +168,7 @@ class Bench:
         return Stage("encode", self._repeated(work).per(self._tile_patches(len(tiles))))
 
     def pyramid(self) -> Stage | None:
-        """The levels above the base, from encoded tiles in a store; None for an image that has none."""
+        """Time the reduced levels, from encoded tiles in a store; None for an image that has none."""
         plan, layout = self.plan, self.plan.layout
         if not layout.reduced_count:
             return None
@@ -192,26 +187,26 @@ class Bench:
     def _tiles(self) -> list[Pixels]:
         plan, batch = self.plan, self.patches[: self.plan.batch]
         tile = plan.layout.tile
-        outputs = self.engines.first.apply(batch, self._cells(plan.lookup, (1, 1), len(batch)), plan.lookup)
+        outputs = self.engines.first.apply(batch, self._stats_of(plan.lookup, (1, 1), len(batch)), plan.lookup)
         return [pad_tile(pixels[:tile, :tile], tile) for pixels in outputs] * max(1, 16 // len(outputs))
 
     def _tile_patches(self, tiles: int) -> float:
         return tiles * (self.plan.layout.tile / self.plan.grid.step) ** 2
 
-    def _cells(self, lookup: Lookup, patches: tuple[int, int], batch: int) -> NDArray[np.float32]:
-        """Means and scales of one patch of the slide in every cell that a batch of windows of ``patches`` reads."""
+    def _stats_of(self, lookup: Lookup, patches: tuple[int, int], batch: int) -> Floats:
+        """Means and scales (B, rows, cols, 2, C) for windows of ``patches``: those of one patch in every cell."""
         rows, cols = (len(lookup.span(count)) for count in patches)
-        cells: NDArray[np.float32] = np.tile(self._stats, (batch, rows, cols, 1, 1))
-        return cells
+        stats: Floats = np.tile(self._stats, (batch, rows, cols, 1, 1))
+        return stats
 
     @cached_property
-    def _stats(self) -> NDArray[np.float32]:
-        stats: NDArray[np.float32] = self.engines.first.measure(self.patches[:1])[0].copy()
+    def _stats(self) -> Floats:
+        stats: Floats = self.engines.first.measure(self.patches[:1])[0].copy()
         np.divide(1.0, stats[1], out=stats[1], where=stats[1] > 0)
         return stats
 
     def _passes(self, work: Callable[[Engine], object]) -> Timing:
-        """Time of ``work`` on a batch where the devices take one batch after the other, as they do in a translation."""
+        """Time ``work`` per batch, while all devices process one batch after the other, as in a translation."""
         batches = len(self.engines.engines) * _BATCHES[self.plan.device.type]
 
         def run() -> None:

@@ -1,15 +1,17 @@
-"""The result as a table for people."""
+"""The result of a benchmark as a table of text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-_BUSY = 0.5  # runnable threads per core, from when on others take time that is ours
+from kin_cli.store.files import bytes_text
+
+_BUSY = 0.5  # load per core above which other processes slow the benchmark down
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Lines of text from ``BenchResult.as_dict``."""
+    """Format the record of a benchmark, ``BenchResult.as_dict()``."""
     machine, plan, generator = result["machine"], result["plan"], result["generator"]
     limits, whole = result["limits"], result["end_to_end"]
     layers = f"{generator['architecture']}, width {generator['width']}, {generator['blocks']} blocks"
@@ -28,7 +30,7 @@ def table(result: Mapping[str, Any]) -> str:
         *(f"{name + ' limit':<18}{limit['tflop_per_s']:>30.3g}  {limit['what']}" for name, limit in limits.items()),
         f"end to end: {result['speedup']:.2f} times the plain loop (batch 1, float32, PNG per patch),"
         f" {result['speedup_twice']:.2f} times one that runs each patch twice, as kernelized normalization must;"
-        f" {_percent(whole['share_of_slowest_stages'])} of the speed of its slowest stages",
+        f" {_percent(whole['fraction_of_slowest_stages'])} of the speed of its slowest stages",
     ]
     ratio = seamless_ratio(result)
     if ratio is not None:
@@ -36,8 +38,8 @@ def table(result: Mapping[str, Any]) -> str:
     memory = result["memory"]
     device = memory["peak_device_bytes"]
     lines.append(
-        f"memory of the translation: {memory['peak_rss_bytes'] / 2**20:.0f} MiB"
-        + ("" if device is None else f", {device / 2**20:.0f} MiB on the device")
+        f"memory of the translation: {bytes_text(memory['peak_rss_bytes'])}"
+        + ("" if device is None else f", {bytes_text(device)} on the device")
     )
     load = machine["load_before"]
     if load is not None and load > _BUSY * machine["cores"]:
@@ -48,7 +50,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def seamless_ratio(result: Mapping[str, Any]) -> float | None:
-    """Time per pixel of both passes, the second in the windows of ``--seamless``, over that with plain windows."""
+    """Time of both passes with the windows of ``--seamless`` over that with plain windows; None if not measured."""
     seconds = {stage["name"]: float(stage["seconds_per_patch"]) for stage in result["stages"]}
     if "apply, seamless" not in seconds:
         return None
@@ -63,13 +65,13 @@ def _middle(settings: Mapping[str, Any]) -> str:
 def _line(name: str, found: Mapping[str, Any]) -> str:
     line = f"{name:<18}{number(1000 * found['seconds_per_patch']):>10}{number(found['mpixel_per_s']):>10}"
     if found.get("tflop_per_s") is not None:
-        line += f"{found['tflop_per_s']:>10.3g}{_percent(found['share_of_product']):>12}"
-        line += f"{_percent(found['share_of_convolution']):>16}"
+        line += f"{found['tflop_per_s']:>10.3g}{_percent(found['fraction_of_product']):>12}"
+        line += f"{_percent(found['fraction_of_convolution']):>16}"
     return line
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point where there are more."""
+    """Format with three significant digits, or without decimals from 1000 on."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 

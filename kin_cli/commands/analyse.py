@@ -1,4 +1,4 @@
-"""``kin analyse``: how the patches' statistics change over a slide, and what a thumbnail makes of them."""
+"""``kin analyse``: how the patches' statistics vary over a slide and differ from those of a thumbnail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.commands.parameters import KernelType
+from kin_cli.commands.parameters import FILE, KernelType
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.variants import (
     base_settings,
@@ -24,34 +24,41 @@ from kin_cli.store.files import os_errors_as_output_errors, working_folder
 if TYPE_CHECKING:
     from kin_cli.figures.analysis import Analysis
 
-_FILE = click.Path(path_type=Path)
-
 
 @shared_options
 @click.command()
-@click.argument("slide", type=_FILE)
-@click.option("-o", "--output", type=_FILE, required=True, help="The picture (.png, .pdf, .svg), or a folder.")
-@click.option("--kernel", type=KernelType(), help="The neighbourhood to look at.  [default: gaussian:7]")
-@click.option("--patches", type=click.IntRange(2), default=500, show_default=True, help="Draw so many to compare.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
-@click.option("--reach", type=click.IntRange(1), default=5000, show_default=True, help="Largest distance, px.")
+@click.argument("slide", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="File for the figure (.png, .pdf, .svg), or folder.")
+@click.option("--kernel", type=KernelType(), help="Kernel whose neighbourhood is compared.  [default: gaussian:7]")
+@click.option(
+    "--patches",
+    type=click.IntRange(2),
+    default=500,
+    show_default=True,
+    help="Number of patches, drawn at random, that are compared by distance.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the patches.")
+@click.option(
+    "--reach", type=click.IntRange(1), default=5000, show_default=True, help="Largest distance between two patches, px."
+)
 @output_options
 def analyse(slide: Path, output: Path, **options: Any) -> None:
-    """Show how alike the statistics of SLIDE's patches are: the paper's Figures S1 and S2.
+    """Draw how similar the statistics of SLIDE's patches are: the paper's Figures S1 and S2.
 
-    Cosine similarity of means and standard deviations in each layer block, of patches at growing distance, and of
-    patches with the thumbnail that TIN takes instead, with the average of all, and with their neighbourhood. Patches
-    that are at least half tissue count. A folder gets statistics.png, .csv and .json.
+    The figure shows cosine similarities of means and standard deviations in each block of layers: of two patches by
+    their distance, and of a patch with the thumbnail that TIN uses, with the average of all patches and with its
+    neighbourhood. Only patches that are at least half tissue count. If OUTPUT is a folder, it gets statistics.png, .csv
+    and .json.
     """
     from kin_cli.figures.analysis import AnalysisSettings
     from kin_cli.figures.analysis import analyse as run
     from kin_cli.figures.plots import analysis_figure, save_figure
 
-    figures = None
+    stem = None
     if output.is_dir() or not output.suffix:
         with os_errors_as_output_errors(output):
             output.mkdir(exist_ok=True)
-        figures, output = output / "statistics", output / "statistics.png"
+        stem, output = output / "statistics", output / "statistics.png"
     folder = prepared_folder(output, None, overwrite=options["overwrite"])
     with working_folder(folder):
         table = options["table"] or folder / "table"
@@ -62,16 +69,16 @@ def analyse(slide: Path, output: Path, **options: Any) -> None:
     record = json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     if options["csv_file"] is not None:
         write_csv(options["csv_file"], found.rows())
-    if figures is not None:
-        write_csv(figures.with_suffix(".csv"), found.rows())
-        write_text(figures.with_suffix(".json"), record + "\n")
+    if stem is not None:
+        write_csv(stem.with_suffix(".csv"), found.rows())
+        write_text(stem.with_suffix(".json"), record + "\n")
     with os_errors_as_output_errors(folder):
         shutil.rmtree(folder)
     click.echo(record if options["as_json"] else f"{_text(found)}\n{output}")
 
 
 def _text(found: Analysis) -> str:
-    """Median similarity to what stands for a patch, for every block."""
+    """Return a table of the median similarities, a line for each statistic and block."""
     names = ["", *(f"{standin.name}" for standin in found.standins)]
     lines = [names]
     for s, statistic in enumerate(("mean", "std")):

@@ -1,15 +1,23 @@
-"""``kin bench``: what this machine gives, and what holds it back."""
+"""``kin bench``: the speed of every stage of a translation on this machine, beside the limits of the device."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.commands.options import bundled_generator
-from kin_cli.commands.parameters import AutoInt, SizeType, auto_as_none
+from kin_cli.commands.options import MODEL_HELP, bundled_generator
+from kin_cli.commands.parameters import (
+    FILE,
+    SizeType,
+    auto_as_none,
+    batch_size_option,
+    compile_option,
+    json_option,
+    precision_option,
+    workers_option,
+)
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Size
@@ -17,35 +25,62 @@ from kin_cli.geometry import Size
 if TYPE_CHECKING:
     from kin_cli.bench.run import BenchSettings
 
-_FILE = click.Path(path_type=Path)
-
 
 @click.command()
-@click.option("-m", "--model", type=_FILE, help="Generator: .pth or .safetensors.  [default: in the box]")
+@click.option("-m", "--model", type=FILE, help=MODEL_HELP)
 @click.option(
     "--architecture",
     type=click.Choice(["cut", "cyclegan", "urust"]),
-    help="A random generator instead.  [default: cut]",
+    help="Use a generator of this architecture with random weights, instead of --model.  [default: cut]",
 )
-@click.option("--width", type=int, help="Width of a random generator.  [default: 64]")
-@click.option("--blocks", type=int, help="Residual blocks of a random generator.  [default: 9]")
-@click.option("--slide", type=_FILE, help="Use the middle of this slide.  [default: made up, as kin sample does]")
-@click.option("--size", type=SizeType(), default="1536", show_default=True, help="Pixels of the slide that are used.")
-@click.option("--patch-size", type=int, default=512, show_default=True, help="Pixels that share statistics.")
-@click.option("--measure-size", type=int, help="The middle of each patch that pass 1 looks at.  [default: all of it]")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or several with commas.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
-@click.option("--compile", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
-@click.option("-b", "--batch-size", type=AutoInt(), help="Windows at a time.  [default: auto]")
-@click.option("-j", "--workers", type=click.IntRange(1), help="Threads.  [default: the cores we have]")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Of everything; medians count.")
-@click.option("--quick", is_flag=True, help="One short repeat, without the seamless windows.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--width", type=int, help="Width of the random generator.  [default: 64]")
+@click.option("--blocks", type=int, help="Number of residual blocks of the random generator.  [default: 9]")
+@click.option(
+    "--slide", type=FILE, help="Use the middle of this slide.  [default: a synthetic slide, as kin sample makes]"
+)
+@click.option(
+    "--size",
+    type=SizeType(),
+    default="1536",
+    show_default=True,
+    help="Size of the part that is used, px: 1536 or 2048x1024.",
+)
+@click.option(
+    "--patch-size",
+    type=int,
+    default=512,
+    show_default=True,
+    help="Side of the patches that statistics are measured in, px.",
+)
+@click.option(
+    "--measure-size",
+    type=int,
+    help="Measure the statistics in only this central square of each patch, px.  [default: whole patch]",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Device of the network: auto, cpu, cuda, cuda:1, or several separated by commas.",
+)
+@precision_option
+@compile_option
+@batch_size_option
+@workers_option
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="How often every stage is measured; the median is shown.",
+)
+@click.option("--quick", is_flag=True, help="Measure every stage once and briefly, without seamless windows.")
+@json_option
 def bench(as_json: bool, **options: Any) -> None:
-    """Measure this machine: reading, both passes, encoding, levels, and a translation as a whole.
+    """Measure the speed of this machine: reading, both passes, encoding, pyramid levels, and a whole translation.
 
-    Beside them the rates of a matrix product and of the generator's main convolution, which are the limit, and a plain
-    loop: patch after patch, batch 1, float32, a PNG each.
+    For comparison, also measures the device's limits (a matrix product and the generator's main convolution) and a
+    plain loop over patches: batch 1, float32, one PNG file for each.
     """
     settings = _settings(options)
     from kin_cli.bench.run import bench as run

@@ -1,4 +1,4 @@
-"""``kin compare``: the same slide by IN, TIN, KIN and seamless, side by side."""
+"""``kin compare``: a slide by IN, TIN, KIN and seamless. ``kin sweep``: a slide by kernels of all kinds and sizes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kin_cli.commands.parameters import FILE
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.variants import (
     base_settings,
@@ -26,30 +27,33 @@ if TYPE_CHECKING:
     from kin_cli.figures.compare import CompareSettings, Comparison, Variant
     from kin_cli.settings import Settings
 
-_FILE = click.Path(path_type=Path)
-_FILE = click.Path(path_type=Path)
-_ENDLESS = ("inf", "∞", "global")
-
-
-# FROM commands.compare: ``kin compare``: the same slide by IN, TIN, KIN and seamless, side by side.
+_INFINITE = ("inf", "∞", "global")
+_FIGURE_HELP = "File for the figure: .png, .pdf or .svg."
 
 
 @shared_options
 @click.command()
-@click.argument("slide", type=_FILE)
-@click.option("-o", "--output", type=_FILE, required=True, help="The picture: .png, .pdf or .svg.")
+@click.argument("slide", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP)
 @click.option(
-    "--kernels", default="gaussian:7", show_default=True, help="Comma-separated, a column each: 1,constant:3."
+    "--kernels",
+    default="gaussian:7",
+    show_default=True,
+    help="Kernels of the KIN columns, separated by commas: 1,constant:3.",
 )
-@click.option("--close-ups", type=click.IntRange(0, 12), default=3, show_default=True, help="Rows of close-ups.")
-@click.option("--thumbnail", type=_FILE, help="Image that TIN takes its statistics from.")
+@click.option("--close-ups", type=click.IntRange(0, 12), default=3, show_default=True, help="Number of close-ups.")
+@click.option(
+    "--thumbnail",
+    type=FILE,
+    help="Image that TIN takes its statistics from.  [default: the slide, scaled to one patch]",
+)
 @comparison_options
 @output_options
 def compare(slide: Path, output: Path, **options: Any) -> None:
-    """Show SLIDE by IN, TIN, KIN and seamless side by side, with the figures of each: the paper's Figure 4.
+    """Draw translations of SLIDE by IN, TIN, KIN and seamless side by side, with metrics: the paper's Figure 4.
 
-    The close-ups are the corners of the patch grid with the worst seams by IN, the same in every column. Statistics are
-    measured once. What was interrupted is continued by the same command.
+    The close-ups show the corners of the patch grid with the worst seams under IN, the same in every column. Statistics
+    are measured once. After an interruption the same command continues.
     """
     from kin_cli.figures.compare import CompareSettings, Look
     from kin_cli.figures.sheet import comparison_sheet
@@ -70,11 +74,11 @@ def compare(slide: Path, output: Path, **options: Any) -> None:
 def finish(
     settings: CompareSettings, sheet: Callable[[Comparison], Any], *, output: Path, options: dict[str, Any]
 ) -> None:
-    """Run a comparison, write its picture and what else was asked for, and print the figures."""
+    """Run a comparison, save its figure and the other files asked for, and print the metrics."""
     from kin_cli.figures.compare import clean_up
     from kin_cli.figures.compare import compare as run
     from kin_cli.figures.plots import save_figure
-    from kin_cli.figures.sheet import csv_rows, figures_text
+    from kin_cli.figures.sheet import csv_rows, values_text
 
     found = run(settings, ConsoleProgress())
     save_figure(sheet(found), output)
@@ -84,11 +88,11 @@ def finish(
     if options["as_json"]:
         click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        click.echo(f"{figures_text(found)}\n{output}")
+        click.echo(f"{values_text(found)}\n{output}")
 
 
 def _variants(base: Settings, options: dict[str, Any]) -> list[Variant]:
-    """The columns; IN first, since its seams choose the places."""
+    """Return the columns. IN comes first, since its seams decide where the close-ups are."""
     columns: list[tuple[str, str, dict[str, Any]]] = [
         ("in", "IN", {"method": "in", "thumbnail": None}),
         ("tin", "TIN", {"method": "tin"}),
@@ -101,29 +105,36 @@ def _variants(base: Settings, options: dict[str, Any]) -> list[Variant]:
 
 
 def kernels_from(text: str) -> list[Any]:
-    """Kernels of a comma-separated list, each once."""
+    """Parse a comma-separated list of kernels; duplicates are dropped."""
     from kin_cli.norm.kernel import Kernel
 
     return list(dict.fromkeys(Kernel.parse(part) for part in text.split(",")))
 
 
-# FROM commands.sweep: ``kin sweep``: kernels of every kind and size, the ablation of the paper's Figures S8 and S9.
-
-
 @shared_options
 @click.command()
-@click.argument("slide", type=_FILE)
-@click.option("-o", "--output", type=_FILE, required=True, help="The picture: .png, .pdf or .svg.")
-@click.option("--kinds", default="constant,gaussian", show_default=True, help="Comma-separated, a row each.")
-@click.option("--sizes", default="1,3,7,11,inf", show_default=True, help="Comma-separated, a column each; odd or inf.")
-@click.option("--seamless", is_flag=True, help="Every kernel with --seamless.")
+@click.argument("slide", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP)
+@click.option(
+    "--kinds",
+    default="constant,gaussian",
+    show_default=True,
+    help="Kinds of kernels, separated by commas; one row for each.",
+)
+@click.option(
+    "--sizes",
+    default="1,3,7,11,inf",
+    show_default=True,
+    help="Kernel sizes, odd or inf, separated by commas; one column for each.",
+)
+@click.option("--seamless", is_flag=True, help="Translate with --seamless by every kernel.")
 @comparison_options
 @output_options
 def sweep(slide: Path, output: Path, **options: Any) -> None:
-    """Show SLIDE by kernels of every kind and size, with the figures of each: the paper's Figures S8 and S9.
+    """Draw translations of SLIDE by kernels of every kind and size, with metrics: the paper's Figures S8 and S9.
 
-    Size 1 is every patch by itself and inf the average of the whole table, of whatever kind. The close-up is the corner
-    of the patch grid with the worst seams by the first size. Statistics are measured once.
+    For either kind, size 1 uses each patch's own statistics and inf their average over the slide. The close-up shows
+    the corner of the patch grid with the worst seams under the first size. Statistics are measured once.
     """
     from kin_cli.figures.compare import CompareSettings, Look
     from kin_cli.figures.sheet import sweep_sheet
@@ -144,7 +155,7 @@ def sweep(slide: Path, output: Path, **options: Any) -> None:
 
 
 def kinds_from(kinds: str, sizes: str) -> dict[str, list[str]]:
-    """The kernels of each kind, as texts."""
+    """Return the kernels of each kind, as text. Raises ``UsageError`` for an unknown kind."""
     found: dict[str, list[str]] = {}
     for kind in (part.strip().lower() for part in kinds.split(",")):
         if kind not in ("constant", "gaussian"):
@@ -156,7 +167,7 @@ def kinds_from(kinds: str, sizes: str) -> dict[str, list[str]]:
 def _kernel(kind: str, size: str) -> str:
     from kin_cli.norm.kernel import Kernel
 
-    if size in _ENDLESS:
+    if size in _INFINITE:
         return "global"
     # a kernel of size 1 has no kind
     return str(Kernel.parse(f"{kind}:{size}"))

@@ -1,4 +1,4 @@
-"""``kin evaluate``: quality in figures, of a slide alone, against a real one, and against its source."""
+"""``kin evaluate``: quality metrics of a slide, alone, against a real slide and against its source."""
 
 from __future__ import annotations
 
@@ -10,28 +10,42 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.commands.parameters import RegionType, TissueType
+from kin_cli.commands.parameters import (
+    FILE,
+    RegionType,
+    csv_option,
+    inception_option,
+    json_option,
+    tissue_option,
+    workers_option,
+)
 from kin_cli.commands.progress import ConsoleProgress
 
 if TYPE_CHECKING:
     from kin_cli.evaluation.run import Evaluation
     from kin_cli.evaluation.settings import EvaluationSettings
 
-_FILE = click.Path(path_type=Path)
 _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 
 
 @click.command()
-@click.argument("slide", type=_FILE)
+@click.argument("slide", type=FILE)
 @click.option(
-    "--reference", type=_FILE, help="A real slide of the target stain: FID, histogram, and NIQE fitted to it."
+    "--reference", type=FILE, help="Real slide of the target stain, for FID and histogram; NIQE is fitted to it."
 )
-@click.option("--source", type=_FILE, help="What SLIDE was translated from: SSIM, FSIM, and the control of the seams.")
-@click.option("--source-level", type=click.IntRange(0), help="Level of the source that was translated.")
-@click.option("--source-region", type=RegionType(), help="Part of it that was translated.")
-@click.option("--metrics", help="Comma-separated: fid,histogram,sobel,piqe,niqe,ssim,fsim,seams.  [default: all]")
 @click.option(
-    "--tiles", type=click.IntRange(1), help="Measure this many tiles with tissue, drawn at random.  [default: all]"
+    "--source", type=FILE, help="Slide that SLIDE was translated from, for SSIM and FSIM; the control of the seams."
+)
+@click.option("--source-level", type=click.IntRange(0), help="Pyramid level of the source that was translated.")
+@click.option(
+    "--source-region", type=RegionType(), help="Rectangle of the source that was translated, in pixels of that level."
+)
+@click.option(
+    "--metrics",
+    help="Metrics, separated by commas: fid,histogram,sobel,piqe,niqe,ssim,fsim,seams.  [default: all possible]",
+)
+@click.option(
+    "--tiles", type=click.IntRange(1), help="Number of tiles with tissue to measure, drawn at random.  [default: all]"
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the tiles.")
 @click.option("--tile-size", type=int, default=512, show_default=True, help="Side of the tiles that are measured, px.")
@@ -40,24 +54,28 @@ _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
     type=int,
     default=512,
     show_default=True,
-    help="Side of the patches that SLIDE was translated in (seams), px.",
+    help="Side of the patches that SLIDE was translated with, px; seams are measured at their borders.",
 )
-@click.option("--tissue", type=TissueType(), default="auto", show_default=True, help="Or a mask: PNG, GeoJSON.")
-@click.option("--mpp", type=float, help="Compare at this many µm per pixel.")
-@click.option("--authors", is_flag=True, help="Also what the KIN authors' code computes under these names.")
-@click.option("--inception", type=_FILE, envvar="KIN_INCEPTION", help="Weights for FID.")
-@click.option("--niqe-model", type=_FILE, help="Model for NIQE: .mat or .npz.  [default: fitted to the reference]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
-@click.option("-j", "--workers", type=click.IntRange(1), help="Threads.  [default: the cores we have]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--csv", "csv_file", type=_FILE, help="Also write the figures to this file.")
+@tissue_option
+@click.option("--mpp", type=float, help="Resample all slides to this many µm per pixel first.")
+@click.option("--authors", is_flag=True, help="Also compute the metrics as the KIN authors' code does.")
+@inception_option
+@click.option(
+    "--niqe-model", type=FILE, help="File with a model for NIQE: .mat or .npz.  [default: fitted to the reference]"
+)
+@click.option(
+    "--device", default="auto", show_default=True, help="Device of the FID network: auto, cpu, cuda or cuda:1."
+)
+@workers_option
+@json_option
+@csv_option
 def evaluate(slide: Path, as_json: bool, csv_file: Path | None, **options: Any) -> None:
-    """Measure the quality of SLIDE, tissue only.
+    """Measure the quality of SLIDE in its tissue.
 
     \b
-    fid, histogram   against a real slide (--reference)
-    ssim, fsim       against what was translated (--source)
-    sobel, piqe, niqe, seams   alone; seams also against the source
+    fid, histogram             against a real slide (--reference)
+    ssim, fsim                 against the slide it was translated from (--source)
+    sobel, piqe, niqe, seams   of SLIDE alone; seams also against the source
     """
     from kin_cli.evaluation.run import evaluate as run
 
@@ -93,11 +111,11 @@ def _settings(slide: Path, options: dict[str, Any]) -> EvaluationSettings:
 
 
 def _table(found: Evaluation) -> str:
-    names = max(len(figure.metric) for figure in found.figures)
+    names = max(len(value.metric) for value in found.values)
     lines = []
-    for figure in found.figures:
-        value = "none" if figure.value is None else f"{figure.value:.4f}"
-        lines.append(f"{figure.metric:<{names}}  {_ARROWS[figure.better]:1} {value:>10}  {figure.detail}".rstrip())
+    for value in found.values:
+        number = "none" if value.value is None else f"{value.value:.4f}"
+        lines.append(f"{value.metric:<{names}}  {_ARROWS[value.better]:1} {number:>10}  {value.detail}".rstrip())
     return "\n".join(lines)
 
 
@@ -107,8 +125,8 @@ def _write_csv(file: Path, found: Evaluation) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["slide", "metric", "value", "better", "detail"])
-    for figure in found.figures:
-        value = "" if figure.value is None else repr(figure.value)
-        writer.writerow([found.settings.slide.path, figure.metric, value, figure.better, figure.detail])
+    for value in found.values:
+        number = "" if value.value is None else repr(value.value)
+        writer.writerow([found.settings.slide.path, value.metric, number, value.better, value.detail])
     with os_errors_as_output_errors(file):
         write_atomic(file, text.getvalue().encode())

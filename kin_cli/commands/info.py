@@ -1,4 +1,4 @@
-"""``kin info``: what a slide or a checkpoint is, and what translating it would take."""
+"""``kin info``: describe a slide or a checkpoint. ``kin check``: verify a finished file. And plans as text."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kin_cli.commands.parameters import FILE
+from kin_cli.store.files import bytes_text
+
 if TYPE_CHECKING:
     from kin_cli.plan import Plan
 
 _MODEL_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors")
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-# FROM commands.info: ``kin info``: what a slide or a checkpoint is, and what translating it would take.
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--patch-size", type=click.IntRange(4), default=512, show_default=True, help="Side of a patch, px.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("file", type=FILE)
+@click.option(
+    "--patch-size", type=click.IntRange(4), default=512, show_default=True, help="Side of the patches to count, px."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
 def info(file: Path, patch_size: int, as_json: bool) -> None:
     """Describe FILE: a slide, or a generator's checkpoint (.pth, .pt, .ckpt, .safetensors)."""
     facts = _model(file) if file.suffix.lower() in _MODEL_ENDINGS else _slide(file, patch_size)
@@ -32,6 +33,62 @@ def info(file: Path, patch_size: int, as_json: bool) -> None:
         card = facts.pop("metadata", {})
         rows = [(name.replace("_", " "), _text(name, value)) for name, value in facts.items()]
         click.echo(table_text(rows + _card_rows(card, known=facts.keys() | {"format"})))
+
+
+@click.command()
+@click.argument("files", type=FILE, nargs=-1, required=True)
+def check(files: tuple[Path, ...]) -> int:
+    """Read every tile of every level of each FILE; exit with code 1 if a tile is damaged or missing."""
+    from kin_cli.pyramid.check import check_file
+
+    bad = 0
+    for file in files:
+        problems = check_file(file)
+        bad += bool(problems)
+        for problem in problems:
+            click.echo(f"{file}: {problem}")
+        if not problems:
+            click.echo(f"{file}: sound")
+    return 1 if bad else 0
+
+
+def describe_plan(plan: Plan) -> str:
+    """Return a plan as text, one line for each of its parts; ``--dry-run`` prints it."""
+    norm, view = plan.settings.norm, plan.view
+    grid, generator, windows = plan.grid, plan.generator, plan.windows
+    smoothing = "" if norm.method == "tin" else f", kernel {norm.effective_kernel}, {norm.effective_interpolation}"
+    measured = "" if norm.measured_px == norm.patch_px else f", the middle {norm.measured_px} px measured"
+    shape = f"{grid.rows} rows × {grid.cols} columns of {norm.patch_px} px"
+    patches = f"{plan.translated_patches} of {len(grid)} with tissue ({shape})"
+    tiles = f"{windows.translated_tiles} of {len(plan.layout.grid(0))} translated"
+    kept = "" if plan.settings.table is None else f" in {plan.settings.table}"
+    return table_text(
+        [
+            ("slide", f"{plan.settings.source.slide} ({view.slide.format})"),
+            ("image", f"{view.size} px, {mpp_text(view.mpp)}"),
+            ("generator", f"{generator.architecture}, width {generator.width}, {generator.blocks} blocks"),
+            ("method", f"{norm.method}{smoothing}"),
+            ("patches", f"{patches}{measured}"),
+            ("windows", f"{plan.window_px} px, halo {plan.halo_px} px"),
+            ("tiles", f"{tiles} ({plan.layout.tile} px, {len(plan.layout.sizes)} levels)"),
+            ("device", f"{plan.device}, {plan.precision}, batch {plan.batch}, {plan.workers} threads"),
+            ("table", f"{bytes_text(plan.table_bytes)}{kept}"),
+            ("memory", f"at most {bytes_text(plan.host_bytes)}, whatever the slide's size"),
+            ("disk", f"at most {bytes_text(plan.disk_bytes)} while working"),
+            ("output", str(plan.settings.output.path)),
+        ]
+    )
+
+
+def table_text(rows: list[tuple[str, str]]) -> str:
+    """Return rows of a name and a value as text in two aligned columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def mpp_text(mpp: float | None) -> str:
+    """Return a pixel size with its unit."""
+    return "pixel size unknown" if mpp is None else f"{mpp:.4g} µm/px"
 
 
 def _model(file: Path) -> dict[str, object]:
@@ -59,11 +116,11 @@ def _slide(file: Path, patch_size: int) -> dict[str, object]:
             "mpp": slide.mpp,
             "objective": slide.objective,
             "icc_bytes": len(slide.icc or b""),
-            "background": list(slide.background),
+            "fill_colour": list(slide.fill_colour),
             "tissue_fraction": round(mask.tissue_fraction, 4),
             "patches": len(grid),
             "patches_with_tissue": with_tissue,
-            # What a nine-block generator of width 64 needs; the plan of a translation knows its own (--dry-run).
+            # Estimates for a generator of width 64 with nine blocks; --dry-run knows the numbers of a translation.
             "table_bytes": with_tissue * 8 * 5248,
             "disk_bytes": int(0.8 * view.size.pixels),
             "memory_bytes": 2 << 30,
@@ -71,7 +128,10 @@ def _slide(file: Path, patch_size: int) -> dict[str, object]:
 
 
 def _card_rows(card: object, *, known: Set[str]) -> list[tuple[str, str]]:
-    """A row for each entry of a checkpoint's metadata that is not ``known``, one for each group of the settings."""
+    """Return a row for each entry of a checkpoint's metadata that is not ``known``.
+
+    The entry ``training`` holds settings in JSON and becomes one row for each group of settings.
+    """
     rows = []
     for name, text in sorted(card.items()) if isinstance(card, dict) else ():
         try:
@@ -79,7 +139,7 @@ def _card_rows(card: object, *, known: Set[str]) -> list[tuple[str, str]]:
         except ValueError:
             groups = None
         if isinstance(groups, dict):
-            shown = (group for group in groups if group != "card")  # its entries stand in the metadata themselves
+            shown = (group for group in groups if group != "card")  # its entries are entries of the metadata, too
             rows += [(f"training {group}", _settings_text(groups[group])) for group in shown]
         elif name not in known:
             rows.append((name.replace("_", " "), str(text)))
@@ -104,82 +164,3 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return "unknown" if value is None else str(value)
-
-
-# FROM commands.figures: Plans and descriptions as text for people.
-
-
-def bytes_text(count: float) -> str:
-    """A number of bytes with a binary unit, three figures."""
-    unit = 0
-    while count >= 1024 and unit < len(_UNITS) - 1:
-        count, unit = count / 1024, unit + 1
-    return f"{count:.0f} {_UNITS[unit]}" if unit == 0 or count >= 100 else f"{count:.1f} {_UNITS[unit]}"
-
-
-def table_text(rows: list[tuple[str, str]]) -> str:
-    """Two columns, the first as wide as its widest entry."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
-def describe_plan(plan: Plan) -> str:
-    """What ``--dry-run`` prints."""
-    norm, view = plan.settings.norm, plan.view
-    read_out = "" if norm.method == "tin" else f", kernel {norm.effective_kernel}, {norm.effective_interpolation}"
-    return table_text(
-        [
-            ("slide", f"{plan.settings.source.slide} ({view.slide.format})"),
-            ("image", f"{view.size} px, {mpp_text(view.mpp)}"),
-            (
-                "generator",
-                f"{plan.generator.architecture}, width {plan.generator.width}, {plan.generator.blocks} blocks",
-            ),
-            ("method", f"{norm.method}{read_out}"),
-            (
-                "patches",
-                f"{plan.cells} of {len(plan.grid)} with tissue ({plan.grid.rows} rows × {plan.grid.cols} columns"
-                f" of {norm.patch_px} px)"
-                + ("" if norm.measured_px == norm.patch_px else f", the middle {norm.measured_px} px measured"),
-            ),
-            ("windows", f"{plan.window_px} px, halo {plan.halo_px} px"),
-            (
-                "tiles",
-                f"{plan.windows.translated_tiles} of {len(plan.layout.grid(0))} translated"
-                f" ({plan.layout.tile} px, {len(plan.layout.sizes)} levels)",
-            ),
-            ("device", f"{plan.device}, {plan.precision}, batch {plan.batch}, {plan.workers} threads"),
-            (
-                "table",
-                bytes_text(plan.table_bytes) + ("" if plan.settings.table is None else f" in {plan.settings.table}"),
-            ),
-            ("memory", f"at most {bytes_text(plan.host_bytes)}, whatever the slide's size"),
-            ("disk", f"at most {bytes_text(plan.disk_bytes)} while working"),
-            ("output", str(plan.settings.output.path)),
-        ]
-    )
-
-
-def mpp_text(mpp: float | None) -> str:
-    """Pixel size with its unit."""
-    return "pixel size unknown" if mpp is None else f"{mpp:.4g} µm/px"
-
-
-# FROM commands.check: ``kin check``: is a finished file sound, tile by tile?
-
-
-@click.command()
-@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
-def check(files: tuple[Path, ...]) -> int:
-    """Read every tile of every level of each FILE; exit 1 if one is damaged or missing."""
-    from kin_cli.pyramid.check import check_file
-
-    bad = 0
-    for file in files:
-        problems = check_file(file)
-        bad += bool(problems)
-        for problem in problems:
-            click.echo(f"{file}: {problem}")
-        if not problems:
-            click.echo(f"{file}: sound")
-    return 1 if bad else 0

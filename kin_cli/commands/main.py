@@ -1,4 +1,4 @@
-"""The ``kin`` command: its sub-commands, and where failures become a line and an exit code.
+"""The ``kin`` command: its sub-commands, and the place where errors become one line and an exit code.
 
 Exit codes: 0 done; 1 something could not be done; 2 usage; 75 stopped by SIGTERM and 130 by Ctrl-C, both resumable.
 """
@@ -33,12 +33,12 @@ _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], 
 
 @click.group(context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="kin")
-@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:  # run() reads it before click parses
     """Translate whole-slide images from one stain to another, without tile borders.
 
-    Every option of a sub-command can also be set by a variable (KIN_TRANSLATE_KERNEL=gaussian:7) or, for translate, in
-    a TOML file (--config). A flag wins over a variable, a variable over the file.
+    Every option of a command can also be set by an environment variable (KIN_TRANSLATE_KERNEL=gaussian:7) and, for
+    commands with --config, in a TOML file. A flag overrides the variable, the variable overrides the file.
     """
 
 
@@ -61,24 +61,24 @@ for command in (
 
 
 def main() -> NoReturn:
-    """The console script: run the command line, exit the process."""
-    # Readers and encoders share the cores with torch: a thread of torch's that spins while it waits for another that
-    # has no core made small networks six times slower. OpenMP reads this once, when torch is imported.
+    """Run the command line of this process and exit; the entry point of the console script."""
+    # Threads that read and encode share the cores with torch. With torch's threads spinning while they wait, small
+    # networks were six times slower. OpenMP reads this variable once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop_on_signals()
     try:
         code = run(sys.argv[1:])
         ignore_signals()
-    except Stopped as stop:  # while run() was already returning
+    except Stopped as stop:  # raised while run() was returning
         code = stop.exit_code
     exit_now(code)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit code; whatever goes wrong is one line on stderr."""
+    """Run a command line and return its exit code; an error becomes one line on stderr."""
     debug = "--debug" in arguments or bool(os.environ.get("KIN_DEBUG"))
     if not debug:
-        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file, our own line says
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # kin prints one line of its own about a bad file
     try:
         result = cli.main(list(arguments), prog_name="kin", standalone_mode=False)
         sys.stdout.flush()
@@ -93,7 +93,7 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130, debug)
     except BrokenPipeError:
-        # The reader of our output went away, as `kin info … | head` does; Python would complain once more at exit.
+        # The reader of stdout has ended, as in `kin info … | head`. Without this, Python prints an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MemoryError:
@@ -104,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _fail(message: str, code: int, debug: bool) -> int:
     stop = stop_requested()
-    if stop is not None and code != stop.exit_code:  # whatever failed, it failed because we were told to stop
+    if stop is not None and code != stop.exit_code:  # the failure is a consequence of the request to stop
         message, code = str(stop), stop.exit_code
     if debug:
         traceback.print_exc()

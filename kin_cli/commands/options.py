@@ -1,4 +1,4 @@
-"""The options that every command which translates shares, and the settings that they make."""
+"""The options of a translation, which several commands share, and the settings made from them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,146 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kin_cli.batch.shard import Shard
-from kin_cli.commands.parameters import AutoInt, KernelType, RegionType, TissueType, auto_as_none, config_option
+from kin_cli.commands.parameters import (
+    FILE,
+    AutoInt,
+    KernelType,
+    RegionType,
+    auto_as_none,
+    batch_size_option,
+    compile_option,
+    config_option,
+    precision_option,
+    tissue_option,
+)
 from kin_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from kin_cli.settings import Settings
 
-_FILE = click.Path(path_type=Path)
+MODEL_HELP = "Generator: a .pth or .safetensors file.  [default: the bundled one, H&E to synaptophysin IHC]"
+_OPTIONS = (
+    click.option("-m", "--model", type=FILE, help=MODEL_HELP),
+    click.option(
+        "--method",
+        type=click.Choice(["in", "kin", "dn", "tin"]),
+        help="Normalization: instance, kernelized, dense or thumbnail instance normalization.  [default: kin]",
+    ),
+    click.option(
+        "--kernel",
+        type=KernelType(),
+        help="Kernel that smooths the statistics: 1, constant:n, gaussian:n[:std] or global.  [default: gaussian:7]",
+    ),
+    click.option(
+        "--interpolation",
+        type=click.Choice(["nearest", "bilinear"]),
+        help="Statistics of a pixel: those of its patch, or interpolated between patch centres."
+        "  [default: bilinear for dn and --seamless, otherwise nearest]",
+    ),
+    click.option(
+        "--seamless", is_flag=True, help="Leave no visible tile borders: same as --halo auto --interpolation bilinear."
+    ),
+    click.option(
+        "--halo",
+        type=AutoInt(),
+        help="Width of the real pixels read around every window, px; auto: as far as the network looks.  [default: 0]",
+    ),
+    click.option(
+        "--window",
+        type=AutoInt(),
+        help="Side of the square that the network sees at once, px, a multiple of the patch size.  [default: auto]",
+    ),
+    click.option(
+        "--patch-size",
+        type=int,
+        default=512,
+        show_default=True,
+        help="Side of the patches that statistics are measured in, px.",
+    ),
+    click.option(
+        "--measure-size",
+        type=int,
+        help="Measure the statistics in only this central square of each patch, px; faster.  [default: whole patch]",
+    ),
+    click.option("--authors", is_flag=True, help="Compute as the KIN authors' code does: --correction 1 --eps 0."),
+    click.option("--correction", type=click.IntRange(0, 1), help="Variance: 0 biased, 1 unbiased.  [default: 0]"),
+    click.option("--eps", type=float, help="Constant added to the variance.  [default: each layer's own]"),
+    click.option(
+        "--thumbnail",
+        type=FILE,
+        help="Image that --method tin takes its statistics from.  [default: the slide, scaled to one patch]",
+    ),
+    tissue_option,
+    click.option(
+        "--background",
+        type=click.Choice(["fill", "keep", "white"]),
+        default="fill",
+        show_default=True,
+        help="Tiles without tissue: fill with the generator's background colour, keep the slide's pixels, or white.",
+    ),
+    click.option("--level", type=click.IntRange(0), help="Pyramid level of the slide to translate.  [default: 0]"),
+    click.option("--mpp", type=float, help="Resample the slide to this many µm per pixel, instead of --level."),
+    click.option("--source-mpp", type=float, help="The slide's µm per pixel, if its file says nothing or is wrong."),
+    click.option(
+        "--region", type=RegionType(), help="Translate only this rectangle, in pixels of the translated level."
+    ),
+    click.option(
+        "--compression",
+        type=click.Choice(["jpeg", "deflate"]),
+        default="jpeg",
+        show_default=True,
+        help="Compression of the output; deflate is lossless.",
+    ),
+    click.option("--quality", type=click.IntRange(1, 100), default=85, show_default=True, help="JPEG quality."),
+    click.option(
+        "--subsampling",
+        type=click.Choice(["420", "422", "444"]),
+        default="420",
+        show_default=True,
+        help="JPEG chroma subsampling; 444 is none.",
+    ),
+    click.option(
+        "--icc",
+        type=click.Choice(["keep", "drop"]),
+        default="keep",
+        show_default=True,
+        help="Keep the slide's ICC colour profile in the output, or drop it.",
+    ),
+    click.option(
+        "--device",
+        "--devices",
+        "device",
+        default="auto",
+        show_default=True,
+        help="Device of the network: auto, cpu, cuda, cuda:1, several separated by commas, or cuda:all.",
+    ),
+    precision_option,
+    compile_option,
+    batch_size_option,
+    click.option(
+        "-j",
+        "--workers",
+        "--num-workers",
+        type=click.IntRange(1),
+        help="Number of threads that read and write.  [default: all cores, at most 8]",
+    ),
+    click.option(
+        "--overwrite", is_flag=True, help="Replace an existing output, and unfinished work of other settings."
+    ),
+    click.option(
+        "--skip-existing", is_flag=True, help="Skip slides whose output exists, is sound and has the same settings."
+    ),
+    click.option(
+        "--report", is_flag=True, help="Also write OUTPUT.report.html: before and after, seams, settings and times."
+    ),
+    click.option(
+        "--on-read-error",
+        type=click.Choice(["fail", "fill"]),
+        default="fail",
+        show_default=True,
+        help="Unreadable parts of the slide: fail, or fill them with background, count them and exit with code 1.",
+    ),
+)
 
 
 class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
@@ -24,12 +157,12 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic from clic
     name = "i/n"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
-        """Parse the part."""
+        """Parse the shard."""
         return value if isinstance(value, Shard) else Shard.parse(str(value), os.environ)
 
 
 def translation_options(command: Any) -> Any:
-    """Add every option of a translation but the output, and ``--config``."""
+    """Add all options of a translation except the output, and ``--config``."""
     command = config_option(command)
     for option in reversed(_OPTIONS):
         command = option(command)
@@ -37,7 +170,7 @@ def translation_options(command: Any) -> Any:
 
 
 def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
-    """The settings of a translation from the command's options."""
+    """Make the settings of a translation from the values of ``translation_options`` and ``--output``, ``--table``."""
     from kin_cli.settings import (
         ComputeSettings,
         NormSettings,
@@ -69,7 +202,7 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
 
 
 def _norm_options(options: dict[str, Any]) -> dict[str, Any]:
-    """``--seamless`` and ``--authors`` are defaults for the options they stand for: a flag given beside them wins."""
+    """Expand ``--seamless`` and ``--authors``; an option that is given explicitly takes precedence over them."""
     method = options["method"] or "kin"
     halo, interpolation = options["halo"], options["interpolation"]
     if options["seamless"]:
@@ -80,7 +213,7 @@ def _norm_options(options: dict[str, Any]) -> dict[str, Any]:
     correction, eps = options["correction"], options["eps"]
     if options["authors"]:
         correction = 1 if correction is None else correction
-        # Their KIN layer has no epsilon, their TIN layer keeps InstanceNorm's.
+        # The authors' KIN layer has no epsilon, their TIN layer has that of InstanceNorm.
         eps = 0.0 if eps is None and method != "tin" else eps
     return {
         "method": method,
@@ -96,81 +229,8 @@ def _norm_options(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_OPTIONS = (
-    click.option("-m", "--model", type=_FILE, help="Generator: .pth or .safetensors.  [default: in the box]"),
-    click.option(
-        "--method", type=click.Choice(["in", "kin", "dn", "tin"]), help="Normalisation preset.  [default: kin]"
-    ),
-    click.option("--kernel", type=KernelType(), help="1, constant:n, gaussian:n[:std], global.  [default: gaussian:7]"),
-    click.option("--interpolation", type=click.Choice(["nearest", "bilinear"]), help="How the table is read."),
-    click.option("--seamless", is_flag=True, help="No visible tile borders: --halo auto --interpolation bilinear."),
-    click.option("--halo", type=AutoInt(), help="Real pixels around a window, or auto.  [default: 0]"),
-    click.option("--window", type=AutoInt(), help="What the network sees at once, or auto.  [default: auto]"),
-    click.option("--patch-size", type=int, default=512, show_default=True, help="Pixels that share statistics."),
-    click.option(
-        "--measure-size", type=int, help="Pass 1 looks at the middle of each patch only: faster.  [default: all of it]"
-    ),
-    click.option("--authors", is_flag=True, help="The released code's convention: --correction 1 --eps 0."),
-    click.option("--correction", type=click.IntRange(0, 1), help="Variance: 0 biased, 1 unbiased.  [default: 0]"),
-    click.option("--eps", type=float, help="Added to the variance.  [default: each layer's own]"),
-    click.option("--thumbnail", type=_FILE, help="Image that TIN takes its statistics from."),
-    click.option("--tissue", type=TissueType(), default="auto", show_default=True, help="Or a mask: PNG, GeoJSON."),
-    click.option(
-        "--background",
-        type=click.Choice(["fill", "keep", "white"]),
-        default="fill",
-        show_default=True,
-        help="Cells without tissue: the generator's glass, the source, or white.",
-    ),
-    click.option("--level", type=click.IntRange(0), help="Pyramid level to translate.  [default: 0]"),
-    click.option("--mpp", type=float, help="Translate at this many µm per pixel instead."),
-    click.option("--source-mpp", type=float, help="µm per pixel of the slide, where the file is wrong or silent."),
-    click.option("--region", type=RegionType(), help="Only this part, in pixels of that level."),
-    click.option("--compression", type=click.Choice(["jpeg", "deflate"]), default="jpeg", show_default=True),
-    click.option("--quality", type=click.IntRange(1, 100), default=85, show_default=True, help="JPEG quality."),
-    click.option("--subsampling", type=click.Choice(["420", "422", "444"]), default="420", show_default=True),
-    click.option(
-        "--icc",
-        type=click.Choice(["keep", "drop"]),
-        default="keep",
-        show_default=True,
-        help="The source's colour profile.",
-    ),
-    click.option(
-        "--device",
-        "--devices",
-        "device",
-        default="auto",
-        show_default=True,
-        help="cpu, cuda, cuda:1, several with commas, or cuda:all.",
-    ),
-    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True),
-    click.option(
-        "--compile",
-        type=click.Choice(["auto", "on", "off"]),
-        default="auto",
-        show_default=True,
-        help="Fused kernels by torch.compile; auto: on a GPU with 256 patches or more.",
-    ),
-    click.option("-b", "--batch-size", type=AutoInt(), help="Windows at a time.  [default: auto]"),
-    click.option(
-        "-j", "--workers", "--num-workers", type=click.IntRange(1), help="Threads.  [default: the cores we have]"
-    ),
-    click.option("--overwrite", is_flag=True, help="Replace the output and unfinished work of other settings."),
-    click.option("--skip-existing", is_flag=True, help="Leave outputs that are verified and have these very settings."),
-    click.option("--report", is_flag=True, help="Also OUTPUT.report.html: before and after, seams, settings, times."),
-    click.option(
-        "--on-read-error",
-        type=click.Choice(["fail", "fill"]),
-        default="fail",
-        show_default=True,
-        help="Parts that cannot be read: stop, or fill them with background, count them and exit 1.",
-    ),
-)
-
-
 def bundled_generator() -> Path:
-    """The generator that comes with the program, with a note on stderr that it is used."""
+    """Return the file of the bundled generator, after a note on stderr that it is used."""
     from kin_cli.models.checkpoint import NOTICE, bundled_model
 
     click.echo(f"kin: {NOTICE}", err=True)

@@ -1,4 +1,4 @@
-"""Option values as people type them, turned into values before a command runs; and the ``--config`` file."""
+"""Types of option values, options that several commands share, and the ``--config`` file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import click
 
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Box, Size
+
+FILE = click.Path(path_type=Path)
 
 
 class KernelType(click.ParamType):
@@ -25,12 +27,12 @@ class KernelType(click.ParamType):
 
 
 class RegionType(click.ParamType):
-    """``x,y,w,h`` in pixels of the image that is read."""
+    """``x,y,w,h``: corner, width and height of a rectangle, in pixels of the image that is read."""
 
     name = "x,y,w,h"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse a region; its extents must be at least 1."""
+        """Parse a region; width and height are at least 1."""
         try:
             x, y, width, height = (int(number) for number in str(value).split(","))
             Size(width, height)
@@ -59,7 +61,7 @@ class AutoInt(click.ParamType):
     name = "n|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse the number, keep the word."""
+        """Return the number as an int, the word as it is."""
         if str(value).lower() == "auto":
             return "auto"
         if not str(value).isdecimal():
@@ -68,7 +70,7 @@ class AutoInt(click.ParamType):
 
 
 def auto_as_none(value: int | str | None) -> int | None:
-    """The number that ``AutoInt`` read, None for ``auto`` and where nothing was given."""
+    """Return the number that ``AutoInt`` parsed, or None for ``auto`` and for an option that was not given."""
     return value if isinstance(value, int) else None
 
 
@@ -78,8 +80,46 @@ class TissueType(click.ParamType):
     name = "auto|none|mask"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
-        """Leave the two words, make a path of anything else."""
+        """Return the two words as they are, anything else as a path."""
         return value if value in ("auto", "none") else Path(value)
+
+
+# Decorators for the options that several commands have.
+workers_option = click.option(
+    "-j", "--workers", type=click.IntRange(1), help="Number of threads.  [default: all cores]"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+csv_option = click.option("--csv", "csv_file", type=FILE, help="Also write the results to this CSV file.")
+inception_option = click.option(
+    "--inception", type=FILE, envvar="KIN_INCEPTION", help="File with the Inception weights for FID."
+)
+tissue_option = click.option(
+    "--tissue",
+    type=TissueType(),
+    default="auto",
+    show_default=True,
+    help="Where tissue is: auto (detected), none (all patches count), or a mask file (PNG, GeoJSON).",
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Floating-point format of the network; auto: fp32 on a CPU, bf16 or fp16 on a GPU.",
+)
+compile_option = click.option(
+    "--compile",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Fuse operations with torch.compile; auto: on a GPU, for 256 patches or more.",
+)
+batch_size_option = click.option(
+    "-b",
+    "--batch-size",
+    type=AutoInt(),
+    help="Windows per batch, or auto: as many as fit the device's memory.  [default: auto]",
+)
 
 
 def config_option(command: Any) -> Any:
@@ -90,7 +130,7 @@ def config_option(command: Any) -> Any:
         is_eager=True,
         expose_value=False,
         callback=_load_config,
-        help="TOML file with defaults for these options (see configs/).",
+        help="TOML file with values for these options (see configs/).",
     )(command)
 
 

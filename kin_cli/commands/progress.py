@@ -1,7 +1,8 @@
-"""Progress for people: a bar per stage on a terminal, plain lines otherwise; always on stderr."""
+"""Progress on stderr: a bar per stage on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -16,32 +17,24 @@ if TYPE_CHECKING:
     from kin_cli.progress import Advance
 
 _LINE_EVERY_SECONDS = 30.0
+_LINE_EVERY_SECONDS_IN_BATCH = 60.0
 
 
 class ConsoleProgress:
-    """Draws stages with tqdm where stderr is a terminal, and logs them line by line where it is not."""
+    """Progress of one slide: a bar for each stage on a terminal; otherwise a line now and then and one at its end."""
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
-        """Show one stage of ``total`` units; nothing where there is nothing to do."""
+        """Show one stage of ``total`` units, or nothing if ``total`` is 0."""
         if total == 0:
             yield lambda _count, _detail="": None
         elif sys.stderr.isatty():
-            from tqdm import tqdm
-
-            with tqdm(total=total, desc=f"{name:>10}", unit=f" {unit}", file=sys.stderr, dynamic_ncols=True) as bar:
-
-                def advance(count: int, detail: str = "", /) -> None:
-                    if detail:
-                        bar.set_postfix_str(detail, refresh=False)
-                    bar.update(count)
-
-                yield interruptible(advance)
+            yield from _bar(name, total, unit, leave=True)
         else:
-            yield from _logged(name, total, unit)
+            yield from _lines(name, total, unit, every_seconds=_LINE_EVERY_SECONDS, summary=True)
 
     def note(self, message: str) -> None:
-        """Print one line."""
+        """Print one line, above the bars if there are any."""
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -50,14 +43,49 @@ class ConsoleProgress:
             click.echo(f"kin: {message}", err=True)
 
 
-def _logged(name: str, total: int, unit: str) -> Iterator[Advance]:
+class BatchProgress(ConsoleProgress):
+    """Progress of a batch: on a terminal a bar over the slides and one for the present stage; otherwise fewer lines."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
+        """Show one stage; the bar of the outermost stage, the slides, stays on the screen."""
+        self._depth += 1
+        try:
+            if sys.stderr.isatty():
+                yield from _bar(name, total, unit, leave=self._depth == 1)
+            else:
+                # each slide gets a note, so that the stage of slides needs no lines
+                every = math.inf if unit == "slides" else _LINE_EVERY_SECONDS_IN_BATCH
+                yield from _lines(name, total, unit, every_seconds=every, summary=False)
+        finally:
+            self._depth -= 1
+
+
+def _bar(name: str, total: int, unit: str, *, leave: bool) -> Iterator[Advance]:
+    from tqdm import tqdm
+
+    look = {"desc": f"{name:>10}", "unit": f" {unit}", "leave": leave, "dynamic_ncols": True}
+    with tqdm(total=total, file=sys.stderr, **look) as bar:
+
+        def advance(count: int, detail: str = "", /) -> None:
+            if detail:
+                bar.set_postfix_str(detail, refresh=False)
+            bar.update(count)
+
+        yield interruptible(advance)
+
+
+def _lines(name: str, total: int, unit: str, *, every_seconds: float, summary: bool) -> Iterator[Advance]:
     start = last = time.monotonic()
     done = 0
 
     def advance(count: int, detail: str = "", /) -> None:
         nonlocal done, last
         done += count
-        if time.monotonic() - last > _LINE_EVERY_SECONDS:
+        if time.monotonic() - last > every_seconds:
             last = time.monotonic()
             rate = done / (last - start)
             left = f", {(total - done) / rate:.0f} s left" if rate else ""
@@ -65,4 +93,5 @@ def _logged(name: str, total: int, unit: str) -> Iterator[Advance]:
             click.echo(f"kin: {name} {done}/{total} {unit}, {rate:.1f} {unit}/s{left}{detail}", err=True)
 
     yield interruptible(advance)
-    click.echo(f"kin: {name} {done}/{total} {unit} in {time.monotonic() - start:.1f} s", err=True)
+    if summary:
+        click.echo(f"kin: {name} {done}/{total} {unit} in {time.monotonic() - start:.1f} s", err=True)

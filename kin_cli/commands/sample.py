@@ -1,4 +1,4 @@
-"""``kin sample``: a procedural slide to try things with."""
+"""``kin sample``: write a synthetic slide for trying out the other commands."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from kin_cli.geometry import Size
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--size", type=SizeType(), default="8192", show_default=True, help="Pixels: 8192 or 8192x4096.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, another slide.")
-@click.option("-j", "--workers", type=click.IntRange(1), help="Threads.  [default: the cores we have]")
-@click.option("--overwrite", is_flag=True, help="Replace the output.")
+@click.option(
+    "--size", type=SizeType(), default="8192", show_default=True, help="Size of the slide in pixels: 8192 or 8192x4096."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed; each gives another slide."
+)
+@click.option("-j", "--workers", type=click.IntRange(1), help="Number of threads.  [default: one per core, at most 8]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 def sample(output: Path, size: Size, seed: int, workers: int | None, overwrite: bool) -> None:
-    """Write a procedural H&E-like slide (0.5 µm/px) to OUTPUT: .tif, .ome.tif, .png or .jpg."""
+    """Write a synthetic, H&E-like slide (0.5 µm per pixel) to OUTPUT: .tif, .ome.tif, .png or .jpg."""
     from kin_cli.sample import write_sample
     from kin_cli.settings import OutputSettings
 

@@ -1,4 +1,4 @@
-"""``kin seams``: are the borders of the patches visible, where, and how much?"""
+"""``kin seams``: whether, where and how much the borders between patches show."""
 
 from __future__ import annotations
 
@@ -8,40 +8,48 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.commands.parameters import RegionType, TissueType
+from kin_cli.commands.parameters import FILE, RegionType, json_option, tissue_option, workers_option
 from kin_cli.commands.progress import ConsoleProgress
 
 if TYPE_CHECKING:
     from kin_cli.evaluation.seams import SlideSeams
     from kin_cli.metrics.seams import SeamResult
 
-_FILE = click.Path(path_type=Path)
-_LISTED = 10
-_MAP_PX = 1600
+_LISTED = 10  # boundaries in the list of the worst
+_MAP_PX = 1600  # longer side of the map
 
 
 @click.command()
-@click.argument("slide", type=_FILE)
-@click.option("--source", type=_FILE, help="What SLIDE was translated from, the control; recommended.")
-@click.option("--source-level", type=click.IntRange(0), help="Level of the source that was translated.")
-@click.option("--source-region", type=RegionType(), help="Part of it that was translated.")
+@click.argument("slide", type=FILE)
+@click.option("--source", type=FILE, help="Slide that SLIDE was translated from, as the control; recommended.")
+@click.option("--source-level", type=click.IntRange(0), help="Pyramid level of the source that was translated.")
+@click.option(
+    "--source-region", type=RegionType(), help="Rectangle of the source that was translated, in pixels of that level."
+)
 @click.option(
     "--patch-size",
     type=int,
     default=512,
     show_default=True,
-    help="Side of the patches that SLIDE was translated in, px.",
+    help="Side of the patches that SLIDE was translated with, px.",
 )
-@click.option("--origin", type=(int, int), default=(0, 0), show_default=True, help="x y of the first patch's corner.")
-@click.option("--tissue", type=TissueType(), default="auto", show_default=True, help="Or a mask: PNG, GeoJSON.")
-@click.option("--heatmap", type=_FILE, help="Write a map of all boundaries to this PNG.")
-@click.option("-j", "--workers", type=click.IntRange(1), help="Threads.  [default: the cores we have]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--origin",
+    type=(int, int),
+    default=(0, 0),
+    show_default=True,
+    help="Upper left corner of the first patch, x y, px.",
+)
+@tissue_option
+@click.option("--heatmap", type=FILE, help="Also write a map of all boundaries to this PNG file.")
+@workers_option
+@json_option
 def seams(slide: Path, heatmap: Path | None, as_json: bool, **options: Any) -> None:
-    """Measure the seams of SLIDE: every boundary between patches against the texture beside it.
+    """Measure the seams of SLIDE: the step at every boundary between two patches, against the texture beside it.
 
-    R is 1 without seams and relative to the texture: compare it on one slide. R* is R over that of the source. The
-    excess is the seam itself: under 0.5 ΔE it is invisible, over 2.3 obvious.
+    R is the step relative to the texture, 1 without seams; compare it between translations of one slide only. R* is R
+    divided by the R of the source. The excess is the step without the texture: below 0.5 ΔE it is invisible, above
+    2.3 ΔE obvious.
     """
     from contextlib import ExitStack
 
@@ -71,7 +79,7 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, **options: Any) -> N
     if as_json:
         click.echo(json.dumps({"slide": str(slide), **found.as_dict()}, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        click.echo("\n".join([*_figures(found), *_worst(found)]))
+        click.echo("\n".join([*_values(found), *_worst(found)]))
 
 
 def _write_map(file: Path, found: SlideSeams, thumbnail: Any) -> None:
@@ -86,31 +94,31 @@ def _write_map(file: Path, found: SlideSeams, thumbnail: Any) -> None:
         write_atomic(file, encoded.getvalue())
 
 
-def _figures(found: SlideSeams) -> list[str]:
-    """The headline by direction, then the other statistics over both."""
+def _values(found: SlideSeams) -> list[str]:
+    """Return the headline statistic by direction, then the other statistics over both directions."""
     from kin_cli.metrics.seams import UNITS
 
-    report = found.report
-    head = f"{'':<22}{'R':>7}" if report.table.source is None else f"{'':<22}{'R*':>7}{'R':>8}{'source':>8}"
+    summary = found.summary
+    head = f"{'':<22}{'R':>7}" if summary.table.source is None else f"{'':<22}{'R*':>7}{'R':>8}{'source':>8}"
     lines = [f"{head}  {'95 % interval':<16} {'excess':<12} boundaries"]
-    for direction in report.figures:
+    for direction in summary.results:
         name = f"{found.statistic} {direction}"
-        lines.append(_line(name, report.figure(found.statistic, direction), found.unit))
-    for statistic, figure in report.figures["both"].items():
+        lines.append(_line(name, summary.result(found.statistic, direction), found.unit))
+    for statistic, result in summary.results["both"].items():
         if statistic != found.statistic:
-            lines.append(_line(f"{statistic} both", figure, UNITS[statistic]))
+            lines.append(_line(f"{statistic} both", result, UNITS[statistic]))
     if found.note is not None:
         lines.append(f"note: {found.note}")
     return lines
 
 
-def _line(name: str, figure: SeamResult, unit: str) -> str:
-    ratios = f"{_number(figure.headline):>7}"
-    if figure.source_ratio is not None:
-        ratios += f"{_number(figure.ratio):>8}{_number(figure.source_ratio):>8}"
-    interval = "none" if figure.interval is None else f"{figure.interval[0]:.3f} to {figure.interval[1]:.3f}"
-    excess = "none" if figure.excess is None else f"{figure.excess:.2f} {unit}"
-    return f"{name:<22}{ratios}  {interval:<16} {excess:<12} {figure.n}"
+def _line(name: str, result: SeamResult, unit: str) -> str:
+    ratios = f"{_number(result.headline):>7}"
+    if result.source_ratio is not None:
+        ratios += f"{_number(result.ratio):>8}{_number(result.source_ratio):>8}"
+    interval = "none" if result.interval is None else f"{result.interval[0]:.3f} to {result.interval[1]:.3f}"
+    excess = "none" if result.excess is None else f"{result.excess:.2f} {unit}"
+    return f"{name:<22}{ratios}  {interval:<16} {excess:<12} {result.n}"
 
 
 def _number(value: float | None) -> str:
@@ -118,7 +126,7 @@ def _number(value: float | None) -> str:
 
 
 def _worst(found: SlideSeams) -> list[str]:
-    worst = found.report.worst(found.statistic, _LISTED)
+    worst = found.summary.worst(found.statistic, _LISTED)
     if not worst:
         return []
     lines = [f"worst boundaries ({found.statistic}, {found.unit}; x, y of the upper or left end, px):"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from kin_cli.training.settings import Losses
 
 _PATH = click.Path(path_type=Path)
+_CARD_KEYS = ("source-stain", "target-stain", "credit")
 Command = Callable[..., Any]
 
 
 class IntegersType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """Whole numbers with commas between them: ``0,4,8``."""
+    """Whole numbers separated by commas, such as ``0,4,8``; in a settings file a list."""
 
     name = "n,n,…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse the numbers; an empty text is none."""
+        """Parse the numbers into a tuple; an empty text gives an empty one."""
         if isinstance(value, (tuple, list)):
             return tuple(value)
         try:
@@ -35,110 +36,226 @@ class IntegersType(click.ParamType):  # type: ignore[type-arg]  # generic from c
             self.fail(f"'{value}' is not a list of whole numbers such as 0,4,8", param, ctx)
 
 
+class CardOption(click.Option):
+    """``--card KEY=VALUE``, repeatable; in a settings file a table, whose entries the command line overrides."""
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Put the entries of the settings file before those of the command line, in the same form."""
+        table = ctx.lookup_default(self.name or "")
+        entries = [f"{key}={text}" for key, text in table.items()] if isinstance(table, Mapping) else []
+        given = value if isinstance(value, (tuple, list)) else ()
+        return super().type_cast_value(ctx, (*entries, *given))
+
+
+def _parse_augmentation(ctx: click.Context, param: click.Parameter, text: str) -> dict[str, Any]:
+    """The fields of ``PatchSettings`` that ``flip,rotate,scale:0.1,jitter:0.1`` or ``none`` stands for."""
+    values: dict[str, Any] = {"flip": False, "rotate": False, "scale": 0.0, "jitter": 0.0}
+    for part in text.split(",") if text != "none" else ():
+        name, _, amount = part.strip().partition(":")
+        try:
+            values[name] = float(amount) if amount else {"flip": True, "rotate": True}[name]
+            if bool(amount) != (name in ("scale", "jitter")):
+                raise ValueError
+        except (KeyError, ValueError):
+            message = f"'{part}' is none of flip, rotate, scale:AMOUNT, jitter:AMOUNT"
+            raise click.BadParameter(message, ctx=ctx, param=param) from None
+    return values
+
+
+def _parse_init(ctx: click.Context, param: click.Parameter, text: str) -> dict[str, Any]:
+    """The fields of ``NetworkSettings`` that ``normal:0.02`` or ``xavier:0.02`` stands for."""
+    kind, _, gain = text.partition(":")
+    try:
+        if kind not in ("normal", "xavier"):
+            raise ValueError
+        return {"init": kind, "init_gain": float(gain)}
+    except ValueError:
+        message = f"'{text}' is neither normal:DEVIATION nor xavier:GAIN"
+        raise click.BadParameter(message, ctx=ctx, param=param) from None
+
+
+def _parse_card(ctx: click.Context, param: click.Parameter, entries: tuple[str, ...]) -> dict[str, str]:
+    """The fields of ``Card`` that entries ``KEY=VALUE`` stand for; of equal keys the last counts."""
+    values = {}
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not equals or key not in _CARD_KEYS:
+            message = f"'{entry}' is not KEY=VALUE with one of the keys {', '.join(_CARD_KEYS)}"
+            raise click.BadParameter(message, ctx=ctx, param=param)
+        values[key.replace("-", "_")] = value
+    return values
+
+
 @click.group()
 def train() -> None:
     """Train a generator on slides of two stains that need not show the same tissue.
 
-    A run that was interrupted is continued by the same command. Several GPUs: torchrun --nproc-per-node N -m kin_cli
-    train …
+    The same command continues an interrupted run. For several GPUs: torchrun --nproc-per-node N -m kin_cli train …
     """
 
 
 def _patches(command: Command) -> Command:
     options = (
         click.option("--source", type=_PATH, required=True, help="Slides to translate: a file or a folder."),
-        click.option("--target", type=_PATH, required=True, help="Slides of the wanted stain: a file or a folder."),
+        click.option("--target", type=_PATH, required=True, help="Slides of the target stain: a file or a folder."),
         click.option("-o", "--output", type=_PATH, required=True, help="Folder of the run."),
         click.option("--patch-size", type=int, default=512, show_default=True, help="Side of a patch in pixels."),
         click.option("--mpp", type=float, help="Resample slides to this many µm per pixel.  [default: level 0]"),
-        click.option("--min-tissue", type=float, default=0.5, show_default=True, help="Share of a patch."),
-        click.option("--border-fraction", type=float, default=0.0, show_default=True, help="Patches with less tissue."),
         click.option(
-            "--background-fraction", type=float, default=0.0, show_default=True, help="Patches without tissue."
+            "--min-tissue", type=float, default=0.5, show_default=True, help="Least tissue fraction of a patch."
         ),
-        click.option("--source-region", type=RegionType(), help="Use only this part of every source slide."),
-        click.option("--target-region", type=RegionType(), help="Use only this part of every target slide."),
-        click.option("--flip/--no-flip", default=True, show_default=True),
-        click.option("--rotate/--no-rotate", default=False, show_default=True, help="By multiples of 90°."),
-        click.option("--scale", type=float, default=0.0, show_default=True, help="Largest relative change of size."),
-        click.option("--jitter", type=float, default=0.0, show_default=True, help="Largest relative change of stain."),
+        click.option(
+            "--border-fraction",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Fraction of patches with some tissue, but less than --min-tissue.",
+        ),
+        click.option(
+            "--background-fraction",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Fraction of patches without tissue.",
+        ),
+        click.option("--source-region", type=RegionType(), help="Train on this part of every source slide only."),
+        click.option("--target-region", type=RegionType(), help="Train on this part of every target slide only."),
+        click.option(
+            "--augment",
+            default="flip",
+            show_default=True,
+            callback=_parse_augmentation,
+            metavar="LIST",
+            help="Random changes of patches: any of flip, rotate (by multiples of 90°), scale:0.1 (size ±10 %), "
+            "jitter:0.1 (optical density ±10 %), separated by commas; or none.",
+        ),
     )
     return _with(command, options)
 
 
 def _schedule(*, epochs: int) -> Callable[[Command], Command]:
     options = (
-        click.option("--epochs", type=int, default=epochs, show_default=True),
-        click.option("--epoch-patches", type=int, help="Patches per epoch.  [default: as many as fit the tissue]"),
-        click.option("--steps", type=int, help="Steps, instead of epochs."),
-        click.option("-b", "--batch-size", type=int, default=1, show_default=True, help="Patches at a time."),
+        click.option("--epochs", type=int, default=epochs, show_default=True, help="Passes over the source's tissue."),
+        click.option("--epoch-patches", type=int, help="Patches per epoch.  [default: as many as fit into the tissue]"),
+        click.option("--steps", type=int, help="Number of steps; replaces --epochs."),
+        click.option("-b", "--batch-size", type=int, default=1, show_default=True, help="Patches per batch."),
         click.option("--accumulate", type=int, default=1, show_default=True, help="Batches per step."),
         click.option("--lr", type=float, default=2e-4, show_default=True, help="Learning rate."),
-        click.option("--decay-fraction", type=float, default=0.5, show_default=True, help="Steps with falling rate."),
-        click.option("--ema", type=float, default=0.999, show_default=True, help="Memory of the moving average."),
-        click.option("--warm-steps", type=int, default=0, show_default=True, help="H&E: begin with blue nuclei."),
-        click.option("--disc-steps", type=int, default=1, show_default=True, help="Of the discriminator, per step."),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option(
+            "--decay-fraction",
+            type=float,
+            default=0.5,
+            show_default=True,
+            help="Fraction of steps, at the end, over which the learning rate falls to 0.",
+        ),
+        click.option("--ema", type=float, default=0.999, show_default=True, help="EMA decay."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Random seed."),
     )
     return lambda command: _with(command, options)
 
 
 def _networks(*, antialias: bool, init: str) -> Callable[[Command], Command]:
     options = (
-        click.option("--width", type=int, default=64, show_default=True, help="Channels of the generator."),
-        click.option("--blocks", type=int, default=9, show_default=True, help="Residual blocks."),
-        click.option("--antialias/--no-antialias", default=antialias, show_default=True),
-        click.option("--disc-width", type=int, default=64, show_default=True, help="Channels of the discriminator."),
-        click.option("--disc-layers", type=int, default=3, show_default=True, help="Its halvings."),
-        click.option("--init", type=click.Choice(["normal", "xavier"]), default=init, show_default=True),
-        click.option("--init-gain", type=float, default=0.02, show_default=True),
-        click.option("--start", type=_PATH, help="Begin with this generator: .pth or .safetensors."),
+        click.option("--width", type=int, default=64, show_default=True, help="Generator channels at full resolution."),
+        click.option("--blocks", type=int, default=9, show_default=True, help="Residual blocks of the generator."),
+        click.option(
+            "--antialias/--no-antialias",
+            default=antialias,
+            show_default=True,
+            help="Blur filters in down- and upsampling layers.",
+        ),
+        click.option(
+            "--disc-width", type=int, default=64, show_default=True, help="Channels of PatchGAN's first layer."
+        ),
+        click.option("--disc-layers", type=int, default=3, show_default=True, help="PatchGAN downsampling layers."),
+        click.option(
+            "--init",
+            default=init,
+            show_default=True,
+            callback=_parse_init,
+            metavar="KIND:GAIN",
+            help="Initial weights: normal:DEVIATION or xavier:GAIN.",
+        ),
+        click.option("--start", type=_PATH, help="Start from the weights of this generator: .pth or .safetensors."),
     )
     return lambda command: _with(command, options)
 
 
+def _evaluation(command: Command) -> Command:
+    options = (
+        click.option(
+            "--evaluate-every",
+            type=click.IntRange(1),
+            help="Steps between evaluations.  [default: one at the end, if another of these options is given]",
+        ),
+        click.option(
+            "--evaluation",
+            type=_PATH,
+            help="Slides to evaluate on: a file or a folder.  [default: first source slide, outside --source-region]",
+        ),
+        click.option(
+            "--evaluation-region", type=RegionType(), help="Evaluate on this part of them.  [default: 8 × 8 patches]"
+        ),
+        click.option("--inception", type=_PATH, envvar="KIN_INCEPTION", help="Weights of InceptionV3: measure FID."),
+    )
+    return _with(command, options)
+
+
 def _running(command: Command) -> Command:
     options = (
-        click.option("--source-stain", default="", help="For the checkpoint's card, as the next ones."),
-        click.option("--target-stain", default=""),
-        click.option("--credit", default="", help="Where the slides come from."),
+        click.option(
+            "--card",
+            cls=CardOption,
+            multiple=True,
+            callback=_parse_card,
+            metavar="KEY=VALUE",
+            help="Note in the generator's file; keys: source-stain, target-stain, credit (origin of the slides).",
+        ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …"),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16"]),
+            default="auto",
+            show_default=True,
+            help="auto: bf16 on GPUs that support it.",
+        ),
         click.option("-j", "--workers", type=int, default=2, show_default=True, help="Threads that read patches."),
-        click.option("--checkpoint-every", type=int, default=500, show_default=True, help="Steps."),
-        click.option("--sample-every", type=int, default=500, show_default=True, help="Steps."),
-        click.option("--log-every", type=int, default=50, show_default=True, help="Steps."),
+        click.option(
+            "--save-every", type=int, default=500, show_default=True, help="Steps between checkpoints and samples."
+        ),
+        click.option("--log-every", type=int, default=50, show_default=True, help="Steps between rows of log.csv."),
         click.option("--half", is_flag=True, help="Store the generator's file in float16."),
-        click.option("--overwrite", is_flag=True, help="Forget an earlier run in the folder."),
+        click.option("--overwrite", is_flag=True, help="Discard an earlier run in the output folder."),
         config_option,
     )
     return _with(command, options)
 
 
-def _evaluation(command: Command) -> Command:
-    options = (
-        click.option("--evaluate-every", type=click.IntRange(1), help="Steps.  [default: at the end, if at all]"),
-        click.option("--evaluation", type=_PATH, help="Slides to evaluate on.  [default: a source, held out]"),
-        click.option("--evaluation-region", type=RegionType(), help="Part of them.  [default: 8 × 8 patches]"),
-        click.option("--inception", type=_PATH, envvar="KIN_INCEPTION", help="Weights for FID in evaluations."),
-    )
-    return _with(command, options)
-
-
 def _with(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
-    # click shows the options of stacked decorators from the top downwards
+    # the lowest decorator is applied first, and click lists its option last
     for option in reversed(options):
         command = option(command)
     return command
 
 
+_POOL = click.option(
+    "--pool",
+    type=click.IntRange(0),
+    default=50,
+    show_default=True,
+    help="Earlier translations kept for the discriminator.",
+)
+
+
 @train.command()
 @_patches
-@click.option("--cycle", type=float, default=10.0, show_default=True, help="Weight of the cycle.")
-@click.option("--identity", type=float, default=0.5, show_default=True, help="Of the identity, relative to it.")
-@click.option("--pool", type=click.IntRange(0), default=50, show_default=True, help="Earlier fakes to judge.")
+@click.option("--cycle", type=float, default=10.0, show_default=True, help="Weight of the cycle loss.")
+@click.option(
+    "--identity", type=float, default=0.5, show_default=True, help="Weight of the identity loss, relative to --cycle."
+)
+@_POOL
 @_schedule(epochs=50)
-@_networks(antialias=False, init="normal")
+@_networks(antialias=False, init="normal:0.02")
 @_evaluation
 @_running
 def cyclegan(**options: Any) -> None:
@@ -150,21 +267,16 @@ def cyclegan(**options: Any) -> None:
 
 @train.command()
 @_patches
-@click.option("--gan", type=float, default=1.0, show_default=True, help="Weight of the GAN loss.")
+@click.option("--gan", type=float, default=1.0, show_default=True, help="Weight of the adversarial loss.")
 @click.option("--nce", type=float, default=1.0, show_default=True, help="Weight of PatchNCE.")
-@click.option("--identity/--no-identity", default=True, show_default=True, help="PatchNCE of the identity, too.")
-@click.option("--layers", type=IntegersType(), default="", help="Layers to compare.  [default: the official five]")
-@click.option("--locations", type=int, default=256, show_default=True, help="Places to compare.")
-@click.option("--projection", type=int, default=256, show_default=True, help="Channels of the projection head.")
-@click.option("--tau", type=float, default=0.07, show_default=True, help="Temperature.")
-@click.option("--pool", type=click.IntRange(0), default=0, show_default=True, help="Earlier fakes to judge.")
-@click.option("--nuclei", type=float, default=0.0, show_default=True, help="H&E to cytoplasmic DAB: blue nuclei.")
-@click.option("--painted", type=float, default=0.0, show_default=True, help="Weight of the warm start's loss, later.")
-@click.option("--guide", type=_PATH, help="H&E to DAB: a serial section registered to the source slide.")
-@click.option("--guide-aligned", is_flag=True, help="The guide was made from the source slide: pixels agree.")
-@click.option("--guided", type=float, default=2.0, show_default=True, help="Weight of the guide: brown in its place.")
+@click.option(
+    "--identity/--no-identity", default=True, show_default=True, help="PatchNCE of translated target patches, too."
+)
+@click.option(
+    "--layers", type=IntegersType(), default="", help="Generator layers that PatchNCE compares.  [default: the paper's]"
+)
 @_schedule(epochs=100)
-@_networks(antialias=True, init="xavier")
+@_networks(antialias=True, init="xavier:0.02")
 @_evaluation
 @_running
 def cut(**options: Any) -> None:
@@ -176,18 +288,17 @@ def cut(**options: Any) -> None:
 
 @train.command()
 @_patches
-@click.option("--learned/--fixed", default=True, show_default=True, help="L-LSeSim or F-LSeSim.")
+@click.option("--learned/--fixed", default=True, show_default=True, help="Learned (L-LSeSim) or fixed features.")
 @click.option("--vgg", type=_PATH, help="VGG16 weights, torchvision's file.")
-@click.option("--random-features", is_flag=True, help="Do without VGG16 weights.")
+@click.option("--random-features", is_flag=True, help="Train without VGG16 weights, on random features.")
 @click.option("--spatial", type=float, default=10.0, show_default=True, help="Weight of the spatial loss.")
-@click.option("--layers", type=IntegersType(), default="4,7", show_default=True, help="ReLUs of VGG16, from 0.")
-@click.option("--locations", type=int, default=256, show_default=True, help="Places to compare.")
-@click.option("--window", type=int, default=32, show_default=True, help="Side of a local map.")
-@click.option("--tau", type=float, default=0.07, show_default=True, help="Temperature.")
-@click.option("--disc-rate", type=float, default=2.0, show_default=True, help="Discriminator's learning rate / --lr.")
-@click.option("--pool", type=click.IntRange(0), default=50, show_default=True, help="Earlier fakes to judge.")
+@click.option(
+    "--layers", type=IntegersType(), default="4,7", show_default=True, help="ReLUs of VGG16 to compare, from 0."
+)
+@click.option("--window", type=int, default=32, show_default=True, help="Side of a self-similarity map.")
+@_POOL
 @_schedule(epochs=100)
-@_networks(antialias=True, init="xavier")
+@_networks(antialias=True, init="xavier:0.02")
 @_evaluation
 @_running
 def lsesim(**options: Any) -> None:
@@ -198,7 +309,7 @@ def lsesim(**options: Any) -> None:
 
 
 def _taken(kind: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Remove from the options those that are fields of a dataclass, and return them."""
+    """Remove the options that are fields of a dataclass, and return them."""
     return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
 
 
@@ -206,6 +317,7 @@ def _run(losses: Losses, options: dict[str, Any]) -> None:
     from kin_cli.training.settings import Card, HeldOut, NetworkSettings, PatchSettings, Schedule, TrainSettings
 
     options["patch_px"], options["batch"] = options.pop("patch_size"), options.pop("batch_size")
+    options.update(**options.pop("augment"), **options.pop("init"))
     evaluation = HeldOut(
         every=options.pop("evaluate_every"),
         slides=options.pop("evaluation"),
@@ -218,11 +330,11 @@ def _run(losses: Losses, options: dict[str, Any]) -> None:
         patches=PatchSettings(**_taken(PatchSettings, options)),
         network=NetworkSettings(**_taken(NetworkSettings, options)),
         schedule=Schedule(**_taken(Schedule, options)),
-        card=Card(**_taken(Card, options)),
+        card=Card(**options.pop("card")),
         **options,
     )
     from kin_cli.training.run import train as carry_out
 
     generator = carry_out(settings, ConsoleProgress())
-    if os.environ.get("RANK", "0") == "0":  # of several processes only one says it
+    if os.environ.get("RANK", "0") == "0":  # of several processes, only the first prints
         click.echo(str(generator))

@@ -1,4 +1,4 @@
-"""``kin translate``: one slide in, a translated pyramid out."""
+"""``kin translate``: translate one slide. ``kin assemble``: finish a slide that several scheduler jobs translated."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from kin_cli.commands.info import describe_plan
 from kin_cli.commands.options import ShardType, settings_from, translation_options
+from kin_cli.commands.parameters import FILE
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.errors import UsageError
 
@@ -17,24 +18,22 @@ if TYPE_CHECKING:
     from kin_cli.batch.shard import Shard
     from kin_cli.settings import Settings
 
-_FILE = click.Path(path_type=Path)
-_FILE = click.Path(path_type=Path)
-
-
-# FROM commands.translate: ``kin translate``: one slide in, a translated pyramid out.
-
 
 @click.command()
-@click.argument("slide", type=_FILE)
-@click.option("-o", "--output", type=_FILE, help="Output: .ome.tif (default: SLIDE.kin.ome.tif), .tif, .png or .jpg.")
-@click.option("--dry-run", is_flag=True, help="Show the plan and exit.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan or the run record as JSON.")
-@click.option("--pass", "only_pass", type=click.Choice(["measure", "apply"]), help="Only this pass (see kin assemble).")
-@click.option("--shard", type=ShardType(), help="Of that pass only part i of n; auto/n in an array job.")
+@click.argument("slide", type=FILE)
+@click.option(
+    "-o", "--output", type=FILE, help="Output: .ome.tif, .tif, .png or .jpg.  [default: SLIDE.kin.ome.tif beside SLIDE]"
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan (patches, memory, disk), translate nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run record, or the plan of --dry-run, as JSON.")
+@click.option(
+    "--pass", "only_pass", type=click.Choice(["measure", "apply"]), help="Run only this pass; see kin assemble."
+)
+@click.option("--shard", type=ShardType(), help="Run only shard i of n of the pass: 3/16, or auto/16 in an array job.")
 @click.option(
     "--table",
-    type=_FILE,
-    help="Folder that keeps what pass 1 measures, for other kernels and outputs: made if missing, reused if there.",
+    type=FILE,
+    help="Folder that keeps the statistics of pass 1 for other kernels and outputs; made if missing, else reused.",
 )
 @translation_options
 def translate(
@@ -42,12 +41,12 @@ def translate(
 ) -> int:
     """Translate SLIDE: any slide that OpenSlide opens, a TIFF, or a photograph.
 
-    Work that was interrupted is continued by the same command.
+    After an interruption the same command continues.
     """
     settings = settings_from(slide, options)
     if shard is not None and only_pass is None:
         raise UsageError("--shard needs a pass", "--pass measure for all shards, then --pass apply, then kin assemble")
-    # Imported late because torch takes seconds, and a wrong option should not.
+    # Importing torch takes seconds, so it comes after all checks of options.
     if dry_run:
         _show_plan(settings, as_json)
     elif only_pass is not None:
@@ -60,9 +59,9 @@ def translate(
 
 
 def show_record(record: dict[str, Any], settings: Settings, as_json: bool) -> int:
-    """Print the record or the output's name, and make the report if there is to be one.
+    """Print the record as JSON or the output's name, and write the report if the settings ask for it.
 
-    Returns the exit code, 1 where parts of the slide could not be read.
+    Returns the exit code: 1 if parts of the slide were unreadable, otherwise 0.
     """
     click.echo(json.dumps(record, indent=1, ensure_ascii=False) if as_json else str(settings.output.path))
     if settings.output.report:
@@ -89,31 +88,29 @@ def _show_plan(settings: Settings, as_json: bool) -> None:
 
 
 def _one_pass(settings: Settings, name: str, shard: Shard | None) -> None:
-    from kin_cli.batch.one_slide import apply_rows, measure_rows
+    from kin_cli.batch.one_slide import apply_shard, measure_shard
     from kin_cli.batch.shard import Shard
 
     if settings.output.overwrite:
         raise UsageError("--overwrite and --pass exclude each other", "remove the output and its work folder first")
-    work = measure_rows if name == "measure" else apply_rows
-    work(settings, shard or Shard(1, 1), progress=ConsoleProgress())
-
-
-# FROM commands.assemble: ``kin assemble``: the file from the finished rows of a slide that several jobs translated.
+    run = measure_shard if name == "measure" else apply_shard
+    run(settings, shard or Shard(1, 1), progress=ConsoleProgress())
 
 
 @click.command()
-@click.argument("slide", type=_FILE)
-@click.option("-o", "--output", type=_FILE, help="As given to kin translate.")
+@click.argument("slide", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Output, the same as for kin translate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run record as JSON.")
 @translation_options
 def assemble(slide: Path, as_json: bool, **options: Any) -> int:
-    """Write the output of SLIDE, whose passes were run as `kin translate --shard i/n --pass measure` and `--pass apply`.
+    """Write the output of SLIDE after all shards of both passes have run.
 
-    Give the same options as there. The file is the same, byte for byte, as that of one process on equal hardware.
+    The passes are `kin translate --pass measure --shard i/n` and `kin translate --pass apply --shard i/n`. Give the
+    same options as there. On equal hardware the file is the same, byte for byte, as that of one process.
     """
     settings = settings_from(slide, options)
     if settings.output.overwrite:
-        raise UsageError("--overwrite makes no sense here", "remove the old output before the passes")
+        raise UsageError("--overwrite has no meaning for kin assemble", "remove the old output before the passes")
     from kin_cli.batch.one_slide import assemble as run
 
     return show_record(run(settings, ConsoleProgress()), settings, as_json)

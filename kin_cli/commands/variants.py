@@ -1,4 +1,4 @@
-"""What ``compare``, ``sweep`` and ``analyse`` share: some options of a translation, and settings of its variants."""
+"""What ``compare``, ``sweep`` and ``analyse`` share: options, settings of the variants, and files of results."""
 
 from __future__ import annotations
 
@@ -12,54 +12,64 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kin_cli.commands.options import bundled_generator, settings_from, translation_options
+from kin_cli.commands.parameters import FILE, csv_option, inception_option, json_option
 from kin_cli.store.files import os_errors_as_output_errors, work_folder, write_atomic
 
 if TYPE_CHECKING:
     from kin_cli.figures.compare import Variant, Yardstick
     from kin_cli.settings import Settings
 
-_FILE = click.Path(path_type=Path)
 _SHARED = (
     *("model", "patch_size", "authors", "correction", "eps", "tissue", "background", "level", "mpp", "source_mpp"),
     *("region", "device", "precision", "compile", "batch_size", "workers"),
 )
-# Lossless: JPEG whose chroma is subsampled fakes seams where its tiles end.
+# Lossless, since the subsampled chroma of JPEG imitates seams at the borders of its tiles.
 _OUTPUT = {"compression": "deflate", "icc": "drop", "skip_existing": True}
 
 
 def shared_options(command: click.Command) -> click.Command:
-    """Add those options of a translation that all variants have in common, behind the command's own."""
+    """Add the options of a translation that are the same for all variants, after the command's own."""
     known = {param.name: param for param in _translation().params}
     command.params += [known[name] for name in _SHARED]
     return command
 
 
 def output_options(function: Any) -> Any:
-    """Add what every such command can keep and print."""
+    """Add the options of what a command keeps and prints."""
     return _decorated(
         function,
-        click.option("--table", type=_FILE, help="Folder that keeps what pass 1 measures; see kin translate."),
+        click.option(
+            "--table",
+            type=FILE,
+            help="Folder that keeps the statistics of pass 1; made if missing, else reused, also by kin translate.",
+        ),
         click.option("--overwrite", is_flag=True, help="Discard unfinished work of other settings."),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option("--csv", "csv_file", type=_FILE, help="Also write the figures to this file."),
+        json_option,
+        csv_option,
     )
 
 
 def comparison_options(function: Any) -> Any:
-    """Add what is shown, measured and kept of translations."""
+    """Add the options of what is drawn, measured and kept of the translations."""
     return _decorated(
         function,
-        click.option("--close-up", type=click.IntRange(16), help="Side of a close-up, px.  [default: a patch]"),
+        click.option("--close-up", type=click.IntRange(16), help="Side of a close-up, px.  [default: the patch size]"),
         click.option(
-            "--metrics", help="Beside seams, as in kin evaluate.  [default: ssim,sobel,piqe and by reference]"
+            "--metrics",
+            help="Metrics besides seams, separated by commas, as in kin evaluate."
+            "  [default: ssim,sobel,piqe, with --reference histogram, with --inception fid]",
         ),
-        click.option("--reference", type=_FILE, help="A real slide of the target stain: histogram, FID, NIQE."),
-        click.option("--inception", type=_FILE, envvar="KIN_INCEPTION", help="Weights for FID."),
+        click.option("--reference", type=FILE, help="Real slide of the target stain, for histogram, FID and NIQE."),
+        inception_option,
         click.option(
-            "--tiles", type=click.IntRange(1), default=200, show_default=True, help="Tiles measured beside the seams."
+            "--tiles",
+            type=click.IntRange(1),
+            default=200,
+            show_default=True,
+            help="Number of tiles with tissue, drawn at random, for the metrics other than seams.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of tiles."),
-        click.option("--keep", type=_FILE, help="Folder to keep the translations in, and to reuse those there."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the tiles."),
+        click.option("--keep", type=FILE, help="Folder that keeps the translations; those in it are reused."),
     )
 
 
@@ -68,7 +78,7 @@ def _translation() -> click.Command:
 
 
 def _defaults() -> dict[str, Any]:
-    """Every option of a translation as it is where nothing is said."""
+    """Return the default of every option of a translation, except that the output is lossless."""
     return {**_translation().make_context("translation", []).params, **_OUTPUT}
 
 
@@ -79,13 +89,13 @@ def _decorated(function: Any, *options: Callable[[Any], Any]) -> Any:
 
 
 def base_settings(slide: Path, options: dict[str, Any], *, folder: Path) -> Settings:
-    """The translation that all variants start from; fills in the model, so that its note is said once."""
+    """Return the settings that all variants start from. Sets ``options["model"]``, so that its note is printed once."""
     options["model"] = options["model"] or bundled_generator()
     return settings_from(slide, {**_defaults(), **options, "output": folder / "base.tif"})
 
 
 def variant(base: Settings, options: dict[str, Any], *, flags: dict[str, Any], name: str, title: str) -> Variant:
-    """A variant by its ``flags`` of ``kin translate``; ``title`` may hold ``{kernel}``."""
+    """Return a variant with the given ``flags`` of ``kin translate``; ``{kernel}`` in ``title`` is replaced."""
     from kin_cli.figures.compare import Variant
 
     given = {**_defaults(), **options, **flags, "table": None, "output": base.output.path}
@@ -94,16 +104,16 @@ def variant(base: Settings, options: dict[str, Any], *, flags: dict[str, Any], n
 
 
 def prepared_folder(output: Path, keep: Path | None, *, overwrite: bool) -> Path:
-    """Where table and translations lie meanwhile: the folder to keep, or a work folder beside the output.
+    """Return the folder for table and translations: ``keep``, or a work folder beside the output.
 
-    Checks first that a picture can be drawn and written there.
+    Checks first that a figure can be drawn and written to ``output``.
     """
     from kin_cli.figures.plots import check_figure_file
 
     check_figure_file(output)
     if keep is not None:
         return keep
-    # not the name of the work folder of a translation to this very file
+    # a translation to this very file would use the name without .compare
     folder = work_folder(output.with_name(f"{output.name}.compare"))
     if overwrite and folder.exists():
         with os_errors_as_output_errors(folder):
@@ -112,7 +122,7 @@ def prepared_folder(output: Path, keep: Path | None, *, overwrite: bool) -> Path
 
 
 def yardstick_from(options: dict[str, Any]) -> Yardstick:
-    """What is measured beside the seams."""
+    """Return what is measured besides the seams."""
     from kin_cli.figures.compare import Yardstick
 
     names = options["metrics"]
@@ -121,13 +131,13 @@ def yardstick_from(options: dict[str, Any]) -> Yardstick:
 
 
 def write_csv(file: Path, rows: Sequence[Sequence[object]]) -> None:
-    """Write rows; None is an empty cell, a float is written in full."""
+    """Write rows to a CSV file; None becomes an empty field, floats keep all digits."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(file, text.getvalue())
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
+    """Write a text file, completely or not at all."""
     with os_errors_as_output_errors(file):
         write_atomic(file, text.encode())

@@ -1,1 +1,1 @@
-"""Slides in, figures out: which tiles, which metrics, and the seams with their map."""
+"""Quality of whole slides: open them, choose tiles, run the metrics, measure and map the seams."""

@@ -1,4 +1,4 @@
-"""``evaluate``: open, choose the tiles, feed the metrics, and put their figures in one record."""
+"""Evaluate a slide: open it, choose tiles, run the metrics on them, and collect their values in one record."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from kin_cli.errors import InputError, UsageError
 from kin_cli.evaluation.seams import SlideSeams, measure_slide_seams
 from kin_cli.evaluation.settings import EvaluationSettings
 from kin_cli.evaluation.tiles import Panel, TileMetric, check_same_size, opened, sampled_boxes
-from kin_cli.geometry import Box, Size
-from kin_cli.metrics.colour import Floats, pooled
+from kin_cli.geometry import Box, Doubles, Size
+from kin_cli.metrics.colour import pooled
 from kin_cli.metrics.fid import FEW_TILES, PREPROCESSING, WHERE_FROM, FeatureExtractor, FidTiles, frechet_distance
 from kin_cli.metrics.fsim import Fsim, fsim_of_pooled, pooling_px
 from kin_cli.metrics.histogram import Histogram, HueHistogram, LabHistogram, correlations
@@ -36,32 +36,47 @@ from kin_cli.slide.view import SlideView
 _READ_PX = 1024
 
 
-# FROM evaluation.run: ``evaluate``: open, choose the tiles, feed the metrics, and put their figures in one record.
+@dataclass(frozen=True)
+class MetricValue:
+    """Name and value of a metric (None if it is not defined), which values are better, and details in words.
+
+    ``better`` is "lower", "higher", or "" for neither.
+    """
+
+    metric: str
+    value: float | None
+    better: str
+    detail: str = ""
+
+
+def metric_value(metric: str, value: float, better: str, detail: str = "") -> MetricValue:
+    """Make a ``MetricValue``; NaN and infinity become None."""
+    return MetricValue(metric, value if math.isfinite(value) else None, better, detail)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out: every figure, the seams where they were measured, and what was left out and why."""
+    """Result of an evaluation: all values, the seams if measured, why metrics were left out, and numbers of tiles."""
 
     settings: EvaluationSettings
-    figures: tuple[MetricValue, ...]
+    values: tuple[MetricValue, ...]
     seams: SlideSeams | None
     left_out: dict[str, str]
     tiles: dict[str, int]
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the record, ready for JSON."""
         settings = self.settings
         others = {"reference": settings.reference, "source": settings.source}
         return {
             "kin": __version__,
             "slide": str(settings.slide.path),
             **{name: None if choice is None else str(choice.path) for name, choice in others.items()},
-            "patch_px": settings.sampling.tile_px,
+            "tile_px": settings.sampling.tile_px,
             "seed": settings.sampling.seed,
             "tiles": self.tiles,
-            "figures": [asdict(figure) for figure in self.figures],
+            "values": [asdict(value) for value in self.values],
             "seams": None if self.seams is None else self.seams.as_dict(),
             "left_out": self.left_out,
             "seconds": self.seconds,
@@ -69,9 +84,12 @@ class Evaluation:
 
 
 def evaluate(settings: EvaluationSettings, progress: Progress) -> Evaluation:
-    """Compute the chosen metrics of a slide. Memory is constant in its size: see ``Panel`` and ``SeamMeter``.
+    """Compute the chosen metrics of a slide.
 
-    Raises a KinError where an input is missing, cannot be read, or does not fit the others.
+    Memory bound: see ``Panel`` and ``SeamMeter``; only the table of boundaries and some features grow with the slide.
+
+    Raises:
+        KinError: an input is missing, cannot be read, or does not fit the others.
     """
     names, left_out = settings.chosen()
     entries = entries_for(names, settings, resolve_device(settings.device))
@@ -86,156 +104,50 @@ def evaluate(settings: EvaluationSettings, progress: Progress) -> Evaluation:
             check_same_size(slides.view, slides.source)
         run = _EvaluationRun(settings, slides, progress, settings.workers or available_cores())
         seams = run.seams() if "seams" in names else None
-        figures = run.figures(entries)
+        values = run.values(entries)
         if "fsim" in names:
-            figures.append(run.fsim_of_the_whole())
+            values.append(run.fsim_whole())
     if seams is not None:
-        figures += seam_figures(seams)
+        values += seam_values(seams)
     for name, why in left_out.items():
         progress.note(f"{name} is left out, it lacks {why}")
-    return Evaluation(settings, tuple(figures), seams, left_out, run.tiles, round(time.monotonic() - start, 1))
+    return Evaluation(settings, tuple(values), seams, left_out, run.tiles, round(time.monotonic() - start, 1))
 
 
-def seam_figures(seams: SlideSeams) -> list[MetricValue]:
-    """The headline of the seam metric as figures."""
-    found = seams.figure
-    name = "seams R*" if seams.report.table.source is not None else "seams R"
+def seam_values(seams: SlideSeams) -> list[MetricValue]:
+    """Return the headline of the seam metric: ratio and excess."""
+    found = seams.result
+    name = "seams R*" if seams.summary.table.source is not None else "seams R"
     detail = f"{seams.statistic}, {found.n} boundaries"
     if found.interval is not None:
         detail += f", 95 % in {found.interval[0]:.3f} to {found.interval[1]:.3f}"
     ratio = math.nan if found.headline is None else found.headline
     excess = math.nan if found.excess is None else found.excess
-    return [figure(name, ratio, "lower", detail), figure("seams excess", excess, "lower", seams.unit)]
-
-
-@dataclass(frozen=True)
-class _Slides:
-    view: SlideView
-    source: SlideView | None
-    reference: SlideView | None
-
-
-class _EvaluationRun:
-    """One evaluation under way."""
-
-    def __init__(self, settings: EvaluationSettings, slides: _Slides, progress: Progress, workers: int) -> None:
-        self._settings, self._slides, self._progress, self._workers = settings, slides, progress, workers
-        # a translation lies where its source lies, and in a real slide glass is easier to tell
-        self._mask = tissue_mask(slides.source or slides.view, settings.sampling.tissue)
-        self.tiles: dict[str, int] = {}
-
-    def seams(self) -> SlideSeams:
-        """The seam metric over the whole tissue, whatever the sampling."""
-        return measure_slide_seams(
-            self._slides.view,
-            self._settings.seams,
-            source=self._slides.source,
-            mask=self._mask,
-            progress=self._progress,
-            workers=self._workers,
-        )
-
-    def figures(self, entries: list[MetricEntry]) -> list[MetricValue]:
-        """Feed all entries; their figures in order."""
-        if not entries:
-            return []
-        references = [entry.reference for entry in entries if entry.reference is not None]
-        if references and self._slides.reference is not None:
-            view = self._slides.reference
-            # a mask that the user gives is one of the slide
-            tissue = "none" if self._settings.sampling.tissue == "none" else "auto"
-            self._feed(Panel(references), view, boxes=self._boxes("reference", view, tissue_mask(view, tissue)))
-        panel = Panel(
-            [entry.slide for entry in entries if not entry.paired], [entry.slide for entry in entries if entry.paired]
-        )
-        self._feed(panel, self._slides.view, boxes=self._boxes("slide", self._slides.view, self._mask))
-        return [found for entry in entries for found in entry.figures()]
-
-    def fsim_of_the_whole(self) -> MetricValue:
-        """FSIM as its authors define it for one picture, which makes a thumbnail of a slide; glass included."""
-        views = [view for view in (self._slides.view, self._slides.source) if view is not None]
-        size = views[0].size
-        step = pooling_px(size.height, size.width)
-        value = fsim_of_pooled(*(self._pooled(view, step) for view in views))
-        return figure("fsim_whole", value, "higher", f"one picture, averaged over {step}×{step} px, glass included")
-
-    def _pooled(self, view: SlideView, step: int) -> Floats:
-        """Means over squares of ``step`` pixels. Memory bound: one read of 1024² px a thread, and the means."""
-        side = max(1, _READ_PX // step) * step
-        inside = Size(view.size.width // step * step, view.size.height // step * step)
-        boxes = [
-            Box(x, y, side, side).clipped(inside)
-            for y in range(0, inside.height, side)
-            for x in range(0, inside.width, side)
-        ]
-        means = np.empty((inside.height // step, inside.width // step, 3))
-
-        def mean(box: Box) -> Floats:
-            return pooled(view.read(box), step)
-
-        with self._progress.stage("thumbnail", len(boxes)) as advance:
-            for box, part in zip(boxes, prefetch(mean, boxes, workers=self._workers, ahead=self._workers), strict=True):
-                x, y = box.x // step, box.y // step
-                means[y : y + part.shape[0], x : x + part.shape[1]] = part
-                advance(1)
-        return means
-
-    def _boxes(self, name: str, view: SlideView, mask: TissueMask) -> list[Box]:
-        boxes = sampled_boxes(view, mask, self._settings.sampling)
-        self.tiles[name] = len(boxes)
-        return boxes
-
-    def _feed(self, panel: Panel, view: SlideView, *, boxes: list[Box]) -> None:
-        source = self._slides.source
-        panel.run(
-            boxes,
-            view.read,
-            source=None if source is None else source.read,
-            stage="reference" if view is self._slides.reference else "tiles",
-            progress=self._progress,
-            workers=self._workers,
-        )
-
-
-# FROM evaluation.entries: Each metric with what it needs of the slide, the reference and the source, and the figures that it yields.
-
-
-@dataclass(frozen=True)
-class MetricValue:
-    """One number: its name, its value (None where there is none), which is better, and what it rests on.
-
-    ``better`` is "lower", "higher", or "" where neither is.
-    """
-
-    metric: str
-    value: float | None
-    better: str
-    detail: str = ""
-
-
-def figure(metric: str, value: float, better: str, detail: str = "") -> MetricValue:
-    """A figure; what is not a number has no value."""
-    return MetricValue(metric, value if math.isfinite(value) else None, better, detail)
+    return [metric_value(name, ratio, "lower", detail), metric_value("seams excess", excess, "lower", seams.unit)]
 
 
 @dataclass(frozen=True)
 class MetricEntry:
-    """A metric under way: what is fed with the slide's tiles and the reference's, and the figures in the end.
+    """A metric with its accumulators.
 
-    ``paired``: the first is fed with the slide's tiles and those of its source.
+    Attributes:
+        slide: accumulates the tiles of the slide.
+        values: returns the values once all tiles are added.
+        reference: accumulates the tiles of the reference; None if there is nothing to accumulate.
+        paired: ``slide`` also takes the tiles of the source.
     """
 
     slide: TileMetric
-    figures: Callable[[], list[MetricValue]]
+    values: Callable[[], list[MetricValue]]
     reference: TileMetric | None = None
     paired: bool = False
 
 
 def entries_for(names: tuple[str, ...], settings: EvaluationSettings, device: torch.device) -> list[MetricEntry]:
-    """The entries of metrics whose inputs are there (see ``EvaluationSettings.missing``); of "seams" there is none.
+    """Create the entries of metrics whose inputs are given (see ``EvaluationSettings.missing``); "seams" has none.
 
     Raises:
-        ModelError: a model's file cannot be used.
+        ModelError: the file of a model cannot be used.
     """
     variants = 2 if settings.authors else 1
     makers: dict[str, Callable[[], list[MetricEntry]]] = {
@@ -250,79 +162,170 @@ def entries_for(names: tuple[str, ...], settings: EvaluationSettings, device: to
     return [entry for name in names if name in makers for entry in makers[name]()]
 
 
+@dataclass(frozen=True)
+class _Slides:
+    view: SlideView
+    source: SlideView | None
+    reference: SlideView | None
+
+
+class _EvaluationRun:
+    """One evaluation with its slides open."""
+
+    def __init__(self, settings: EvaluationSettings, slides: _Slides, progress: Progress, workers: int) -> None:
+        self._settings, self._slides, self._progress, self._workers = settings, slides, progress, workers
+        # Translation and source show the same place, and background is easier to detect in a real slide.
+        self._mask = tissue_mask(slides.source or slides.view, settings.sampling.tissue)
+        self.tiles: dict[str, int] = {}
+
+    def seams(self) -> SlideSeams:
+        """Measure the seams of the whole tissue, whatever the sampling."""
+        return measure_slide_seams(
+            self._slides.view,
+            self._settings.seams,
+            source=self._slides.source,
+            mask=self._mask,
+            progress=self._progress,
+            workers=self._workers,
+        )
+
+    def values(self, entries: list[MetricEntry]) -> list[MetricValue]:
+        """Run all metrics on their tiles, and return their values in order."""
+        if not entries:
+            return []
+        references = [entry.reference for entry in entries if entry.reference is not None]
+        if references and self._slides.reference is not None:
+            view = self._slides.reference
+            # A mask file given by the user is for the slide, not for the reference.
+            tissue = "none" if self._settings.sampling.tissue == "none" else "auto"
+            self._run_panel(Panel(references), view, boxes=self._boxes("reference", view, tissue_mask(view, tissue)))
+        panel = Panel(
+            [entry.slide for entry in entries if not entry.paired], [entry.slide for entry in entries if entry.paired]
+        )
+        self._run_panel(panel, self._slides.view, boxes=self._boxes("slide", self._slides.view, self._mask))
+        return [value for entry in entries for value in entry.values()]
+
+    def fsim_whole(self) -> MetricValue:
+        """Compute FSIM as its authors define it for one image, which reduces a slide to a thumbnail with background."""
+        views = [view for view in (self._slides.view, self._slides.source) if view is not None]
+        size = views[0].size
+        step = pooling_px(size.height, size.width)
+        value = fsim_of_pooled(*(self._pooled(view, step) for view in views))
+        return metric_value(
+            "fsim_whole", value, "higher", f"one image, averaged over {step}×{step} px, background included"
+        )
+
+    def _pooled(self, view: SlideView, step: int) -> Doubles:
+        """Average over squares of ``step`` pixels. Memory bound: one read of 1024² px per thread, and the means."""
+        side = max(1, _READ_PX // step) * step
+        inside = Size(view.size.width // step * step, view.size.height // step * step)
+        boxes = [
+            Box(x, y, side, side).clipped(inside)
+            for y in range(0, inside.height, side)
+            for x in range(0, inside.width, side)
+        ]
+        means = np.empty((inside.height // step, inside.width // step, 3))
+
+        def mean(box: Box) -> Doubles:
+            return pooled(view.read(box), step)
+
+        with self._progress.stage("thumbnail", len(boxes)) as advance:
+            for box, part in zip(boxes, prefetch(mean, boxes, workers=self._workers, ahead=self._workers), strict=True):
+                x, y = box.x // step, box.y // step
+                means[y : y + part.shape[0], x : x + part.shape[1]] = part
+                advance(1)
+        return means
+
+    def _boxes(self, name: str, view: SlideView, mask: TissueMask) -> list[Box]:
+        boxes = sampled_boxes(view, mask, self._settings.sampling)
+        self.tiles[name] = len(boxes)
+        return boxes
+
+    def _run_panel(self, panel: Panel, view: SlideView, *, boxes: list[Box]) -> None:
+        source = self._slides.source
+        panel.run(
+            boxes,
+            view.read,
+            source=None if source is None else source.read,
+            stage="reference" if view is self._slides.reference else "tiles",
+            progress=self._progress,
+            workers=self._workers,
+        )
+
+
 def _fid(settings: EvaluationSettings, device: torch.device) -> MetricEntry:
     if settings.inception is None:
         raise UsageError("fid cannot be computed without its network's weights", WHERE_FROM)
     extractor = FeatureExtractor(settings.inception, device=device)
     slide, reference = FidTiles(extractor), FidTiles(extractor)
 
-    def figures() -> list[MetricValue]:
+    def values() -> list[MetricValue]:
         one, other = slide.sums, reference.sums
         detail = f"{one.count} and {other.count} tiles, {PREPROCESSING}"
         if min(one.count, other.count) < FEW_TILES:
             detail += f"; too few to compare with other sets (under {FEW_TILES})"
         if not extractor.public:
             detail += f"; not the public weights (sha256 {extractor.sha256[:12]}…)"
-        return [figure("fid", frechet_distance(one, other), "lower", detail)]
+        return [metric_value("fid", frechet_distance(one, other), "lower", detail)]
 
-    return MetricEntry(slide, figures, reference)
+    return MetricEntry(slide, values, reference)
 
 
 def _histogram(kind: type[Histogram]) -> MetricEntry:
     slide, reference = kind(), kind()
 
-    def figures() -> list[MetricValue]:
+    def values() -> list[MetricValue]:
         found = correlations(slide, reference)
         if kind is HueHistogram:
-            return [figure("histogram_authors", float(found[0]), "higher", "hue, ten bins")]
+            return [metric_value("histogram_authors", float(found[0]), "higher", "hue, ten bins")]
         channels = zip(("L*", "a*", "b*"), found, strict=True)
         detail = "mean of " + ", ".join(f"{channel} {value:.3f}" for channel, value in channels)
-        return [figure("histogram", float(np.mean(found)), "higher", detail)]
+        return [metric_value("histogram", float(np.mean(found)), "higher", detail)]
 
-    return MetricEntry(slide, figures, reference)
+    return MetricEntry(slide, values, reference)
 
 
 def _sobel(kind: type[SobelGradient]) -> MetricEntry:
     metric = kind()
-    return MetricEntry(metric, lambda: [figure(name, value, "lower") for name, value in metric.figures().items()])
+    return MetricEntry(metric, lambda: [metric_value(name, value, "lower") for name, value in metric.values().items()])
 
 
 def _piqe(kind: type[Piqe]) -> MetricEntry:
     metric = kind()
 
-    def figures() -> list[MetricValue]:
-        found = metric.figures()
-        return [figure(kind.name, found[kind.name], "lower", f"{found['piqe_blocks']:.0f} active blocks")]
+    def values() -> list[MetricValue]:
+        found = metric.values()
+        return [metric_value(kind.name, found[kind.name], "lower", f"{found['piqe_blocks']:.0f} active blocks")]
 
-    return MetricEntry(metric, figures)
+    return MetricEntry(metric, values)
 
 
 def _niqe(kind: type[Niqe], settings: EvaluationSettings) -> MetricEntry:
     metric, reference = kind(), kind()
     given = None if settings.niqe_model is None else load_niqe_model(settings.niqe_model)
 
-    def figures() -> list[MetricValue]:
+    def values() -> list[MetricValue]:
         try:
             model = given or reference.fitted(str(settings.reference.path if settings.reference else ""))
         except InputError as error:
-            # too few tiles are no reason to lose every other figure, unless this one was asked for
+            # Too few tiles should not lose all other values, unless NIQE was asked for.
             if settings.metrics is not None:
                 raise
             return [MetricValue(kind.name, None, "lower", str(error))]
-        found = metric.figures(model)
+        found = metric.values(model)
         detail = f"{found['niqe_patches']:.0f} patches, {found['niqe_flat_patches']:.0f} flat ones left out; model "
-        return [figure(kind.name, found[kind.name], "lower", detail + model.origin)]
+        return [metric_value(kind.name, found[kind.name], "lower", detail + model.origin)]
 
-    return MetricEntry(metric, figures, None if given else reference)
+    return MetricEntry(metric, values, None if given else reference)
 
 
 def _ssim() -> MetricEntry:
     metric = Ssim()
-    return MetricEntry(metric, lambda: [figure("ssim", metric.figures()["ssim"], "higher", "luma")], paired=True)
+    return MetricEntry(metric, lambda: [metric_value("ssim", metric.values()["ssim"], "higher", "luma")], paired=True)
 
 
 def _fsim() -> MetricEntry:
     metric = Fsim()
     return MetricEntry(
-        metric, lambda: [figure("fsim", metric.figures()["fsim"], "higher", "mean of the tiles")], paired=True
+        metric, lambda: [metric_value("fsim", metric.values()["fsim"], "higher", "mean of the tiles")], paired=True
     )

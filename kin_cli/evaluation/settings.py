@@ -1,4 +1,4 @@
-"""What to evaluate, against what, and how."""
+"""Settings of an evaluation: slides, metrics, and the sample of tiles."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _SMALLEST_TILE = 128
 
 @dataclass(frozen=True)
 class SlideChoice:
-    """A slide and the part of it that counts; a level and a resolution (µm per pixel) exclude each other.
+    """A slide, and which level, resolution and region of it to use.
 
-    ``source_mpp`` is the resolution of a slide whose file is wrong or silent about it.
+    ``level`` and ``mpp`` (µm per pixel) exclude each other. ``source_mpp`` is the slide's own resolution, if its file
+    states none or a wrong one.
     """
 
     path: Path
@@ -31,9 +32,10 @@ class SlideChoice:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which tiles are measured: ``tiles`` of them drawn with ``seed`` among those with tissue, or all (None).
+    """Which tiles are measured: ``tiles`` of the tiles with tissue, drawn at random with ``seed``; None for all.
 
-    ``tile_px`` is a multiple of 16, at least 128. ``tissue`` is "auto", "none" (everything counts) or a mask's path.
+    ``tile_px`` is a multiple of 16, at least 128. ``tissue`` is "auto", "none" (take everything as tissue), or the path
+    of a mask.
     """
 
     tiles: int | None = None
@@ -49,7 +51,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class SeamChoice:
-    """The grid that the slide was translated in: side of its patches, and (x, y) of the corner of the first one."""
+    """Grid of the patches that the slide was translated in: their side, and the corner (x, y) of the first one."""
 
     patch_px: int = 512
     origin: tuple[int, int] = (0, 0)
@@ -57,18 +59,20 @@ class SeamChoice:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """A whole evaluation.
+    """Everything that an evaluation needs.
 
     Attributes:
-        slide: what is evaluated.
+        slide: the slide to evaluate.
         reference: a real slide of the target stain, for FID, the histogram, and to fit NIQE to.
-        source: what the slide was translated from, pixel by pixel, for SSIM, FSIM and as the control of the seams.
+        source: what the slide was translated from, pixel by pixel; for SSIM, FSIM and as the control of the seams.
         metrics: names from ``METRICS``; None for all that the inputs allow.
-        authors: also what the KIN authors' code computes under the same names.
-        inception: the weights of FID's network.
-        niqe_model: NIQE's model; None to fit one to the reference.
-        device: of FID's network.
-        workers: threads; None for the cores that there are.
+        sampling: which tiles are measured.
+        seams: the grid of the seam metric.
+        authors: also compute the variants of the KIN authors' code.
+        inception: file with the weights of FID's network.
+        niqe_model: file with a NIQE model; None to fit one to the reference.
+        device: device of FID's network.
+        workers: number of threads; None for the number of available cores.
     """
 
     slide: SlideChoice
@@ -84,11 +88,11 @@ class EvaluationSettings:
     workers: int | None = None
 
     def missing(self, metric: str) -> str | None:
-        """What a metric needs that was not given, in the words of the command line; None where it can be computed."""
+        """Say which input a metric lacks, in the words of the command line; None if it lacks nothing."""
         if metric in ("fid", "histogram") and self.reference is None:
             return "it compares with a real slide of the target stain: --reference SLIDE"
         if metric == "fid" and self.inception is None:
-            # the name is that of kin_cli.metrics.fid, which would take seconds to import here
+            # The name is PUBLIC_FILE of kin_cli.metrics.fid, which takes seconds to import.
             return (
                 "its network's weights: --inception FILE, such as pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
             )
@@ -101,10 +105,10 @@ class EvaluationSettings:
         return None
 
     def chosen(self) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The metrics to compute, and why the others are left out.
+        """Return the metrics to compute, and the reason for each other that is left out.
 
         Raises:
-            UsageError: a metric that was asked for is unknown, or lacks an input.
+            UsageError: a requested metric is unknown or lacks an input.
         """
         for name in self.metrics or ():
             if name not in METRICS:

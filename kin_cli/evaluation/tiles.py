@@ -1,4 +1,4 @@
-"""Opening what is compared, and choosing the tiles."""
+"""Open slides, sample their tiles, and run several metrics over the same tiles."""
 
 from __future__ import annotations
 
@@ -12,23 +12,19 @@ import numpy as np
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import InputError
 from kin_cli.evaluation.settings import Sampling, SlideChoice
-from kin_cli.geometry import Box, Grid
-from kin_cli.metrics.colour import Pixels
+from kin_cli.geometry import Box, Grid, Pixels
+from kin_cli.metrics.seams import Reader
 from kin_cli.progress import Progress
 from kin_cli.slide.open import open_source
 from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
 
-_LEAST_TISSUE = 0.5  # of a tile; the rest of it may be glass
-Reader = Callable[[Box], Pixels]
-
-
-# FROM evaluation.views: Opening what is compared, and choosing the tiles.
+_LEAST_TISSUE = 0.5  # tissue fraction of a tile; the rest of it may be background
 
 
 @contextmanager
 def opened(choice: SlideChoice) -> Iterator[SlideView]:
-    """The chosen part of a slide, for as long as the block runs."""
+    """Open the chosen part of a slide, and close the slide at the end of the ``with`` block."""
     view = open_source(
         choice.path, level=choice.level, mpp=choice.mpp, source_mpp=choice.source_mpp, region=choice.region
     )
@@ -37,7 +33,7 @@ def opened(choice: SlideChoice) -> Iterator[SlideView]:
 
 
 def check_same_size(view: SlideView, source: SlideView) -> None:
-    """Raise ``InputError`` unless a translation and its source match pixel by pixel."""
+    """Raise ``InputError`` unless a translation and its source have the same size."""
     if view.size != source.size:
         raise InputError(
             f"{source.slide.path}: {source.size} pixels, but {view.slide.path} has {view.size}",
@@ -46,17 +42,17 @@ def check_same_size(view: SlideView, source: SlideView) -> None:
 
 
 def sampled_boxes(view: SlideView, mask: TissueMask, sampling: Sampling) -> list[Box]:
-    """The tiles that count: those of ``tissue_boxes``, or as many of them as the sampling draws, in reading order.
+    """Sample the tiles of ``tissue_boxes`` as ``sampling`` says, in reading order.
 
     Memory bound: 200 bytes per tile.
 
     Raises:
-        InputError: there is none.
+        InputError: no tile is at least half tissue.
     """
     found = tissue_boxes(view, mask, sampling.tile_px)
     if not found:
         side = sampling.tile_px
-        hint = "take smaller tiles by --patch-size, or all of them by --tissue none"
+        hint = "take smaller tiles with --tile-size, or all of them with --tissue none"
         raise InputError(f"{view.slide.path}: no tile of {side}×{side} px is at least half tissue", hint)
     if sampling.tiles is not None and sampling.tiles < len(found):
         drawn = np.random.default_rng(sampling.seed).choice(len(found), sampling.tiles, replace=False)
@@ -65,37 +61,34 @@ def sampled_boxes(view: SlideView, mask: TissueMask, sampling: Sampling) -> list
 
 
 def tissue_boxes(view: SlideView, mask: TissueMask, tile_px: int) -> list[Box]:
-    """Tiles of a regular grid that lie wholly in the view and are at least half tissue, in reading order."""
+    """Return the whole tiles of a regular grid that are at least half tissue, in reading order."""
     grid = Grid(view.size, tile_px)
     fraction = mask.fraction(grid)
     return [grid.box(cell) for cell in grid if fraction[cell] >= _LEAST_TISSUE and grid.clipped(cell) == grid.box(cell)]
 
 
-# FROM evaluation.panel: Several metrics fed with the same tiles, each of which is read once.
-
-
 class TileMetric(Protocol):
-    """What is gathered tile by tile: ``measure`` runs on any thread, ``add`` on one, in the order of the tiles."""
+    """A metric accumulated tile by tile: ``measure`` runs on any thread, ``add`` on one, in the order of the tiles."""
 
     @property
     def halo_px(self) -> int:
-        """Pixels around a tile that ``measure`` wants to see."""
+        """Width of the border around a tile that ``measure`` needs, in pixels."""
 
     @property
     def measure(self) -> Callable[..., Any]:
-        """What a tile (h, w, 3), with its halo, gives; of a comparison, of a tile and the same one of the source."""
+        """Measure a tile (h, w, 3) given with its halo; a comparison also takes the same tile of the source."""
 
     @property
     def add(self) -> Callable[[Any], None]:
-        """Take what ``measure`` returned in."""
+        """Add a result of ``measure``."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Metrics that look at a slide alone, and metrics that look at it ``against`` its source.
+    """Metrics of a slide alone, and metrics that compare it ``against`` its source; each tile is read once.
 
-    Memory bound: for each of ``2 * workers + 1`` tiles its pixels with a halo of 16, twice with a source, and what the
-    metrics make of it; at most 60 bytes per pixel for each worker; and what the metrics keep.
+    Memory bound: ``2 * workers + 1`` tiles with a halo of 16 px (twice with a source) and their results; at most 60
+    bytes per pixel of a tile for each worker; and what the metrics keep.
     """
 
     alone: Sequence[TileMetric]
@@ -104,7 +97,7 @@ class Panel:
     def run(
         self, boxes: Sequence[Box], read: Reader, *, source: Reader | None, stage: str, progress: Progress, workers: int
     ) -> None:
-        """Measure every box and take it in."""
+        """Measure the tiles of all boxes and add the results to the metrics."""
         metrics = [*self.alone, *self.against]
         halo = max((metric.halo_px for metric in metrics), default=0)
 

@@ -1,1 +1,1 @@
-"""The paper's figures: comparisons of normalisations, kernels side by side, and the statistics of the patches."""
+"""The paper's figures for any slide: methods side by side, kernels side by side, and statistics of the patches."""

@@ -1,4 +1,7 @@
-"""Cosine similarity of the patches' statistics, by the distance between them and against one that stands for all."""
+"""Cosine similarity of the statistics of patches: by their distance, and to statistics that replace a patch's own.
+
+These are the quantities of the paper's Figures S1 and S2, for any slide and generator.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import numpy.typing as npt
 
 from kin_cli import __version__
 from kin_cli.errors import InputError
-from kin_cli.geometry import Cell, Grid
+from kin_cli.geometry import Cell, Doubles, Floats, Grid, Mask
 from kin_cli.job import kept_table
 from kin_cli.models.architectures import LayerBlock, layer_blocks
 from kin_cli.norm.kernel import Kernel
@@ -25,124 +28,24 @@ from kin_cli.plan import Plan, make_plan
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 
-Floats = npt.NDArray[np.float64]
-Stats = npt.NDArray[np.float32]
-
 STATISTICS = ("mean", "std")
-"""The rows of a cell of the table, in its order."""
+"""Rows of the statistics (2, C) of a patch."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Those that describe a distribution of similarities."""
-_LEAST_TISSUE = 0.5  # of a patch; glass and tissue differ anyhow
+"""Quantiles that describe a distribution of similarities."""
+_LEAST_TISSUE = 0.5  # tissue fraction of a patch; background would dominate the differences
 _PAIRS_AT_ONCE = 256
-
-
-# FROM analysis.similarity: Cosine similarity of the patches' statistics, by the distance between them and against one that stands for all.
-
-
-def cosine(one: Stats, others: Stats, *, blocks: Sequence[LayerBlock]) -> Floats:
-    """Cosine similarity of the statistics of one patch (2, C) with those of others (n, 2, C): (n, 2, blocks).
-
-    For each layer block on its own, all its channels as one vector, as in the paper's Figures S1 and S2; NaN where a
-    vector is zero.
-    """
-    found = np.empty((len(others), 2, len(blocks)))
-    for number, block in enumerate(blocks):
-        a, b = (stats[..., block.channels].astype(np.float64) for stats in (one, others))
-        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found[..., number] = (b * a).sum(axis=-1) / norms
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class DistanceCurve:
-    """Similarity by distance, for each of the distances (patches) that occur: arrays (2, blocks, distances).
-
-    Attributes:
-        distance: (distances,) mean of the pairs' distances in patches.
-        mean: of their similarities.
-        deviation: their standard deviation (biased).
-        pairs: their number.
-    """
-
-    distance: Floats
-    mean: Floats
-    deviation: Floats
-    pairs: npt.NDArray[np.int64]
-
-
-class SimilarityByDistance:
-    """Gathers pairs of patches in classes of distance one patch wide, around 1, 2, … ``reach`` patches.
-
-    Memory bound: five numbers for each class, block and statistic.
-    """
-
-    def __init__(self, blocks: Sequence[LayerBlock], *, reach: int) -> None:
-        self._blocks, self.reach = blocks, reach
-        self._sums = np.zeros((3, reach + 1, 2, len(blocks)))  # number, sum and sum of squares of the similarities
-        self._distances = np.zeros((2, reach + 1))
-
-    def add(self, one: Stats, others: Stats, *, distances: Floats) -> None:
-        """Take in the pairs of a patch (2, C) with others (n, 2, C) that lie ``distances`` (n,) patches away."""
-        near = np.rint(distances).astype(np.intp)
-        wanted = (near >= 1) & (near <= self.reach)
-        near, similarity = near[wanted], cosine(one, others[wanted], blocks=self._blocks)
-        finite = np.isfinite(similarity)
-        values = np.where(finite, similarity, 0.0)
-        for total, part in zip(self._sums, (finite, values, values**2), strict=True):
-            np.add.at(total, near, part)
-        np.add.at(self._distances[0], near, 1)
-        np.add.at(self._distances[1], near, distances[wanted])
-
-    def curve(self) -> DistanceCurve:
-        """The curve over all classes that hold a pair; NaN where all of them are of zero vectors."""
-        found = self._distances[0] > 0
-        count, total, squares = (part[found].transpose(1, 2, 0) for part in self._sums)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = total / count
-            deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-        distance = self._distances[1, found] / self._distances[0, found]
-        return DistanceCurve(distance, mean, deviation, count.astype(np.int64))
-
-
-def quantiles(similarity: Floats) -> Floats:
-    """``QUANTILES`` of similarities (n, 2, blocks) over the patches, (quantiles, 2, blocks); NaN are left out."""
-    found = np.full((len(QUANTILES), *similarity.shape[1:]), np.nan)
-    for row, block in np.ndindex(*similarity.shape[1:]):
-        values = similarity[:, row, block]
-        values = values[np.isfinite(values)]
-        if len(values):
-            found[:, row, block] = np.quantile(values, QUANTILES)
-    return found
-
-
-def outside(one: Stats, patches: Stats, *, blocks: Sequence[LayerBlock]) -> Floats:
-    """Share of the channels in which ``one`` (2, C) lies beyond what 90 % of the patches (n, 2, C) have: (2, blocks).
-
-    One of the patches would be there in a tenth of its channels.
-    """
-    low, high = np.quantile(patches, (0.05, 0.95), axis=0)
-    beyond = (one < low) | (one > high)
-    return np.stack([beyond[:, block.channels].mean(axis=1) for block in blocks], axis=1)
-
-
-def deviation_ratio(one: Stats, patches: Stats, *, blocks: Sequence[LayerBlock]) -> Floats:
-    """Median over the channels of ``one``'s standard deviation over the patches' median: (blocks,)."""
-    usual = np.median(patches[:, 1], axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(usual > 0, one[1] / usual, np.nan)
-    return np.array([np.nanmedian(ratio[block.channels]) for block in blocks])
-
-
-# FROM analysis.run: ``analyse``: measure the patches, compare them with each other and with what would stand for all of them.
 
 
 @dataclass(frozen=True)
 class AnalysisSettings:
-    """What is analysed.
+    """Settings of an analysis.
 
-    ``patches`` of the patches that are at least half tissue are drawn with ``seed`` and compared with all others up to
-    ``reach_px`` away. ``base`` says how they are measured, and its kernel which neighbourhood is looked at.
+    Attributes:
+        base: how the patches are measured; its kernel defines the neighbourhood.
+        table: file of the table of statistics, which is reused if it exists.
+        patches: number of patches to draw from those that are at least half tissue.
+        seed: random seed for drawing them.
+        reach_px: they are compared with all others up to this distance, in pixels.
     """
 
     base: Settings
@@ -153,22 +56,45 @@ class AnalysisSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Standin:
-    """How alike the patches are to statistics that would be used instead of their own.
+class DistanceCurve:
+    """Similarity of pairs of patches by distance class; only classes that hold a pair.
 
-    ``name`` says which: thumbnail (TIN), all patches (kernel global), or their neighbourhood (KIN). ``quantiles``
-    (quantiles, 2, blocks) of the cosine similarity; of a single set of statistics also its place in the distribution.
+    Attributes:
+        distance: (distances,) mean distance of the pairs, in patches.
+        mean: (2, blocks, distances) mean of their similarities.
+        deviation: (2, blocks, distances) standard deviation (biased) of their similarities.
+        pairs: (2, blocks, distances) number of pairs.
+    """
+
+    distance: Doubles
+    mean: Doubles
+    deviation: Doubles
+    pairs: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Standin:
+    """Similarity of the patches to statistics that a method uses instead of their own.
+
+    Attributes:
+        name: which statistics: "thumbnail" (TIN), "all patches" (kernel global), or "neighbourhood …" (KIN).
+        quantiles: (quantiles, 2, blocks) of the cosine similarity.
+        outside: (2, blocks), see ``outside``; for the thumbnail only.
+        deviation_ratio: (blocks,), see ``deviation_ratio``; for the thumbnail only.
     """
 
     name: str
-    quantiles: Floats
-    outside: Floats | None = None
-    deviation_ratio: Floats | None = None
+    quantiles: Doubles
+    outside: Doubles | None = None
+    deviation_ratio: Doubles | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What came out; lengths in patches unless they say otherwise."""
+    """Result of an analysis.
+
+    ``patches`` is the number of patches that are at least half tissue, ``drawn`` how many of them were drawn.
+    """
 
     settings: AnalysisSettings
     blocks: list[LayerBlock]
@@ -181,11 +107,11 @@ class Analysis:
 
     @property
     def patch_px(self) -> int:
-        """Side of a patch."""
+        """Side of a patch in pixels."""
         return self.settings.base.norm.patch_px
 
     def rows(self) -> list[list[object]]:
-        """A heading and all figures, a line each: what with what, and how alike."""
+        """Return a heading and one row per similarity: statistic, block, what it compares with, and the values."""
         head = ["statistic", "block", "with", "distance_patches", "distance_um", "pairs", "mean", "deviation"]
         rows: list[list[object]] = [[*head, *(f"q{100 * q:02.0f}" for q in QUANTILES)]]
         for s, statistic in enumerate(STATISTICS):
@@ -201,7 +127,7 @@ class Analysis:
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the record, ready for JSON."""
         base, (head, *rows) = self.settings.base, self.rows()
         thumbnail = self.standins[0]
         return {
@@ -224,9 +150,9 @@ class Analysis:
 
 
 def analyse(settings: AnalysisSettings, progress: Progress) -> Analysis:
-    """Measure a slide's patches, or take them from the table there is, and compare them.
+    """Measure the patches of a slide, or read an existing table, and compare their statistics.
 
-    Memory bound: that of pass 1, the statistics of the patches drawn and of 256 more.
+    Memory bound: that of pass 1, and the statistics of the patches drawn and of 256 more.
 
     Raises:
         InputError: fewer than two patches are at least half tissue.
@@ -256,17 +182,94 @@ def analyse(settings: AnalysisSettings, progress: Progress) -> Analysis:
     return Analysis(settings, blocks, curve, standins, found, drawn, plan.view.mpp, seconds)
 
 
+def cosine(one: Floats, others: Floats, *, blocks: Sequence[LayerBlock]) -> Doubles:
+    """Cosine similarity of the statistics of one patch (2, C) to those of others (n, 2, C): (n, 2, blocks).
+
+    The channels of a layer block form one vector, as in the paper's Figures S1 and S2; NaN if a vector is zero.
+    """
+    found = np.empty((len(others), 2, len(blocks)))
+    for number, block in enumerate(blocks):
+        a, b = (stats[..., block.channels].astype(np.float64) for stats in (one, others))
+        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found[..., number] = (b * a).sum(axis=-1) / norms
+    return found
+
+
+class SimilarityByDistance:
+    """Accumulates pairs of patches in distance classes one patch wide, around 1, 2, … ``reach`` patches.
+
+    Memory bound: five numbers per class, block and statistic.
+    """
+
+    def __init__(self, blocks: Sequence[LayerBlock], *, reach: int) -> None:
+        self._blocks, self.reach = blocks, reach
+        self._sums = np.zeros((3, reach + 1, 2, len(blocks)))  # number, sum and sum of squares of the similarities
+        self._distances = np.zeros((2, reach + 1))
+
+    def add(self, one: Floats, others: Floats, *, distances: Doubles) -> None:
+        """Add the pairs of a patch (2, C) with others (n, 2, C) that are ``distances`` (n,) patches away."""
+        near = np.rint(distances).astype(np.intp)
+        wanted = (near >= 1) & (near <= self.reach)
+        near, similarity = near[wanted], cosine(one, others[wanted], blocks=self._blocks)
+        finite = np.isfinite(similarity)
+        values = np.where(finite, similarity, 0.0)
+        for total, part in zip(self._sums, (finite, values, values**2), strict=True):
+            np.add.at(total, near, part)
+        np.add.at(self._distances[0], near, 1)
+        np.add.at(self._distances[1], near, distances[wanted])
+
+    def curve(self) -> DistanceCurve:
+        """Return the curve; NaN if all vectors of a class are zero."""
+        found = self._distances[0] > 0
+        count, total, squares = (part[found].transpose(1, 2, 0) for part in self._sums)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = total / count
+            deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        distance = self._distances[1, found] / self._distances[0, found]
+        return DistanceCurve(distance, mean, deviation, count.astype(np.int64))
+
+
+def quantiles(similarity: Doubles) -> Doubles:
+    """``QUANTILES`` of similarities (n, 2, blocks) over the patches: (quantiles, 2, blocks). NaN are left out."""
+    found = np.full((len(QUANTILES), *similarity.shape[1:]), np.nan)
+    for row, block in np.ndindex(*similarity.shape[1:]):
+        values = similarity[:, row, block]
+        values = values[np.isfinite(values)]
+        if len(values):
+            found[:, row, block] = np.quantile(values, QUANTILES)
+    return found
+
+
+def outside(one: Floats, patches: Floats, *, blocks: Sequence[LayerBlock]) -> Doubles:
+    """Fraction of channels in which ``one`` (2, C) is outside the central 90 % of the patches (n, 2, C): (2, blocks).
+
+    A patch drawn at random is outside in a tenth of its channels.
+    """
+    low, high = np.quantile(patches, (0.05, 0.95), axis=0)
+    beyond = (one < low) | (one > high)
+    return np.stack([beyond[:, block.channels].mean(axis=1) for block in blocks], axis=1)
+
+
+def deviation_ratio(one: Floats, patches: Floats, *, blocks: Sequence[LayerBlock]) -> Doubles:
+    """Standard deviation of ``one`` (2, C) over the patches' median (n, 2, C), median over channels: (blocks,)."""
+    usual = np.median(patches[:, 1], axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(usual > 0, one[1] / usual, np.nan)
+    return np.array([np.nanmedian(ratio[block.channels]) for block in blocks])
+
+
 class _Patches:
-    """The patches with enough tissue, and those drawn among them."""
+    """The patches that are at least half tissue, and those drawn from them."""
 
     def __init__(self, plan: Plan, table: StatTable, settings: AnalysisSettings) -> None:
         self._plan, self._table = plan, table
         self._reach = max(1, round(settings.reach_px / plan.settings.norm.patch_px))
-        self.wanted: npt.NDArray[np.bool_] = plan.weights >= _LEAST_TISSUE
+        self.wanted: Mask = plan.weights >= _LEAST_TISSUE
         places = np.argwhere(self.wanted)
         if len(places) < 2:
             slide = plan.settings.source.slide
-            hint = "take smaller ones by --patch-size, or all of them by --tissue none"
+            hint = "take smaller patches with --patch-size, or all of them with --tissue none"
             raise InputError(f"{slide}: {len(places)} patches are at least half tissue, so there are no pairs", hint)
         if settings.patches < len(places):
             chosen = np.random.default_rng(settings.seed).choice(len(places), settings.patches, replace=False)
@@ -274,7 +277,7 @@ class _Patches:
         self.drawn = [Cell(int(row), int(col)) for row, col in places]
 
     def by_distance(self, blocks: list[LayerBlock], progress: Progress) -> DistanceCurve:
-        """Every patch drawn with all others within reach, each pair once."""
+        """Compare every patch drawn with all patches within reach, each pair once."""
         grid = self._plan.grid
         order = {cell: number for number, cell in enumerate(self.drawn)}
         found = SimilarityByDistance(blocks, reach=self._reach)
@@ -289,12 +292,12 @@ class _Patches:
                 advance(1)
         return found.curve()
 
-    def standins(self, thumbnail: Stats, blocks: list[LayerBlock]) -> list[Standin]:
-        """What the thumbnail, the average of all and the neighbourhood have instead of a patch's own statistics."""
+    def standins(self, thumbnail: Floats, blocks: list[LayerBlock]) -> list[Standin]:
+        """Compare the patches drawn with the thumbnail, the average of all patches, and their neighbourhoods."""
         plan = self._plan
         own = np.stack([self._table.read(cell) for cell in self.drawn])
         every = SmoothedTable(self._table, plan.weights, Kernel.parse("global")).block(range(1), range(1))[0, 0]
-        ema = _with_deviations(every)
+        average = _with_deviations(every)
         kernel = plan.settings.norm.effective_kernel
         smooth = SmoothedTable(self._table, plan.weights, kernel, prior=plan.prior)
         near = [
@@ -312,7 +315,7 @@ class _Patches:
                 outside(thumbnail, own, blocks=blocks),
                 deviation_ratio(thumbnail, own, blocks=blocks),
             ),
-            Standin("all patches", quantiles(cosine(ema, own, blocks=blocks))),
+            Standin("all patches", quantiles(cosine(average, own, blocks=blocks))),
             Standin(f"neighbourhood {kernel}", quantiles(np.concatenate(near))),
         ]
 
@@ -323,8 +326,8 @@ class _Patches:
         return (Cell(row, col) for row in rows for col in cols if self.wanted[row, col])
 
 
-def _with_deviations(stats: Stats) -> Stats:
-    """Means and scales (2, C) as means and standard deviations; a scale of 0 is a deviation of 0."""
+def _with_deviations(stats: Floats) -> Floats:
+    """Convert means and scales (2, C) to means and standard deviations; a scale of 0 becomes a deviation of 0."""
     scale = stats[1]
     return np.stack([stats[0], np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)])
 
@@ -338,7 +341,7 @@ def _extent(block: LayerBlock) -> list[int]:
     return [block.channels.start, block.channels.stop]
 
 
-def _by_block(blocks: list[LayerBlock], values: Floats | None) -> dict[str, object]:
+def _by_block(blocks: list[LayerBlock], values: Doubles | None) -> dict[str, object]:
     if values is None:
         return {}
     return {

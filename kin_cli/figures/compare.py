@@ -1,4 +1,4 @@
-"""What is to be compared, and by which figures."""
+"""Compare ways to normalise one slide: translate, measure, cut out what is shown, and go on to the next variant."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from kin_cli import __version__
 from kin_cli.errors import InputError, UsageError
 from kin_cli.evaluation.run import Evaluation, MetricValue, entries_for, evaluate
-from kin_cli.evaluation.seams import SlideSeams, seam_grid
+from kin_cli.evaluation.seams import SlideSeams, close_up, seam_grid
 from kin_cli.evaluation.settings import EvaluationSettings, Sampling, SeamChoice, SlideChoice
 from kin_cli.evaluation.tiles import opened, sampled_boxes
-from kin_cli.geometry import Box, Grid, Size
+from kin_cli.geometry import Box, Floats, Grid, Pixels
 from kin_cli.metrics.seams import SeamLine, SeamResult
 from kin_cli.passes.devices import resolve_device, resolve_devices
 from kin_cli.progress import Progress
@@ -32,24 +29,19 @@ from kin_cli.store.files import os_errors_as_output_errors, working_folder
 from kin_cli.translate import translate
 
 _MEETING = 4  # boundaries at a corner
-_TISSUE = 0.5  # of each of the four patches: where a reader would look
-Pixels = npt.NDArray[np.uint8]
-
-_TILE_PX = (512, 256, 128)  # of the metrics that sample tiles: the largest of which a few fit
-# the translations are lossless, so it is the source that made the metric leave colour out
+_TISSUE = 0.5  # tissue fraction of each of the four patches at a corner
+_TILE_PX = (512, 256, 128)  # tiles of the other metrics: the largest side at which some tiles are tissue
+# The translations are lossless, so that only the source can make the metric fall back to luma.
 _LUMA_NOTE = (
-    "The source is JPEG whose chroma is subsampled in tiles on this very grid, which looks like seams in colour: "
-    "R* and excess are of luma."
+    "The source stores JPEG tiles with subsampled chroma on the grid of the patches, which looks like seams in colour: "
+    "R* and excess are those of luma."
 )
-_ALONE = ("sobel", "piqe")  # metrics that the source itself has
-
-
-# FROM compare.settings: What is to be compared, and by which figures.
+_ALONE = ("sobel", "piqe")  # metrics of a slide without a source, such as the source itself
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to normalise: ``name`` for files, ``title`` for people."""
+    """One way to normalise: ``name`` in file names and tables, ``title`` in figures."""
 
     name: str
     title: str
@@ -58,7 +50,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Look:
-    """What is shown: ``close_ups`` places, squares of ``close_up_px`` pixels (None: as large as a patch)."""
+    """What a figure shows: number and side of the close-ups (None: the side of a patch), and size of the overview."""
 
     close_ups: int = 3
     close_up_px: int | None = None
@@ -67,10 +59,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What is measured beside the seams, over ``tiles`` tiles with tissue drawn with ``seed``.
+    """Metrics besides the seams, over ``tiles`` tiles with tissue, drawn at random with ``seed``.
 
-    ``metrics`` are names for ``EvaluationSettings``; None takes SSIM, Sobel and PIQE, with a ``reference`` (a real
-    slide of the target stain) the histogram too, and with ``inception`` weights FID.
+    ``metrics`` are names as in ``EvaluationSettings``; None takes SSIM, Sobel and PIQE, with a ``reference`` (a real
+    slide of the target stain) also the histogram, and with ``inception`` (a file of weights) also FID.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -85,22 +77,25 @@ class Yardstick:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The metrics, without the seams, which are always measured."""
+        """Names of the metrics without the seams, which are always measured."""
         if self.metrics is not None:
             return tuple(name for name in self.metrics if name != "seams")
-        further = () if self.reference is None else ("histogram",)
-        return ("ssim", "sobel", "piqe", *further, *(() if self.inception is None else ("fid",)))
+        histogram = () if self.reference is None else ("histogram",)
+        fid = () if self.inception is None else ("fid",)
+        return ("ssim", "sobel", "piqe", *histogram, *fid)
 
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """A comparison of variants of one translation.
+    """Settings of a comparison.
 
     Attributes:
-        base: the translation; its norm settings and output path are those of each variant in turn.
-        variants: in the order in which they are made; the first decides which places are shown.
-        folder: where translations lie while they are needed, and the table unless ``base.table`` says where.
-        keep: leave folder, translations and table there for another time.
+        base: the translation; each variant replaces its norm settings and its output path.
+        variants: the columns, in the order in which they are made; the first decides which places are shown.
+        folder: folder of the translations, and of the table if ``base.table`` is None.
+        keep: keep the folder and the translations for another time.
+        look: what the figure shows.
+        yardstick: metrics besides the seams.
     """
 
     base: Settings
@@ -111,76 +106,37 @@ class CompareSettings:
     yardstick: Yardstick = Yardstick()
 
 
-# FROM compare.places: Where to look: the corners of the patch grid at which the seams are worst.
-
-
 @dataclass(frozen=True)
 class Corner:
-    """A corner where four patches meet, and the mean excess of the boundaries that meet there."""
+    """A corner (x, y) where four patches meet, and the mean excess of the four boundaries that meet there."""
 
     x: int
     y: int
     excess: float
 
 
-def worst_corners(
-    lines: Sequence[SeamLine], tissue: npt.NDArray[np.float32], *, patch_px: int, count: int
-) -> list[Corner]:
-    """Up to ``count`` corners, worst first, none of which shares a patch with another.
-
-    ``tissue`` (rows, cols) is the share of tissue of every patch. Corners all of whose patches are at least half tissue
-    come before the others. A boundary that was not measured counts as one without excess.
-    """
-    meeting: defaultdict[tuple[int, int], float] = defaultdict(float)
-    for line in lines:
-        dx, dy = (0, line.length) if line.direction == "vertical" else (line.length, 0)
-        for end in ((line.x, line.y), (line.x + dx, line.y + dy)):
-            meeting[end] += line.excess / _MEETING
-    ranked = []
-    for (x, y), excess in meeting.items():
-        row, col = y // patch_px, x // patch_px
-        if 0 < row < tissue.shape[0] and 0 < col < tissue.shape[1]:
-            full = bool((tissue[row - 1 : row + 1, col - 1 : col + 1] >= _TISSUE).all())
-            ranked.append((not full, -excess, y, x))
-    chosen: list[Corner] = []
-    for _, excess, y, x in sorted(ranked):
-        if len(chosen) == count:
-            break
-        if all(max(abs(x - other.x), abs(y - other.y)) >= 2 * patch_px for other in chosen):
-            chosen.append(Corner(x, y, -excess))
-    return chosen
-
-
-def close_up(x: int, y: int, *, side: int, size: Size) -> Box:
-    """A square around a place, moved as far as it must be to lie inside an image of ``size``, no larger than that."""
-    width, height = min(side, size.width), min(side, size.height)
-    left = min(max(0, x - width // 2), size.width - width)
-    upper = min(max(0, y - height // 2), size.height - height)
-    return Box(left, upper, width, height)
-
-
-# FROM compare.run: The comparison itself: translate, measure, cut out what is shown, and on to the next variant.
-
-
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One picture of the slide: the source, or a variant with its seams."""
+    """One column of the figure: the source, or a variant with its seams."""
 
     name: str
     title: str
     overview: Pixels
     close_ups: tuple[Pixels, ...]
-    figures: tuple[MetricValue, ...]
+    values: tuple[MetricValue, ...]
     seams: SlideSeams | None = None
 
     def seam(self, direction: str = "both") -> SeamResult | None:
-        """The headline of the seam metric, by direction; None of the source."""
-        return None if self.seams is None else self.seams.report.figure(self.seams.statistic, direction)
+        """Return the headline of the seam metric in one direction; None for the source."""
+        return None if self.seams is None else self.seams.summary.result(self.seams.statistic, direction)
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What came out: the source, every variant, and the places of the close-ups with their corners."""
+    """Result of a comparison: source, variants, and the boxes of the close-ups with their corners.
+
+    A corner is None if the box shows the middle of the slide instead.
+    """
 
     settings: CompareSettings
     view: SlideView
@@ -192,7 +148,7 @@ class Comparison:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, ready for JSON; places in pixels of what was translated and of level 0."""
+        """Return everything but the pictures, ready for JSON; places in pixels of the translation and of level 0."""
         base = self.settings.base
         return {
             "kin": __version__,
@@ -216,10 +172,10 @@ class Comparison:
 
 
 def compare(settings: CompareSettings, progress: Progress) -> Comparison:
-    """Make every variant, measure it, cut out what is shown, and remove it again unless it is kept.
+    """Translate by every variant, measure the translation, cut out what is shown, and delete it unless it is kept.
 
-    Pass 1 runs once, its table serves every variant. One translation at a time lies on the disk unless all are kept.
-    What is left in the folder, ``clean_up`` removes when the result is safe.
+    Pass 1 runs once; all variants use its table. Only one translation at a time is on disk, unless all are kept. Call
+    ``clean_up`` once the result is saved.
 
     Memory bound: that of a translation, and the pictures that are shown.
     """
@@ -243,39 +199,55 @@ def compare(settings: CompareSettings, progress: Progress) -> Comparison:
 
 
 def clean_up(settings: CompareSettings) -> None:
-    """Remove the folder with what a comparison left in it, unless it is to be kept."""
+    """Delete the folder of a comparison, unless it is to be kept."""
     if not settings.keep:
         with os_errors_as_output_errors(settings.folder):
             shutil.rmtree(settings.folder)
 
 
 def source_choice(base: Settings) -> SlideChoice:
-    """The part of the slide that is translated, as the evaluation names it."""
+    """Return the part of the slide that is translated, as a choice for the evaluation."""
     source = base.source
     return SlideChoice(source.slide, source.level, source.mpp, source.region, source.source_mpp)
 
 
+def worst_corners(lines: Sequence[SeamLine], tissue: Floats, *, patch_px: int, count: int) -> list[Corner]:
+    """Return up to ``count`` corners, worst first, no two of which touch the same patch.
+
+    ``tissue`` (rows, cols) is the tissue fraction of each patch. Corners between four patches that are at least half
+    tissue come before the others. A boundary that was not measured counts as an excess of 0.
+    """
+    meeting: defaultdict[tuple[int, int], float] = defaultdict(float)
+    for line in lines:
+        dx, dy = (0, line.length) if line.direction == "vertical" else (line.length, 0)
+        for end in ((line.x, line.y), (line.x + dx, line.y + dy)):
+            meeting[end] += line.excess / _MEETING
+    ranked = []
+    for (x, y), excess in meeting.items():
+        row, col = y // patch_px, x // patch_px
+        if 0 < row < tissue.shape[0] and 0 < col < tissue.shape[1]:
+            full = bool((tissue[row - 1 : row + 1, col - 1 : col + 1] >= _TISSUE).all())
+            ranked.append((not full, -excess, y, x))
+    chosen: list[Corner] = []
+    for _, excess, y, x in sorted(ranked):
+        if len(chosen) == count:
+            break
+        if all(max(abs(x - other.x), abs(y - other.y)) >= 2 * patch_px for other in chosen):
+            chosen.append(Corner(x, y, -excess))
+    return chosen
+
+
 class _ComparisonRun:
-    """One comparison under way."""
+    """One comparison with its source open; ``notes``, ``corners`` and ``boxes`` are filled on the way."""
 
     def __init__(self, settings: CompareSettings, choice: SlideChoice, view: SlideView, progress: Progress) -> None:
         self._settings, self._choice, self._view, self._progress = settings, choice, view, progress
         self._mask: TissueMask = tissue_mask(view, settings.base.source.tissue)
         self.notes: list[str] = []
         self._sampling = self._chosen_sampling()
-        self._refuse_what_cannot_be_measured()
+        self._check_evaluation()
         self.corners: list[Corner | None] = []
         self.boxes: list[Box] = []
-
-    def _refuse_what_cannot_be_measured(self) -> None:
-        """Raise now what the evaluation would raise after the first translation."""
-        wanted = self._evaluation(SlideChoice(self._choice.path), source=self._choice)
-        names, _ = wanted.chosen()
-        entries_for(names, wanted, resolve_device(wanted.device))
-        seam_grid([self._view], wanted.seams.patch_px, wanted.seams.origin)
-        if wanted.reference is not None:
-            with opened(wanted.reference):
-                pass
 
     def column(self, number: int) -> Column:
         """Make, measure and show one variant."""
@@ -291,17 +263,27 @@ class _ComparisonRun:
                 return self._shown(view, found, name=variant.name, title=variant.title)
 
     def source_column(self) -> Column:
-        """The source with what can be measured of it alone."""
+        """Show the source, with the metrics that need no source."""
         found = None
         if self._sampling is not None:
             found = self._evaluated(self._choice, source=None)
         return self._shown(self._view, found, name="source", title="source")
 
+    def _check_evaluation(self) -> None:
+        """Raise, before any translation, the errors that the evaluation would raise after it."""
+        wanted = self._evaluation(SlideChoice(self._choice.path), source=self._choice)
+        names, _ = wanted.chosen()
+        entries_for(names, wanted, resolve_device(wanted.device))
+        seam_grid([self._view], wanted.seams.patch_px, wanted.seams.origin)
+        if wanted.reference is not None:
+            with opened(wanted.reference):
+                pass
+
     @contextmanager
     def _translated(self, variant: Variant) -> Iterator[Path]:
         base, folder = self._settings.base, self._settings.folder
         output = replace(base.output, path=folder / f"{variant.name}.tif")
-        # TIN takes its statistics from a thumbnail
+        # TIN takes its statistics from a thumbnail, not from a table.
         table = None if variant.norm.method == "tin" else base.table or folder / "table"
         translate(replace(base, norm=variant.norm, output=output, table=table), self._progress)
         yield output.path
@@ -328,7 +310,7 @@ class _ComparisonRun:
         )
 
     def _chosen_sampling(self) -> Sampling | None:
-        """Tiles of the largest side of which some are half tissue; None, with a note, where even small ones are not."""
+        """Choose the largest tiles of which some are half tissue; None, with a note, if not even small ones are."""
         yardstick, tissue = self._settings.yardstick, self._settings.base.source.tissue
         for side in _TILE_PX:
             sampling = Sampling(yardstick.tiles, yardstick.seed, side, tissue)
@@ -346,7 +328,7 @@ class _ComparisonRun:
         corners: list[Corner] = []
         if seams is not None:
             tissue = self._mask.fraction(Grid(self._view.size, patch_px))
-            lines = seams.report.lines(seams.statistic)
+            lines = seams.summary.lines(seams.statistic)
             corners = worst_corners(lines, tissue, patch_px=patch_px, count=look.close_ups)
         self.corners = [*corners] or [None] * min(1, look.close_ups)
         size = self._view.size
@@ -360,15 +342,15 @@ class _ComparisonRun:
             title,
             overview(view, self._settings.look.overview_px),
             tuple(view.read(box) for box in self.boxes),
-            () if found is None else found.figures,
+            () if found is None else found.values,
             None if found is None else found.seams,
         )
 
 
 def _as_dict(column: Column) -> dict[str, Any]:
-    figures = [asdict(figure) for figure in column.figures]
+    values = [asdict(value) for value in column.values]
     seams = None if column.seams is None else column.seams.as_dict()
-    return {"name": column.name, "title": column.title, "figures": figures, "seams": seams}
+    return {"name": column.name, "title": column.title, "values": values, "seams": seams}
 
 
 def _remove(output: OutputSettings) -> None:

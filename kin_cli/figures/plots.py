@@ -1,4 +1,7 @@
-"""Figures by matplotlib, an optional dependency: without pyplot, so without global state or a display."""
+"""Figures with matplotlib, an optional dependency: make, check and save a figure, and the figure of an analysis.
+
+Without pyplot, which has global state and may open a display.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,19 @@ _KINDS = (".png", ".pdf", ".svg")
 _DPI = 200
 _SHADES = ("#c03030", "#4878b0", "#60a060")
 _GREY = "#555555"
-_LONGEST = 14  # characters of a line of the legend
+_LONGEST = 14  # characters per line of the legend
 _NOTE = (
     "Boxes: half of the patches, whiskers: 90 %.  "
-    "Cosine similarity over all channels of a block's norm layers; 1 is alike."
+    "Cosine similarity over all channels of a block's norm layers; 1 means alike."
 )
 
 
-# FROM plots: Figures by matplotlib, an optional dependency: without pyplot, so without global state or a display.
-
-
 def check_figure_file(file: Path) -> None:
-    """Raise, before any work, what would keep a figure from being drawn and written to ``file``.
+    """Check, before any work, that a figure can be drawn and saved to ``file``.
 
     Raises:
-        UsageError: matplotlib cannot be used, or the file's ending is not .png, .pdf or .svg.
-        OutputError: there is no such folder, or ``file`` is one.
+        UsageError: matplotlib cannot be used, or the suffix is not .png, .pdf or .svg.
+        OutputError: the folder of ``file`` does not exist, or ``file`` is a folder.
     """
     if file.suffix.lower() not in _KINDS:
         raise UsageError(f"{file}: no known ending of a figure", "write " + ", ".join(_KINDS))
@@ -40,7 +40,7 @@ def check_figure_file(file: Path) -> None:
 
 
 def new_figure(width_in: float, height_in: float) -> Any:
-    """An empty ``matplotlib.figure.Figure``; ``UsageError`` where matplotlib cannot be used."""
+    """Return an empty ``matplotlib.figure.Figure``. Raises ``UsageError`` if matplotlib cannot be used."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -53,20 +53,20 @@ def new_figure(width_in: float, height_in: float) -> Any:
 
 
 def save_figure(figure: Any, file: Path) -> None:
-    """Write a figure, whole or not at all, in the format of the file's ending; a PNG has 200 pixels per inch."""
+    """Save a figure, whole or not at all, in the format that the suffix names; PNG at 200 pixels per inch."""
     kind, encoded = file.suffix.lower()[1:], io.BytesIO()
-    # dates and random ids would make every file another
+    # Without dates, so that the same figure gives the same file.
     metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
     figure.savefig(encoded, format=kind, dpi=_DPI, metadata=metadata)
     with os_errors_as_output_errors(file):
         write_atomic(file, encoded.getvalue())
 
 
-# FROM analysis.pictures: Figures S1 and S2 of the paper for any slide and generator, on one page.
-
-
 def analysis_figure(found: Analysis) -> Any:
-    """Above: similarity against distance, per layer block. Below: of the patches to what stands for them."""
+    """Draw the paper's Figures S1 and S2 for an analysis, as a ``matplotlib.figure.Figure``.
+
+    Above: similarity by distance, a curve per layer block. Below: similarity of patches to statistics used instead.
+    """
     figure = new_figure(12.5, 8.6)
     base = found.settings.base
     heading = f"{base.source.slide.name}   ·   {base.model.name}   ·   {found.patches} patches of {found.patch_px} px"
@@ -79,7 +79,7 @@ def analysis_figure(found: Analysis) -> Any:
         _draw_curves(axes[0][s], found, row=s)
         axes[0][s].set_title(f"{statistic} of two patches, by their distance (S1)", fontsize=10, loc="left")
         _draw_standins(axes[1][s], found, row=s)
-        axes[1][s].set_title(f"{statistic} of a patch, and what would stand for it (S2)", fontsize=10, loc="left")
+        axes[1][s].set_title(f"{statistic} of a patch, and of what replaces it (S2)", fontsize=10, loc="left")
     axes[0][1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5, frameon=False, title="layer block")
     handles = [_patch(shade) for shade, _ in zip(_SHADES, found.standins, strict=False)]
     labels = [_wrapped(standin.name) for standin in found.standins]

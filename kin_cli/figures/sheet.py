@@ -1,4 +1,7 @@
-"""A sheet of pictures: rows and columns that show the same places, and a table of figures under the columns."""
+"""Sheets that compare pictures: rows show the same place in all columns, with a table of metrics below.
+
+Figure 4 of the paper for any slide, and its Figures S8 and S9.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from kin_cli.figures.compare import Column, Comparison
 from kin_cli.figures.plots import new_figure
-from kin_cli.geometry import Box, Size
-
-Pixels = npt.NDArray[np.uint8]
+from kin_cli.geometry import Box, Pixels, Size
 
 _COLUMN_IN = 2.5
-_TALLEST = 1.5  # of a column's width
+_TALLEST = 1.5  # height over width of a picture
 _LEFT_IN, _GAP_IN, _EDGE_IN = 1.35, 0.09, 0.15
 _TITLE_IN, _LINE_IN, _SECTION_IN = 0.27, 0.2, 0.3
-_BOLD_CHARACTER_IN, _SMALL_CHARACTER_IN = 0.1, 0.06  # a little more than the mean of each font's characters
+_BOLD_CHARACTER_IN, _SMALL_CHARACTER_IN = 0.1, 0.06  # a little more than the mean width of a character
 _GREY = "#555555"
-_SHOWN = {
+_METRICS = {
     "ssim": "SSIM ↑",
     "fsim": "FSIM ↑",
     "sobel_y": "Sobel, Y ↓",
@@ -32,17 +30,14 @@ _SHOWN = {
     "fid": "FID ↓",
 }
 _NOTE = (
-    "R*: step in colour across the patch borders over that beside them, relative to the source; 1 is seamless.  "
+    "R*: step in colour across patch borders over the step beside them, relative to the source; 1 is seamless.  "
     "excess: the step alone; under 0.5 ΔE it is not visible.  Red ticks: patch borders."
 )
 
 
-# FROM compare.sheet: A sheet of pictures: rows and columns that show the same places, and a table of figures under the columns.
-
-
 @dataclass(frozen=True)
 class Mark:
-    """A box on an overview, in pixels of an image of ``size``, with the name of the row that shows it."""
+    """A box to draw on an overview, in pixels of an image of ``size``, with the name of the row of its close-up."""
 
     box: Box
     size: Size
@@ -51,7 +46,7 @@ class Mark:
 
 @dataclass(frozen=True, eq=False)
 class SheetRow:
-    """Pictures side by side, one for each column; ``ticks``: (x, y) in shares of their sides, where a border runs."""
+    """One picture per column; ``ticks`` is the (x, y) of the patch borders, as fractions of the picture's sides."""
 
     name: str
     pictures: Sequence[Pixels]
@@ -60,14 +55,14 @@ class SheetRow:
 
     @property
     def height_in(self) -> float:
-        """Height of the tallest picture, all being as wide as a column or as tall as is allowed."""
+        """Height of the tallest picture at the width of a column, in inches; at most 1.5 times that width."""
         tallest: float = max(picture.shape[0] / picture.shape[1] for picture in self.pictures)
         return _COLUMN_IN * min(tallest, _TALLEST)
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """Columns with their titles, rows of pictures, and the lines of the table: a name and a text for each column."""
+    """Titles of the columns, rows of pictures, and lines of the table: a name, and a text per column."""
 
     titles: Sequence[str]
     rows: Sequence[SheetRow]
@@ -76,34 +71,64 @@ class Section:
 
     @property
     def height_in(self) -> float:
-        """Height with all gaps."""
+        """Height with all gaps, in inches."""
         pictures = sum(row.height_in + _GAP_IN for row in self.rows)
         return _TITLE_IN + pictures + _GAP_IN + _LINE_IN * len(self.table) + _SECTION_IN
 
 
-@dataclass
-class _Page:
-    """A figure that is filled from the top; all measures in inches, ``y`` downwards."""
+def comparison_sheet(found: Comparison) -> Any:
+    """Draw Figure 4: source and all variants side by side, whole and in close-ups, with metrics below."""
+    columns = (found.source, *found.variants)
+    section = Section([column.title for column in columns], _rows(found, columns), _table(found, columns))
+    return draw_sheet([section], heading=_heading(found), footnotes=[_NOTE, *found.notes])
 
-    width: float
-    height: float
-    y: float = 0.0
-    figure: Any = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.figure = new_figure(self.width, self.height)
+def sweep_sheet(found: Comparison, kinds: Sequence[tuple[str, Sequence[str]]]) -> Any:
+    """Draw Figures S8 and S9: a section per kind of kernel, with a column per size.
 
-    def text(self, x: float, text: str, **style: Any) -> None:
-        style = {"ha": "center", "va": "top", "fontsize": 8.5} | style
-        self.figure.text(x / self.width, 1 - self.y / self.height, text, **style)
+    ``kinds`` holds the name of each section and the names of its variants; a variant may be in several. Each section
+    begins with the source.
+    """
+    by_name = {column.name: column for column in found.variants}
+    sections = []
+    for kind, names in kinds:
+        columns = [found.source, *(by_name[name] for name in names)]
+        titles = [column.title for column in columns]
+        sections.append(Section(titles, _rows(found, columns), _table(found, columns), name=kind))
+    return draw_sheet(sections, heading=_heading(found), footnotes=[_NOTE, *found.notes])
 
-    def axes(self, x: float, *, width: float, height: float) -> Any:
-        place = (x / self.width, 1 - (self.y + height) / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(place)
+
+def csv_rows(found: Comparison) -> list[list[object]]:
+    """Return a heading and one row per value and column."""
+    rows: list[list[object]] = [["column", "metric", "value", "better", "detail"]]
+    for column in (found.source, *found.variants):
+        for direction in ("both", "vertical", "horizontal"):
+            seam = column.seam(direction)
+            if seam is not None and column.seams is not None:
+                detail = f"{column.seams.statistic}, {seam.n} boundaries"
+                rows.append([column.name, f"R* {direction}", seam.headline, "lower", detail])
+                rows.append([column.name, f"R of the source {direction}", seam.source_ratio, "", detail])
+                rows.append([column.name, f"excess {direction}", seam.excess, "lower", column.seams.unit])
+        for value in column.values:
+            if not value.metric.startswith("seams "):
+                rows.append([column.name, value.metric, value.value, value.better, value.detail])
+    return rows
+
+
+def values_text(found: Comparison) -> str:
+    """Return the table of metrics for a terminal: a line per column of the sheet."""
+    columns = (found.source, *found.variants)
+    table = _table(found, columns)
+    lines = [("", *(name for name, _ in table))]
+    lines += [(column.title, *(texts[n] for _, texts in table)) for n, column in enumerate(columns)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
 
 
 def draw_sheet(sections: Sequence[Section], *, heading: str, footnotes: Sequence[str] = ()) -> Any:
-    """The sheet as a ``matplotlib.figure.Figure``."""
+    """Draw a sheet as a ``matplotlib.figure.Figure``."""
     columns = max(len(section.titles) for section in sections)
     width = _LEFT_IN + columns * (_COLUMN_IN + _GAP_IN) + _EDGE_IN
     head = _wrapped(heading, width, character_in=_BOLD_CHARACTER_IN)
@@ -120,6 +145,27 @@ def draw_sheet(sections: Sequence[Section], *, heading: str, footnotes: Sequence
         page.text(_EDGE_IN, line, ha="left", fontsize=7.5, color=_GREY)
         page.y += _LINE_IN
     return page.figure
+
+
+@dataclass
+class _Page:
+    """A figure that is filled from top to bottom; all lengths in inches, ``y`` downwards."""
+
+    width: float
+    height: float
+    y: float = 0.0
+    figure: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.figure = new_figure(self.width, self.height)
+
+    def text(self, x: float, text: str, **style: Any) -> None:
+        style = {"ha": "center", "va": "top", "fontsize": 8.5} | style
+        self.figure.text(x / self.width, 1 - self.y / self.height, text, **style)
+
+    def axes(self, x: float, *, width: float, height: float) -> Any:
+        place = (x / self.width, 1 - (self.y + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(place)
 
 
 def _wrapped(text: str, width_in: float, *, character_in: float) -> list[str]:
@@ -157,7 +203,7 @@ def _draw_picture(axes: Any, picture: Pixels, *, row: SheetRow, named: bool) -> 
         spine.set(linewidth=0.5, color=_GREY)
     if row.ticks is not None:
         x, y = row.ticks[0] * width, row.ticks[1] * height
-        # outside the picture, so that they hide nothing of the border that they point at
+        # Outside the picture, to hide nothing of the border.
         axes.set(xticks=[x], yticks=[y], xticklabels=[], yticklabels=[])
         axes.tick_params(length=4, width=1.2, color="#c00000", top=True, right=True)
     for mark in row.marks:
@@ -174,59 +220,6 @@ def _draw_mark(axes: Any, mark: Mark, *, scale: tuple[float, float], named: bool
     if named:
         box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.6}
         axes.text(x, y, mark.name, fontsize=7.5, ha="center", va="center", bbox=box, clip_on=False)
-
-
-# FROM compare.pictures: A comparison as a sheet: Figure 4 of the paper for any slide, and its Figures S8 and S9.
-
-
-def comparison_sheet(found: Comparison) -> Any:
-    """Figure 4: the source and all variants side by side, the whole and close-ups, and the figures below."""
-    columns = (found.source, *found.variants)
-    section = Section([column.title for column in columns], _rows(found, columns), _table(found, columns))
-    return draw_sheet([section], heading=_heading(found), footnotes=[_NOTE, *found.notes])
-
-
-def sweep_sheet(found: Comparison, kinds: Sequence[tuple[str, Sequence[str]]]) -> Any:
-    """Figures S8 and S9: a section for each kind of kernel, in it a column for each size.
-
-    ``kinds`` names the variants of each section, which begins with the source; one may stand in several.
-    """
-    by_name = {column.name: column for column in found.variants}
-    sections = []
-    for kind, names in kinds:
-        columns = [found.source, *(by_name[name] for name in names)]
-        titles = [column.title for column in columns]
-        sections.append(Section(titles, _rows(found, columns), _table(found, columns), name=kind))
-    return draw_sheet(sections, heading=_heading(found), footnotes=[_NOTE, *found.notes])
-
-
-def csv_rows(found: Comparison) -> list[list[object]]:
-    """A heading and a row for every figure of every column."""
-    rows: list[list[object]] = [["column", "metric", "value", "better", "detail"]]
-    for column in (found.source, *found.variants):
-        for direction in ("both", "vertical", "horizontal"):
-            seam = column.seam(direction)
-            if seam is not None and column.seams is not None:
-                detail = f"{column.seams.statistic}, {seam.n} boundaries"
-                rows.append([column.name, f"R* {direction}", seam.headline, "lower", detail])
-                rows.append([column.name, f"R of the source {direction}", seam.source_ratio, "", detail])
-                rows.append([column.name, f"excess {direction}", seam.excess, "lower", column.seams.unit])
-        for figure in column.figures:
-            if not figure.metric.startswith("seams "):
-                rows.append([column.name, figure.metric, figure.value, figure.better, figure.detail])
-    return rows
-
-
-def figures_text(found: Comparison) -> str:
-    """The table of figures for a terminal: a line for each column of the sheet."""
-    columns = (found.source, *found.variants)
-    table = _table(found, columns)
-    lines = [("", *(name for name, _ in table))]
-    lines += [(column.title, *(texts[n] for _, texts in table)) for n, column in enumerate(columns)]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
-    )
 
 
 def _heading(found: Comparison) -> str:
@@ -254,7 +247,7 @@ def _table(found: Comparison, columns: Sequence[Column]) -> list[tuple[str, list
         ("R* horizontal ↓", [_ratio(found, column, direction="horizontal") for column in columns]),
         (f"excess, {unit} ↓", [_excess(column) for column in columns]),
     ]
-    for metric, name in _SHOWN.items():
+    for metric, name in _METRICS.items():
         values = [_value(column, metric) for column in columns]
         if any(values):
             table.append((name, [value or "–" for value in values]))
@@ -275,5 +268,5 @@ def _excess(column: Column) -> str:
 
 
 def _value(column: Column, metric: str) -> str:
-    value = next((figure.value for figure in column.figures if figure.metric == metric), None)
+    value = next((value.value for value in column.values if value.metric == metric), None)
     return "" if value is None else f"{value:.3g}"

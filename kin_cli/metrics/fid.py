@@ -1,8 +1,9 @@
-"""Fréchet inception distance: how far apart two sets of tiles lie in the features of InceptionV3; lower is better.
+"""Fréchet inception distance (FID) of two sets of tiles in the features of InceptionV3; lower is better.
 
 M. Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash equilibrium", NIPS 2017. Tiles
-are resized to 299 pixels as pytorch-fid and the KIN authors do it, bilinear and not antialiased; other ways give other
-numbers (antialiased about half of it). The distance is biased upwards for small sets: the number of tiles goes with it.
+are resized to 299 pixels as pytorch-fid and the KIN authors do it, bilinear and not antialiased; other ways of resizing
+give other values (antialiased: about half). The distance is biased upwards for small sets, so that it is reported with
+the number of tiles.
 """
 
 from __future__ import annotations
@@ -18,29 +19,30 @@ from scipy import linalg
 from torch import Tensor, nn
 
 from kin_cli.errors import ModelError
-from kin_cli.metrics.colour import Floats, Pixels
+from kin_cli.geometry import Doubles, Pixels
 
 PUBLIC_FILE = "pt_inception-2015-12-05-6726825d.pth"
 PUBLIC_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+FEATURES = 2048
 WHERE_FROM = f"give the public file {PUBLIC_FILE} (95,628,359 bytes, from the releases of mseitzer/pytorch-fid)"
 PREPROCESSING = "bilinear to 299×299, not antialiased, scaled to [-1, 1], as pytorch-fid"
-FEW_TILES = 2048
-"""Fewer tiles than features: the distance is dominated by its bias."""
+FEW_TILES = FEATURES
+"""With fewer tiles than features, the bias dominates the distance."""
 
 _SIDE_PX = 299
 _BATCH = {"cpu": 2, "cuda": 32}
-FEATURES = 2048
-
-
-# FROM metrics.fid: Fréchet inception distance: how far apart two sets of tiles lie in the features of InceptionV3; lower is better. M. Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash equilibrium", NIPS 2017. Tiles are resized to 299 pixels as pytorch-fid and the KIN authors do it, bilinear and not antialiased; other ways give other numbers (antialiased about half of it). The distance is biased upwards for small sets: the number of tiles goes with it.
 
 
 class FeatureExtractor:
     """InceptionV3 with the weights of a file, on a device. Used by one thread at a time.
 
-    Memory bound: the network's weights (96 MB), and 60 MB for each tile of a batch (2 on a CPU, 32 on a GPU, as
-    ``batch`` says). ``public`` is True where the file has the digest of the published weights; FID is comparable with
-    other people's only then.
+    Memory bound: the network's weights (96 MB), and 60 MB for each tile of a batch.
+
+    Attributes:
+        path: the weight file.
+        batch: number of tiles per batch: 2 on a CPU, 32 on a GPU.
+        sha256: digest of the file.
+        public: True if the file is the published one; only then is FID comparable with values from elsewhere.
 
     Raises:
         ModelError: the file is missing, holds code, or is not exactly the weights of this network.
@@ -55,7 +57,7 @@ class FeatureExtractor:
         with torch.device("meta"):
             self._network = InceptionV3()
         known = self._network.state_dict()
-        # older files lack the counters, which only training uses
+        # Older files lack the batch counters, which only training uses.
         counters = {name: torch.tensor(0) for name in known if name.endswith("num_batches_tracked")}
         state = {**counters, **state}
         wrong = sorted(known.keys() ^ state.keys())
@@ -68,30 +70,30 @@ class FeatureExtractor:
         self._network.float().eval().requires_grad_(False).to(self._device)
 
     @torch.inference_mode()
-    def features(self, tiles: Sequence[Pixels]) -> Floats:
-        """Features (n, 2048) float64 of n tiles (h, w, 3) of one size."""
+    def features(self, tiles: Sequence[Pixels]) -> Doubles:
+        """Return the features (n, 2048) of n tiles (h, w, 3) of equal size."""
         batch = torch.from_numpy(np.stack(tiles)).to(self._device).permute(0, 3, 1, 2).float() / 255
         batch = F.interpolate(batch, size=(_SIDE_PX, _SIDE_PX), mode="bilinear", align_corners=False)
-        found: Floats = self._network(2 * batch - 1).double().cpu().numpy()
+        found: Doubles = self._network(2 * batch - 1).double().cpu().numpy()
         return found
 
 
 class FeatureSums:
-    """Mean and covariance of a set of features, gathered in parts.
+    """Mean and covariance of a set of feature vectors, accumulated in parts.
 
-    Memory bound: 34 MB, whatever the number of tiles: the features themselves while they are fewer than their
-    dimensions, then the sums that mean and covariance follow from.
+    Memory bound: 34 MB for any number of tiles: the vectors themselves while they are fewer than their dimensions,
+    then the sums of the vectors and of their products.
     """
 
-    def __init__(self, features: int = FEATURES) -> None:
+    def __init__(self, dimensions: int = FEATURES) -> None:
         self.count = 0
-        self._dimensions = features
-        self._rows: list[Floats] | None = []
-        self._sum = np.zeros(features)
+        self._dimensions = dimensions
+        self._rows: list[Doubles] | None = []
+        self._sum = np.zeros(dimensions)
         self._products = np.zeros((0, 0))
 
-    def add(self, features: Floats) -> None:
-        """Take features (n, d) in."""
+    def add(self, features: Doubles) -> None:
+        """Add feature vectors (n, d)."""
         self.count += len(features)
         self._sum += features.sum(axis=0)
         if self._rows is None:
@@ -103,21 +105,21 @@ class FeatureSums:
             self._products, self._rows = rows.T @ rows, None
 
     @property
-    def mean(self) -> Floats:
-        """Mean (d,)."""
+    def mean(self) -> Doubles:
+        """Mean of the vectors, (d,)."""
         return self._sum / self.count
 
     @property
-    def root(self) -> Floats | None:
-        """A matrix A (n, d) with AᵀA the unbiased covariance; None where only the sums are left."""
+    def root(self) -> Doubles | None:
+        """Matrix A (n, d) with AᵀA = the unbiased covariance; None once only the sums are kept."""
         if self._rows is None:
             return None
-        root: Floats = (np.concatenate(self._rows) - self.mean) / np.sqrt(self.count - 1)
+        root: Doubles = (np.concatenate(self._rows) - self.mean) / np.sqrt(self.count - 1)
         return root
 
     @property
-    def covariance(self) -> Floats:
-        """Unbiased covariance (d, d)."""
+    def covariance(self) -> Doubles:
+        """Unbiased covariance of the vectors, (d, d)."""
         if (root := self.root) is not None:
             return np.asarray(root.T @ root)
         covariance = np.outer(self.mean, -self.count * self.mean)
@@ -126,7 +128,7 @@ class FeatureSums:
 
 
 class FidTiles:
-    """The feature sums of tiles that come one by one; the network sees them in batches."""
+    """Feature sums of tiles that are added one by one; the network runs on batches of them."""
 
     halo_px = 0
 
@@ -136,18 +138,18 @@ class FidTiles:
         self._sums = FeatureSums()
 
     def measure(self, tile: Pixels) -> Pixels:
-        """The tile: the network is the business of one thread."""
+        """Return the tile unchanged: the network runs in ``add``, on one thread."""
         return tile
 
     def add(self, tile: Pixels) -> None:
-        """Take a tile in."""
+        """Add a tile, and run the network when a batch is full."""
         self._waiting.append(tile)
         if len(self._waiting) == self._extractor.batch:
             self._flush()
 
     @property
     def sums(self) -> FeatureSums:
-        """The sums over all tiles so far."""
+        """Sums over all tiles added so far."""
         self._flush()
         return self._sums
 
@@ -158,10 +160,10 @@ class FidTiles:
 
 
 def frechet_distance(one: FeatureSums, other: FeatureSums) -> float:
-    """Squared Fréchet distance of the normal distributions of two sets; NaN where one has fewer than two members.
+    """Squared Fréchet distance of the normal distributions fitted to two sets; NaN if one has fewer than two members.
 
     |m₁ - m₂|² + tr C₁ + tr C₂ - 2 tr √(C₁ C₂). With C₁ = AᵀA and C₂ = BᵀB, the last trace is the sum of the singular
-    values of A Bᵀ: a small matrix for small sets. Memory bound: 170 MB for two sets of at least 2048 members.
+    values of A Bᵀ, a small matrix for small sets. Memory bound: 170 MB for two sets of at least 2048 members.
     """
     if min(one.count, other.count) < 2:
         return float("nan")
@@ -176,8 +178,8 @@ def frechet_distance(one: FeatureSums, other: FeatureSums) -> float:
     return float(difference @ difference + total - 2 * cross)
 
 
-def _cross_trace(first: Floats, second: Floats) -> float:
-    """tr √(C₁ C₂) as that of √(√C₁ C₂ √C₁), which has the same eigenvalues and is symmetric; ``first`` is destroyed."""
+def _cross_trace(first: Doubles, second: Doubles) -> float:
+    """Compute tr √(C₁ C₂) as tr √(√C₁ C₂ √C₁): same eigenvalues, but symmetric. Overwrites ``first``."""
     values, vectors = linalg.eigh(first, overwrite_a=True, check_finite=False)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     del vectors
@@ -197,20 +199,17 @@ def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}", WHERE_FROM) from None
     except MemoryError:
         raise
-    except Exception:  # what a damaged file makes the reader raise is anybody's guess
-        raise ModelError(f"{path}: holds code, or is damaged, or no PyTorch file; not loaded", WHERE_FROM) from None
+    except Exception:  # a damaged file can make the reader raise anything
+        raise ModelError(f"{path}: not loaded: not a PyTorch file, damaged, or it contains code", WHERE_FROM) from None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{path}: holds no state dict", WHERE_FROM)
     return digest.hexdigest(), dict(state)
 
 
-# FROM metrics.inception: InceptionV3 as FID uses it: the 2048 features of the network that TensorFlow published in December 2015. C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016. The names of the parts are those of the public weight file. It differs from torchvision's network: averages over 3×3 leave the padding out, the last block takes maxima in their place, and there are 1008 classes.
-
-
 class Unit(nn.Module):
-    """Convolution without bias, batch norm, ReLU; padded with zeros to its input's size unless ``bare``.
+    """Convolution without bias, batch norm, ReLU; zero-padded to keep the size unless ``bare``.
 
-    ``channels`` are those of input and output, ``kernel`` is a side or (height, width).
+    ``channels`` is (input, output); ``kernel`` is a side or (height, width), in pixels.
     """
 
     def __init__(
@@ -232,7 +231,7 @@ def _mean3(x: Tensor) -> Tensor:
 
 
 class BlockA(nn.Module):
-    """Branches of 1×1, 5×5 and twice 3×3 pixels, and a mean."""
+    """Branches with kernels 1×1, 5×5, and 3×3 twice, and a 3×3 mean."""
 
     def __init__(self, inputs: int, pooled: int) -> None:
         super().__init__()
@@ -252,7 +251,7 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """Halves the size: 35 to 17."""
+    """Downsampling by 2, from 35 to 17 pixels."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -268,7 +267,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """Branches of 7×7 pixels, taken apart into rows and columns."""
+    """Branches with 7×7 kernels, separated into rows and columns."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -293,7 +292,7 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """Halves the size: 17 to 8."""
+    """Downsampling by 2, from 17 to 8 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -312,7 +311,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """Branches that fork into a row and a column of three pixels."""
+    """Branches that end in a 1×3 and a 3×1 kernel side by side, and a 3×3 mean or maximum."""
 
     def __init__(self, inputs: int, *, maximum: bool) -> None:
         super().__init__()
@@ -339,7 +338,12 @@ class BlockE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """The network up to its last mean; ``fc``, the classifier, is only there because the weight file has it."""
+    """InceptionV3 as FID uses it: the network that TensorFlow published in December 2015, without its classifier.
+
+    C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016. Modules are named as in
+    the public weight file. Differences from torchvision's network: 3×3 means leave the padding out, the last block
+    takes maxima instead of means, and there are 1008 classes. ``fc`` is not used, but it is in the weight file.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -362,7 +366,7 @@ class InceptionV3(nn.Module):
         self.fc = nn.Linear(FEATURES, 1008)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, 2048) of pictures (B, 3, H, W) from -1 to 1; H and W at least 75, 299 by convention."""
+        """Features (B, 2048) of images (B, 3, H, W), -1 to 1; H and W at least 75, by convention 299."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))

@@ -1,8 +1,14 @@
-"""What the seam metric measures along one line: six statistics, at a tile's boundary and beside it.
+"""The seam metric: are the boundaries of the patches visible against the slide's own texture?
 
-A *line* lies between two neighbouring columns (or rows) of pixels. Everything is averaged along the line over the whole
-edge of a tile, which cancels texture; wide bands across it would not, since tissue has more contrast at larger
-distances.
+Every boundary between two patches is compared with *reference lines* parallel to it inside the patch, at the same phase
+of JPEG's blocks; if a source is given, the same comparison on the source is the control. ``ratio`` is relative to local
+texture: compare it within one slide. ``excess`` is not: compare it across slides (under 0.5 ΔE it is not visible, over
+2.3, the usual just noticeable difference, it is). The metric does not see colour that is wrong but smooth.
+
+A *line* lies between two neighbouring columns (or rows) of pixels. Pixels are averaged along the line over the whole
+edge of a patch, which cancels texture. Wide bands across the line would not cancel it, since tissue has more contrast
+at larger distances. There are no random numbers: the interval is a delete-one-block jackknife over blocks of 4×4
+patches, since neighbouring boundaries are alike.
 """
 
 from __future__ import annotations
@@ -18,96 +24,296 @@ import numpy.typing as npt
 from scipy import stats
 
 from kin_cli.errors import UsageError
-from kin_cli.geometry import Box, Cell, Size
-from kin_cli.metrics.colour import LINEAR, YCBCR, Floats, Pixels, lab_of_linear
+from kin_cli.geometry import Box, Cell, Doubles, Mask, Pixels, Size
+from kin_cli.metrics.colour import LINEAR, YCBCR, lab_of_linear
 from kin_cli.slide.resample import sums_between
 from kin_cli.slide.tissue import TissueMask
 
-STATISTICS = ("step", "step_luma", "ramp16", "ramp64", "line", "fine")
-"""Names of the statistics, in the order of the tables.
-
-step: ΔE*ab between the mean linear colours of the two pixel lines that touch. step_luma: the same in Y' (8-bit units),
-which chroma subsampling cannot touch. ramp16, ramp64: as step, between bands of 4 and 16 pixels with as many skipped on
-either side, for tiles that were cross-faded. line: ΔE*ab between the 4 pixels at the line and those around them, for
-frames. fine: mean |difference| of the touching pixels, not averaged along the line, for texture that does not continue.
-"""
-
-UNITS = {name: "8-bit" if name in ("step_luma", "fine") else "ΔE" for name in STATISTICS}
-"""The unit of each statistic."""
-
-REACH_PX = 32
-"""Pixels on either side of a line that the statistics look at."""
-
-_CODEC_PERIOD_PX = 16  # JPEG 4:2:0 codes chroma in blocks of 16 pixels
 Interval = tuple[float, float]
-
-_FLOOR = 0.02  # mean reference, ΔE or 8-bit units; below it, 8-bit rounding is all there is
-_FEWEST_FOR_INTERVAL = 20
-_ENOUGH_BLOCKS = 10
-_BLOCK_TILES = (4, 2, 1)
 Reader = Callable[[Box], Pixels]
 
 DIRECTIONS = ("both", "vertical", "horizontal")
-_BLOCK_PX = 1024
+
+STATISTICS = ("step", "step_luma", "ramp16", "ramp64", "line", "fine")
+"""Names of the statistics, in the order of ``SeamTable.values``.
+
+step: ΔE*ab between the mean linear colours of the two columns of pixels that touch the line. step_luma: the same in Y'
+(8-bit units), which chroma subsampling does not change. ramp16, ramp64: as step, between bands of 4 and 16 pixels that
+begin 4 and 16 pixels from the line, for patches that were cross-faded. line: ΔE*ab between the 4 pixels at the line and
+those around them, for frames. fine: mean |difference| of touching pixels, not averaged along the line, for texture that
+does not continue.
+"""
+
+UNITS = {name: "8-bit" if name in ("step_luma", "fine") else "ΔE" for name in STATISTICS}
+"""Unit of each statistic."""
+
+REACH_PX = 32
+"""Pixels that the statistics read on either side of a line."""
+
+_CODEC_PERIOD_PX = 16  # JPEG 4:2:0 codes chroma in blocks of 16 pixels
+_FLOOR = 0.02  # mean at the reference lines, ΔE or 8-bit units; smaller values are rounding to 8 bits
+_FEWEST_FOR_INTERVAL = 20
+_ENOUGH_BLOCKS = 10
+_BLOCK_PATCHES = (4, 2, 1)  # side of a jackknife block
+_READ_PX = 1024
 _WORST = 20
-
-
-# FROM metrics.seam_lines: What the seam metric measures along one line: six statistics, at a tile's boundary and beside it. A *line* lies between two neighbouring columns (or rows) of pixels. Everything is averaged along the line over the whole edge of a tile, which cancels texture; wide bands across it would not, since tissue has more contrast at larger distances.
 
 
 @dataclass(frozen=True)
 class SeamGrid:
-    """The processing grid whose boundaries are measured: only whole tiles count.
+    """The grid of patches whose boundaries are measured; only whole patches count.
 
     Attributes:
-        size: of the image.
-        tile: side of a tile in pixels, at least 64.
-        origin: (x, y) of the corner of the first whole tile; of overlapping windows, of the lines midway through.
-        phase: reference lines keep the boundary's position modulo this, in pixels; a multiple of 16, the period of
-            JPEG's artefacts, which would look like seams (or hide them) otherwise.
+        size: size of the image.
+        patch_px: side of a patch in pixels, at least 64.
+        origin: (x, y) of the corner of the first whole patch. For overlapping windows: of the first crossing of the
+            lines in the middle of the overlaps.
+        phase: distances of the reference lines from a boundary are multiples of this, in pixels; a multiple of 16, the
+            period of JPEG's artefacts, which would otherwise look like seams or hide them.
+
+    Raises:
+        UsageError: patches under 64 px, or a phase that leaves no reference lines.
     """
 
     size: Size
-    tile: int
+    patch_px: int
     origin: tuple[int, int] = (0, 0)
     phase: int = _CODEC_PERIOD_PX
 
     def __post_init__(self) -> None:
-        if self.tile < 2 * REACH_PX:
-            raise UsageError(f"seams cannot be measured on tiles of {self.tile} px", f"at least {2 * REACH_PX} px")
+        if self.patch_px < 2 * REACH_PX:
+            hint = f"at least {2 * REACH_PX} px"
+            raise UsageError(f"seams cannot be measured between patches of {self.patch_px} px", hint)
         if min(self.origin) < 0:
             raise ValueError(f"the grid begins outside the image, at {self.origin}")
         if self.phase < _CODEC_PERIOD_PX or self.phase % _CODEC_PERIOD_PX or len(self.offsets) == 0:
-            hint = f"a multiple of {_CODEC_PERIOD_PX} that leaves reference lines within a tile"
-            raise UsageError(f"a phase of {self.phase} px does not go with tiles of {self.tile} px", hint)
+            hint = f"a multiple of {_CODEC_PERIOD_PX} that leaves reference lines within a patch"
+            raise UsageError(f"a phase of {self.phase} px does not suit patches of {self.patch_px} px", hint)
 
     @property
     def cols(self) -> int:
-        """Whole tiles side by side."""
-        return max(0, (self.size.width - self.origin[0]) // self.tile)
+        """Number of whole patches side by side."""
+        return max(0, (self.size.width - self.origin[0]) // self.patch_px)
 
     @property
     def rows(self) -> int:
-        """Whole tiles one below the other."""
-        return max(0, (self.size.height - self.origin[1]) // self.tile)
+        """Number of whole patches one below the other."""
+        return max(0, (self.size.height - self.origin[1]) // self.patch_px)
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.intp]:
-        """Distances (px) of the reference lines from a boundary, into the tile right of or below it."""
-        margin = max(REACH_PX, math.ceil(self.tile / 8))
+        """Distances (px) of the reference lines from a boundary, into the patch right of or below it."""
+        margin = max(REACH_PX, math.ceil(self.patch_px / 8))
         first = math.ceil(margin / self.phase) * self.phase
-        return np.arange(first, self.tile - margin + 1, self.phase)
+        return np.arange(first, self.patch_px - margin + 1, self.phase)
 
     def box(self, cell: Cell) -> Box:
-        """The pixels of a tile."""
+        """Return the pixels of a patch."""
         x, y = self.origin
-        return Box(x + cell.col * self.tile, y + cell.row * self.tile, self.tile, self.tile)
+        return Box(x + cell.col * self.patch_px, y + cell.row * self.patch_px, self.patch_px, self.patch_px)
 
 
-def line_values(strip: Pixels, offsets: npt.NDArray[np.intp]) -> Floats:
-    """Every statistic at a boundary, and its mean over the reference lines; float64 (6, 2).
+@dataclass(frozen=True, eq=False)
+class SeamTable:
+    """All boundaries measured: two values per statistic.
 
-    ``strip`` (along, 32 + tile, 3) has the boundary between its columns 31 and 32.
+    Attributes:
+        horizontal: (n,) bool; False for the boundary left of a patch, True for the one above it.
+        cells: (n, 2) int, (row, col) of the patch right of or below the boundary.
+        values: (n, 6, 2) float64; at the boundary, and the mean over its reference lines; see ``STATISTICS``.
+        source: the same for the source image; None without a source.
+    """
+
+    horizontal: npt.NDArray[np.bool_]
+    cells: npt.NDArray[np.intp]
+    values: Doubles
+    source: Doubles | None
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def where(self, rows: npt.NDArray[np.bool_]) -> SeamTable:
+        """Return the boundaries that ``rows`` (n,) selects."""
+        source = None if self.source is None else self.source[rows]
+        return SeamTable(self.horizontal[rows], self.cells[rows], self.values[rows], source)
+
+
+@dataclass(frozen=True)
+class SeamResult:
+    """Result of one statistic over a set of boundaries.
+
+    Attributes:
+        ratio: R, sum at the boundaries over sum at the reference lines; 1 means seamless. None without boundaries, or
+            if the mean at the reference lines is below 0.02.
+        source_ratio: R of the source at the same lines; None without a source.
+        ratio_to_source: R* = R / R of the source; the headline if there is a source.
+        interval: 95 % interval of R*, or of R without a source; None for fewer than 20 boundaries.
+        p: one-sided p value of the ratio under the hypothesis of no seams; None without an interval.
+        excess: √(mean² at the boundaries - mean² that texture explains), in the statistic's unit: the seam alone.
+        boundary: mean at the boundaries.
+        reference: mean at the reference lines.
+        n: number of boundaries.
+        blocks: number of blocks that the jackknife left out in turn.
+    """
+
+    ratio: float | None
+    source_ratio: float | None
+    ratio_to_source: float | None
+    interval: Interval | None
+    p: float | None
+    excess: float | None
+    boundary: float | None
+    reference: float | None
+    n: int
+    blocks: int
+
+    @property
+    def headline(self) -> float | None:
+        """R* if there is a source, else R."""
+        return self.ratio if self.source_ratio is None else self.ratio_to_source
+
+
+@dataclass(frozen=True)
+class SeamLine:
+    """One boundary: from (x, y), ``length`` pixels downwards (direction "vertical") or to the right ("horizontal")."""
+
+    direction: str
+    x: int
+    y: int
+    length: int
+    value: float
+    reference: float
+    excess: float
+
+    @property
+    def middle(self) -> tuple[int, int]:
+        """The (x, y) of the middle of the boundary."""
+        along = self.length // 2
+        return (self.x, self.y + along) if self.direction == "vertical" else (self.x + along, self.y)
+
+
+@dataclass(frozen=True, eq=False)
+class SeamSummary:
+    """The boundaries of an image, and the results over them.
+
+    ``results[direction][statistic]``: direction is "both", "vertical" (boundaries between neighbours in a row) or
+    "horizontal", statistic one of ``STATISTICS``.
+    """
+
+    grid: SeamGrid
+    table: SeamTable
+    results: dict[str, dict[str, SeamResult]]
+
+    def result(self, statistic: str = "step", direction: str = "both") -> SeamResult:
+        """Return the result of one statistic in one direction."""
+        return self.results[direction][statistic]
+
+    def lines(self, statistic: str = "step") -> list[SeamLine]:
+        """Return every boundary, in the order of the table."""
+        index = STATISTICS.index(statistic)
+        excess = local_excess(self.table, index)
+        lines = []
+        for number, (row, col) in enumerate(self.table.cells.tolist()):
+            box = self.grid.box(Cell(row, col))
+            direction = DIRECTIONS[1 + int(self.table.horizontal[number])]
+            value, reference = self.table.values[number, index].tolist()
+            lines.append(SeamLine(direction, box.x, box.y, box.width, value, reference, float(excess[number])))
+        return lines
+
+    def worst(self, statistic: str = "step", count: int = _WORST) -> list[SeamLine]:
+        """Return up to ``count`` boundaries with the largest excess, worst first; none with an excess of 0."""
+        ranked = sorted(self.lines(statistic), key=lambda line: -line.excess)
+        return [line for line in ranked[:count] if line.excess > 0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the table, ready for JSON."""
+        return {
+            "patch_px": self.grid.patch_px,
+            "origin": list(self.grid.origin),
+            "phase_px": self.grid.phase,
+            "offsets": len(self.grid.offsets),
+            "against_source": self.table.source is not None,
+            "units": UNITS,
+            **{
+                direction: {name: asdict(result) for name, result in results.items()}
+                for direction, results in self.results.items()
+            },
+            "worst": [asdict(line) for line in self.worst()],
+        }
+
+
+class SeamMeter:
+    """Measure an image block by block: ``summary(map(measure, blocks()))``, in any order, on any number of threads.
+
+    ``mask`` restricts it to boundaries between two patches that both have tissue. ``read`` and ``source`` return the
+    pixels of a box inside the image, (h, w, 3) uint8 RGB.
+
+    Memory bound: two blocks of (1024 + 32)² pixels (of one patch, if that is larger) per thread, and 250 bytes per
+    boundary: 20 MB for 10 gigapixels in patches of 512 px.
+    """
+
+    def __init__(
+        self, grid: SeamGrid, read: Reader, *, source: Reader | None = None, mask: TissueMask | None = None
+    ) -> None:
+        self.grid, self._read, self._source = grid, read, source
+        shape = (grid.rows, grid.cols)
+        wanted = np.ones(shape, np.bool_) if mask is None else _with_tissue(mask, grid)
+        self._left, self._above = np.zeros((2, *shape), np.bool_)
+        self._left[:, 1:] = wanted[:, 1:] & wanted[:, :-1]
+        self._above[1:] = wanted[1:] & wanted[:-1]
+
+    def blocks(self) -> Iterator[tuple[Cell, ...]]:
+        """Yield the patches of each block that is read at once, without patches that have no boundary to measure."""
+        step = max(1, _READ_PX // self.grid.patch_px)
+        for top in range(0, self.grid.rows, step):
+            for left in range(0, self.grid.cols, step):
+                rows, cols = slice(top, top + step), slice(left, left + step)
+                found = np.argwhere(self._left[rows, cols] | self._above[rows, cols])
+                if len(found):
+                    yield tuple(Cell(top + row, left + col) for row, col in found.tolist())
+
+    def measure(self, block: tuple[Cell, ...]) -> SeamTable:
+        """Measure the boundaries left of and above the patches of a block."""
+        places = [(cell, False) for cell in block if self._left[cell]]
+        places += [(cell, True) for cell in block if self._above[cell]]
+        box = self._box(block)
+        return SeamTable(
+            np.array([horizontal for _, horizontal in places]),
+            np.array([cell for cell, _ in places], np.intp),
+            self._values(self._read(box), box, places),
+            None if self._source is None else self._values(self._source(box), box, places),
+        )
+
+    def summary(self, parts: Iterable[SeamTable]) -> SeamSummary:
+        """Compute the results from the tables of all blocks."""
+        table = _joined(list(parts), with_source=self._source is not None)
+        results = {}
+        for direction, part in by_direction(table).items():
+            results[direction] = {name: seam_result(part, index) for index, name in enumerate(STATISTICS)}
+        return SeamSummary(self.grid, table, results)
+
+    def _box(self, block: tuple[Cell, ...]) -> Box:
+        boxes = [self.grid.box(cell) for cell in block]
+        x, y = (max(0, min(corner) - REACH_PX) for corner in ([b.x for b in boxes], [b.y for b in boxes]))
+        return Box(x, y, max(b.right for b in boxes) - x, max(b.bottom for b in boxes) - y)
+
+    def _values(self, pixels: Pixels, frame: Box, places: list[tuple[Cell, bool]]) -> Doubles:
+        values = np.empty((len(places), len(STATISTICS), 2))
+        for number, (cell, horizontal) in enumerate(places):
+            box = self.grid.box(cell)
+            if horizontal:
+                strip = pixels[Box(box.x, box.y - REACH_PX, box.width, box.height + REACH_PX).slices(frame)]
+                strip = strip.swapaxes(0, 1)
+            else:
+                strip = pixels[Box(box.x - REACH_PX, box.y, box.width + REACH_PX, box.height).slices(frame)]
+            values[number] = line_values(strip, self.grid.offsets)
+        return values
+
+
+def line_values(strip: Pixels, offsets: npt.NDArray[np.intp]) -> Doubles:
+    """Return each statistic at a boundary, and its mean over the reference lines: (6, 2).
+
+    ``strip`` (along, 32 + patch, 3) has the boundary between its columns 31 and 32.
     """
     at = REACH_PX + np.concatenate([[0], offsets])
     linear = LINEAR.take(strip).mean(axis=0)
@@ -126,83 +332,8 @@ def line_values(strip: Pixels, offsets: npt.NDArray[np.intp]) -> Floats:
     return np.stack([values[:, 0], values[:, 1:].mean(axis=1)], axis=1)
 
 
-def _band(linear: Floats, starts: npt.NDArray[np.intp], width: int) -> Floats:
-    """Mean colour of ``width`` pixel lines from each start, (starts, 3)."""
-    band: Floats = linear[starts[:, None] + np.arange(width)].mean(axis=1)
-    return band
-
-
-def _distance(one: Floats, other: Floats) -> Floats:
-    """ΔE*ab (CIE 1976) of linear colours, (n, 3) each."""
-    distance: Floats = np.linalg.norm(lab_of_linear(one) - lab_of_linear(other), axis=-1)
-    return distance
-
-
-# FROM metrics.seam_figures: From a table of boundaries to the figures of the seam metric: ratio, interval, excess. No random numbers: the interval is a delete-one-block jackknife, since neighbouring boundaries are alike.
-
-
-@dataclass(frozen=True, eq=False)
-class SeamTable:
-    """Every boundary that was measured: two numbers per statistic.
-
-    Attributes:
-        horizontal: (n,) bool; False for the boundary left of a tile, True for the one above it.
-        cells: (n, 2) int, (row, col) of the tile right of or below the boundary.
-        values: (n, 6, 2) float64; at the boundary, and the mean over its reference lines; see ``STATISTICS``.
-        source: the same of the source image, None without one.
-    """
-
-    horizontal: npt.NDArray[np.bool_]
-    cells: npt.NDArray[np.intp]
-    values: Floats
-    source: Floats | None
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def where(self, rows: npt.NDArray[np.bool_]) -> SeamTable:
-        """The boundaries that ``rows`` (n,) selects."""
-        source = None if self.source is None else self.source[rows]
-        return SeamTable(self.horizontal[rows], self.cells[rows], self.values[rows], source)
-
-
-@dataclass(frozen=True)
-class SeamResult:
-    """One statistic over a set of boundaries.
-
-    Attributes:
-        ratio: R, sum at the boundaries over sum at the reference lines; 1 is seamless. None where there is nothing to
-            compare with (no boundaries, or a mean reference below 0.02).
-        source_ratio: R of the source at the same lines, None without a source.
-        ratio_to_source: R* = R / R of the source, the headline where there is a source.
-        interval: 95 % interval of R*, or of R without a source; None under 20 boundaries.
-        p: one-sided probability of such a ratio without seams, None without an interval.
-        excess: root of mean² at the boundaries less what the texture explains, in the statistic's unit: the seam alone.
-        boundary: mean at the boundaries.
-        reference: mean at the reference lines.
-        n: number of boundaries.
-        blocks: number of blocks that the jackknife deleted in turn.
-    """
-
-    ratio: float | None
-    source_ratio: float | None
-    ratio_to_source: float | None
-    interval: Interval | None
-    p: float | None
-    excess: float | None
-    boundary: float | None
-    reference: float | None
-    n: int
-    blocks: int
-
-    @property
-    def headline(self) -> float | None:
-        """R* where there is a source, R where there is none."""
-        return self.ratio if self.source_ratio is None else self.ratio_to_source
-
-
-def seam_figure(table: SeamTable, statistic: int) -> SeamResult:
-    """The figure of one statistic, by its index in ``STATISTICS``, over all boundaries of ``table``."""
+def seam_result(table: SeamTable, statistic: int) -> SeamResult:
+    """Compute the result of one statistic (index in ``STATISTICS``) over all boundaries of ``table``."""
     if not len(table):
         return SeamResult(None, None, None, None, None, None, None, None, 0, 0)
     blocks = _blocks(table.cells)
@@ -223,33 +354,53 @@ def seam_figure(table: SeamTable, statistic: int) -> SeamResult:
     return SeamResult(ratio, source_ratio, to_source, interval, p, excess, at, beside, len(table), found)
 
 
-def local_excess(table: SeamTable, statistic: int) -> Floats:
-    """For each boundary (n,), what neither its reference lines nor the source at this place explain, in its unit.
+def local_excess(table: SeamTable, statistic: int) -> Doubles:
+    """Excess of each boundary (n,): its value beyond the larger of its reference and the source's value at this place.
 
-    What the source shows at the boundary counts with the contrast that the translation gives to the slide as a whole.
+    In the statistic's unit. The source's value is first scaled by the ratio of the mean references of translation and
+    source, since the translation can have more or less contrast.
     """
     at, explained = table.values[:, statistic, 0], table.values[:, statistic, 1]
     if table.source is not None:
         source_reference = table.source[:, statistic, 1].mean() if len(table) else 0.0
         contrast = explained.mean() / source_reference if source_reference >= _FLOOR else 1.0
         explained = np.maximum(explained, contrast * table.source[:, statistic, 0])
-    excess: Floats = np.sqrt(np.maximum(0.0, at**2 - explained**2))
+    excess: Doubles = np.sqrt(np.maximum(0.0, at**2 - explained**2))
     return excess
 
 
+def by_direction(table: SeamTable) -> dict[str, SeamTable]:
+    """Split a table by direction: both, vertical, horizontal."""
+    every = np.ones(len(table), np.bool_)
+    chosen = (every, ~table.horizontal, table.horizontal)
+    return {name: table.where(rows) for name, rows in zip(DIRECTIONS, chosen, strict=True)}
+
+
+def _band(linear: Doubles, starts: npt.NDArray[np.intp], width: int) -> Doubles:
+    """Mean colour of ``width`` columns from each start: (starts, 3)."""
+    band: Doubles = linear[starts[:, None] + np.arange(width)].mean(axis=1)
+    return band
+
+
+def _distance(one: Doubles, other: Doubles) -> Doubles:
+    """ΔE*ab (CIE 1976) between linear colours (n, 3) and (n, 3): (n,)."""
+    distance: Doubles = np.linalg.norm(lab_of_linear(one) - lab_of_linear(other), axis=-1)
+    return distance
+
+
 def _blocks(cells: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """The number of the block of 4×4 tiles that each boundary lies in; smaller blocks if these are under ten."""
+    """Number of each boundary's jackknife block, (n,): 4×4 patches, or smaller if there would be under ten blocks."""
     numbers = np.zeros(len(cells), np.intp)
-    for tiles in _BLOCK_TILES:
-        _, numbers = np.unique(cells // tiles, axis=0, return_inverse=True)
+    for side in _BLOCK_PATCHES:
+        _, numbers = np.unique(cells // side, axis=0, return_inverse=True)
         numbers = numbers.reshape(-1)
         if len(numbers) and numbers.max() + 1 >= _ENOUGH_BLOCKS:
             break
     return numbers
 
 
-def _jackknife(pair: list[Floats], blocks: npt.NDArray[np.intp]) -> tuple[Interval | None, float | None]:
-    """95 % interval and one-sided p of R (one array in ``pair``) or of R* (two: output, source)."""
+def _jackknife(pair: list[Doubles], blocks: npt.NDArray[np.intp]) -> tuple[Interval | None, float | None]:
+    """95 % interval and one-sided p of R (``pair`` holds one array) or of R* (two: translation, source)."""
     number = int(blocks.max()) + 1
     logs, whole = np.zeros(number), 0.0
     for values, sign in zip(pair, (1, -1), strict=False):
@@ -267,173 +418,13 @@ def _jackknife(pair: list[Floats], blocks: npt.NDArray[np.intp]) -> tuple[Interv
     return interval, float(stats.t.sf(whole / error, number - 1))
 
 
-# FROM metrics.seams: The seam metric: are the boundaries of the processing grid visible against the slide's own texture? Every boundary of two tiles is compared with lines beside it, at the same phase of JPEG's blocks; with a source, the same comparison there is the control. ``ratio`` is relative to local texture: compare it on one slide. ``excess`` is not: compare it across slides (under 0.5 ΔE is not visible, over 2.3 is, by the usual just noticeable difference). The metric does not see colour that is wrong but smooth.
-
-
-@dataclass(frozen=True)
-class SeamLine:
-    """One boundary: from (x, y), ``length`` pixels downwards (vertical) or to the right (horizontal)."""
-
-    direction: str
-    x: int
-    y: int
-    length: int
-    value: float
-    reference: float
-    excess: float
-
-
-@dataclass(frozen=True, eq=False)
-class SeamSummary:
-    """The table of boundaries of an image and the figures drawn from it.
-
-    ``figures[direction][statistic]``, with direction "both", "vertical" (boundaries between neighbours in a row) or
-    "horizontal", and the statistics of ``STATISTICS``.
-    """
-
-    grid: SeamGrid
-    table: SeamTable
-    figures: dict[str, dict[str, SeamResult]]
-
-    def figure(self, statistic: str = "step", direction: str = "both") -> SeamResult:
-        """One figure."""
-        return self.figures[direction][statistic]
-
-    def lines(self, statistic: str = "step") -> list[SeamLine]:
-        """Every boundary, in the order of the table."""
-        index = STATISTICS.index(statistic)
-        excess = local_excess(self.table, index)
-        lines = []
-        for number, (row, col) in enumerate(self.table.cells.tolist()):
-            box = self.grid.box(Cell(row, col))
-            direction = DIRECTIONS[1 + int(self.table.horizontal[number])]
-            value, reference = self.table.values[number, index].tolist()
-            lines.append(SeamLine(direction, box.x, box.y, box.width, value, reference, float(excess[number])))
-        return lines
-
-    def worst(self, statistic: str = "step", count: int = _WORST) -> list[SeamLine]:
-        """The boundaries of the largest excess, worst first; only those that have any."""
-        ranked = sorted(self.lines(statistic), key=lambda line: -line.excess)
-        return [line for line in ranked[:count] if line.excess > 0]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the table, ready for JSON."""
-        return {
-            "tile_px": self.grid.tile,
-            "origin": list(self.grid.origin),
-            "phase_px": self.grid.phase,
-            "offsets": len(self.grid.offsets),
-            "against_source": self.table.source is not None,
-            "units": UNITS,
-            **{
-                direction: {name: asdict(figure) for name, figure in figures.items()}
-                for direction, figures in self.figures.items()
-            },
-            "worst": [asdict(line) for line in self.worst()],
-        }
-
-
-class SeamMeter:
-    """Measures an image block by block, in any order and on any number of threads.
-
-    ``mask`` restricts it to boundaries whose two tiles both have tissue. ``read`` and ``source`` return (h, w, 3) uint8
-    RGB of boxes inside the image.
-
-    Memory bound: two blocks of (1024 + 32)² pixels (of one tile, where that is larger) for each thread, and 250 bytes
-    per boundary, 20 MB for 10 gigapixels cut into tiles of 512.
-    """
-
-    def __init__(
-        self, grid: SeamGrid, read: Reader, *, source: Reader | None = None, mask: TissueMask | None = None
-    ) -> None:
-        self.grid, self._read, self._source = grid, read, source
-        shape = (grid.rows, grid.cols)
-        wanted = np.ones(shape, np.bool_) if mask is None else _with_tissue(mask, grid)
-        self._left, self._above = np.zeros((2, *shape), np.bool_)
-        self._left[:, 1:] = wanted[:, 1:] & wanted[:, :-1]
-        self._above[1:] = wanted[1:] & wanted[:-1]
-
-    @property
-    def boundaries(self) -> int:
-        """How many boundaries there are to measure."""
-        return int(self._left.sum() + self._above.sum())
-
-    def blocks(self) -> Iterator[tuple[Cell, ...]]:
-        """Tiles that are read together, those with a boundary to measure only."""
-        step = max(1, _BLOCK_PX // self.grid.tile)
-        for top in range(0, self.grid.rows, step):
-            for left in range(0, self.grid.cols, step):
-                rows, cols = slice(top, top + step), slice(left, left + step)
-                found = np.argwhere(self._left[rows, cols] | self._above[rows, cols])
-                if len(found):
-                    yield tuple(Cell(top + row, left + col) for row, col in found.tolist())
-
-    def measure(self, block: tuple[Cell, ...]) -> SeamTable:
-        """The boundaries left of and above the tiles of a block."""
-        places = [(cell, False) for cell in block if self._left[cell]]
-        places += [(cell, True) for cell in block if self._above[cell]]
-        box = self._box(block)
-        return SeamTable(
-            np.array([horizontal for _, horizontal in places]),
-            np.array([cell for cell, _ in places], np.intp),
-            self._values(self._read(box), box, places),
-            None if self._source is None else self._values(self._source(box), box, places),
-        )
-
-    def report(self, parts: Iterable[SeamTable]) -> SeamSummary:
-        """The figures of what ``measure`` returned for all blocks."""
-        table = _joined(list(parts), with_source=self._source is not None)
-        every = np.ones(len(table), np.bool_)
-        chosen = {"both": every, "vertical": ~table.horizontal, "horizontal": table.horizontal}
-        figures = {}
-        for direction in DIRECTIONS:
-            part = table.where(chosen[direction])
-            figures[direction] = {name: seam_figure(part, index) for index, name in enumerate(STATISTICS)}
-        return SeamSummary(self.grid, table, figures)
-
-    def _box(self, block: tuple[Cell, ...]) -> Box:
-        boxes = [self.grid.box(cell) for cell in block]
-        x, y = (max(0, min(corner) - REACH_PX) for corner in ([b.x for b in boxes], [b.y for b in boxes]))
-        return Box(x, y, max(b.right for b in boxes) - x, max(b.bottom for b in boxes) - y)
-
-    def _values(self, pixels: Pixels, frame: Box, places: list[tuple[Cell, bool]]) -> Floats:
-        values = np.empty((len(places), len(STATISTICS), 2))
-        for number, (cell, horizontal) in enumerate(places):
-            box = self.grid.box(cell)
-            if horizontal:
-                strip = pixels[Box(box.x, box.y - REACH_PX, box.width, box.height + REACH_PX).slices(frame)]
-                strip = strip.swapaxes(0, 1)
-            else:
-                strip = pixels[Box(box.x - REACH_PX, box.y, box.width + REACH_PX, box.height).slices(frame)]
-            values[number] = line_values(strip, self.grid.offsets)
-        return values
-
-
-def measure_seams(
-    read: Reader,
-    size: Size,
-    *,
-    tile: int,
-    origin: tuple[int, int] = (0, 0),
-    source: Reader | None = None,
-    phase: int = 16,
-    mask: TissueMask | None = None,
-) -> SeamSummary:
-    """The seams of an image of ``size`` that was processed in tiles; see ``SeamGrid`` and ``SeamMeter``.
-
-    Raises:
-        UsageError: tiles under 64 px, or a phase that leaves no reference lines.
-    """
-    meter = SeamMeter(SeamGrid(size, tile, origin, phase), read, source=source, mask=mask)
-    return meter.report(map(meter.measure, meter.blocks()))
-
-
-def _with_tissue(mask: TissueMask, grid: SeamGrid) -> npt.NDArray[np.bool_]:
+def _with_tissue(mask: TissueMask, grid: SeamGrid) -> Mask:
+    """Select the patches that have tissue: (rows, cols)."""
     height, width = mask.mask.shape
-    rows = (grid.origin[1] + np.arange(grid.rows + 1) * grid.tile) * (height / grid.size.height)
-    cols = (grid.origin[0] + np.arange(grid.cols + 1) * grid.tile) * (width / grid.size.width)
-    # a millionth of a mask pixel: what rounding of the edges leaves is no tissue
-    found: npt.NDArray[np.bool_] = sums_between(mask.mask, rows, cols) > 1e-6
+    rows = (grid.origin[1] + np.arange(grid.rows + 1) * grid.patch_px) * (height / grid.size.height)
+    cols = (grid.origin[0] + np.arange(grid.cols + 1) * grid.patch_px) * (width / grid.size.width)
+    # A millionth of a mask pixel: rounding at the edges can leave a little.
+    found: Mask = sums_between(mask.mask, rows, cols) > 1e-6
     return found
 
 

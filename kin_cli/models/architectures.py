@@ -1,4 +1,4 @@
-"""Which generator a state dict belongs to: architecture and sizes from its keys and shapes alone."""
+"""Architectures of generators: detect one from the keys and shapes of a state dict, build it, measure its reach."""
 
 from __future__ import annotations
 
@@ -36,32 +36,29 @@ _OTHER_NETWORKS = (
     (r"layer1\.0\.conv1\.weight", "a ResNet classifier"),
     (r"mlp_\d+\.", "the projection head of CUT (net_F)"),
 )
-_RESIDUAL = ("conv_block", "resnetblocks")
-_UNET_DOWN = ".2"  # in each of a U-Net's blocks the norm on the way down is layer 2, that on the way up 6 or 4
+_RESIDUAL = ("conv_block", "resnetblocks")  # parts of the keys of residual blocks
+_UNET_DOWN = ".2"  # in each block of a U-Net, the norm on the way down is layer 2, the norm on the way up 6 or 4
 _MAX_STRIP_PX = 1 << 14
 
 
-# FROM models.architectures: Which generator a state dict belongs to: architecture and sizes from its keys and shapes alone.
-
-
 def build(spec: Spec) -> nn.Module:
-    """The generator of a spec, freshly initialised by PyTorch's defaults; build it on ``meta`` to learn its keys."""
+    """Build the generator of a spec with PyTorch's default initialisation; on ``meta`` if only its keys are needed."""
     if isinstance(spec, ResnetSpec):
         return ResnetGenerator(spec)
     return UrustGenerator(spec) if isinstance(spec, UrustSpec) else UnetGenerator(spec)
 
 
 def detect(weights: Weights) -> Spec:
-    """The spec whose keys and shapes these are, all of them and no others.
+    """Detect the spec of a state dict; keys and shapes must be exactly those of its generator.
 
-    Affine parameters may have the shape (1, C, 1, 1) instead of (C,). Dropout in a U-Net leaves no trace and is
-    reported as False.
+    Affine parameters may have the shape (1, C, 1, 1) instead of (C,). Dropout in a U-Net leaves no trace in the keys
+    and is reported as False.
 
-    Raises ``ModelError`` naming what does not fit: another network, BatchNorm, missing or unexpected keys, other
-    shapes, other than three channels in or out, a blur filter other than the official one.
+    Raises ``ModelError``, naming the mismatch: another network, BatchNorm, missing or unexpected keys, wrong shapes,
+    not three channels in and out, or a blur filter other than the official one.
     """
     names = list(weights.tensors)
-    # by what lies inside, not by the first key: a discriminator has model.0 and model.2, too
+    # by keys of inner blocks: a discriminator has model.0 and model.2, too
     if any(_RESNET.fullmatch(name) for name in names):
         spec: Spec = _resnet_spec(weights)
     elif any(_URUST.fullmatch(name) for name in names):
@@ -70,7 +67,7 @@ def detect(weights: Weights) -> Spec:
         spec = _unet_spec(weights)
     else:
         _refuse_unknown(weights)
-    # official generators give their convolutions no bias in front of BatchNorm, and only there
+    # official generators omit the bias of a convolution only in front of BatchNorm
     if weights.running_stats and not isinstance(spec, UrustSpec) and spec.affine and not spec.bias:
         weights.refuse("is a generator with BatchNorm", "KIN needs InstanceNorm: train with --norm instance")
     _require_fit(weights, spec)
@@ -91,7 +88,7 @@ def _resnet_spec(weights: Weights) -> ResnetSpec:
     return ResnetSpec(
         width=width,
         blocks=last - first + 1,
-        # a blur is one more layer in each of two steps, so it shows in the numbers, too: a missing key can be named
+        # each of two blurs is one more layer, so the numbers show it even if the key is missing, which is then named
         antialias_down=first == 12 or any(layer < first for layer in filters),
         antialias_up=tail - last == 10 or any(layer > last for layer in filters),
         affine=_any_key(weights, r"model\.2\.weight|model\.\d+\.conv_block\.2\.weight"),
@@ -117,12 +114,12 @@ def _urust_spec(weights: Weights) -> UrustSpec:
 
 def _unet_spec(weights: Weights) -> UnetSpec:
     width, in_channels = _channels(weights, "model.model.0.weight")
-    # of a transposed convolution the outputs come second
+    # the weight of a transposed convolution is (in, out, h, w)
     _, out_channels = _channels(weights, "model.model.3.weight")
-    # every halving nests its keys one "model." deeper
+    # every downsampling nests its keys one "model." deeper
     downs = max(name.count("model.") for name in weights.tensors if _UNET.fullmatch(name)) - 1
     if downs < MIN_DOWNS:
-        weights.refuse(f"is a U-Net of {downs} halvings", f"official U-Nets have at least {MIN_DOWNS}")
+        weights.refuse(f"is a U-Net of {downs} downsamplings", f"official U-Nets have at least {MIN_DOWNS}")
     return UnetSpec(
         width=width,
         downs=downs,
@@ -134,7 +131,7 @@ def _unet_spec(weights: Weights) -> UnetSpec:
 
 
 def _numbers(weights: Weights, pattern: re.Pattern[str], block: str) -> tuple[int, int]:
-    """First and last number of the residual blocks, which must be consecutive."""
+    """Numbers of the first and last residual block; all between must be there."""
     seen = {int(match[1]) for name in weights.tensors if (match := pattern.fullmatch(name))}
     first, last = min(seen), max(seen)
     if last - first + 1 != len(seen):
@@ -144,7 +141,7 @@ def _numbers(weights: Weights, pattern: re.Pattern[str], block: str) -> tuple[in
 
 
 def _channels(weights: Weights, name: str) -> tuple[int, int]:
-    """First two extents of a convolution's weight."""
+    """The first two sizes of a convolution's weight."""
     tensor = weights.tensors.get(name)
     if tensor is None:
         weights.refuse(f"lacks the key {name}", "export the whole state dict of the generator")
@@ -158,6 +155,7 @@ def _any_key(weights: Weights, pattern: str) -> bool:
 
 
 def _require_fit(weights: Weights, spec: Spec) -> None:
+    """Raise ``ModelError`` unless keys, shapes and dtypes are those of the spec's generator."""
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in build(spec).state_dict().items()}
     missing = [name for name in expected if name not in weights.tensors]
@@ -183,7 +181,7 @@ def _require_fit(weights: Weights, spec: Spec) -> None:
 
 
 def _require_official_blur(weights: Weights, name: str) -> None:
-    """The generator does not read these buffers, so another filter would be another network."""
+    """Raise ``ModelError`` for another blur filter: the generator never reads this buffer, so it would be ignored."""
     found = weights.tensors[name]
     official = BlurDownsample(len(found)) if found.shape[-1] == 3 else BlurUpsample(len(found))
     if not torch.equal(found.float(), official.filt):
@@ -197,12 +195,9 @@ def _refuse_unknown(weights: Weights) -> NoReturn:
     weights.refuse(f"{what}; keys seen: {listed(names)}", _KNOWN_HINT)
 
 
-# FROM models.blocks: The norm layers of a generator in the blocks that its authors speak of: conv, down, residual, up.
-
-
 @dataclass(frozen=True)
 class LayerBlock:
-    """Consecutive norm layers, and the channels of the table that are theirs."""
+    """Consecutive norm layers under the authors' name for them, such as ``down 1``, and their channels of the table."""
 
     name: str
     layers: int
@@ -210,17 +205,17 @@ class LayerBlock:
 
 
 def layer_blocks(layers: Sequence[tuple[str, int]]) -> list[LayerBlock]:
-    """The blocks of ``TableNetwork.layers``, (name, channels) in the order in which they run.
+    """Group norm layers, given as (name, channels) in running order (``TableNetwork.layers``), into blocks.
 
-    A ResNet has ``conv``, ``down 1``, ``down 2``, ``residual`` (all of them), ``up 1``, ``up 2``, as in the paper's
-    Figure S1; a U-Net has one block for every norm layer. Names are those of the known architectures.
+    A ResNet has ``conv``, ``down 1``, ``down 2``, ``residual`` (all residual blocks), ``up 1``, ``up 2``, as in the
+    paper's Figure S1; a U-Net has one block for each norm layer. Works for the known architectures.
     """
     starts = [0, *accumulate(channels for _, channels in layers)]
     blocks: list[LayerBlock] = []
     numbered = enumerate(_kinds([name for name, _ in layers]))
-    for kind, group in groupby(numbered, key=lambda pair: pair[1] if pair[1] == "residual" else pair):
+    for key, group in groupby(numbered, key=lambda pair: pair[1] if pair[1] == "residual" else pair):
         members = [number for number, _ in group]
-        name = kind if isinstance(kind, str) else kind[1]
+        name = key if isinstance(key, str) else key[1]
         if name in ("down", "up"):
             name = f"{name} {1 + sum(block.name.startswith(name) for block in blocks)}"
         channels = slice(starts[members[0]], starts[members[-1] + 1])
@@ -229,6 +224,7 @@ def layer_blocks(layers: Sequence[tuple[str, int]]) -> list[LayerBlock]:
 
 
 def _kinds(names: list[str]) -> list[str]:
+    """``conv``, ``down``, ``residual`` or ``up`` for each norm layer of a known architecture."""
     residual = [number for number, name in enumerate(names) if any(part in name for part in _RESIDUAL)]
     if not residual:
         return ["down" if name.endswith(_UNET_DOWN) else "up" for name in names]
@@ -239,15 +235,15 @@ def _kinds(names: list[str]) -> list[str]:
     return kinds
 
 
-# FROM models.receptive: How far the network looks: the halo of real pixels that makes a window's inner pixels independent of its border. Norm layers do not count: under KIN their statistics come from the table.
-
-
 @lru_cache
 def halo_px(spec: Spec) -> int:
-    """Largest distance in pixels between an input pixel and an output pixel that it can change.
+    """Radius of the receptive field: largest distance in pixels between an input pixel and an output pixel it affects.
 
-    A U-Net of n halvings has a closed form: n convolutions of 4 taps and stride 2 down and n up reach 3 · (2ⁿ - 1)
-    pixels, 765 for ``unet_256``. All others are measured, as ``measured_radius_px`` does, at a width of 1.
+    With a halo of this many real pixels, no pixel of a window depends on the padding at its border. Norm layers do not
+    count, because their statistics come from the table.
+
+    For a U-Net with n downsamplings the radius is 3 · (2ⁿ - 1) pixels: n convolutions of 4 taps and stride 2 down, and
+    n up; 765 for ``unet_256``. For the others ``measured_radius_px`` measures it, on a generator of width 1.
     """
     if isinstance(spec, UnetSpec):
         return 3 * (spec.stride - 1)
@@ -258,13 +254,13 @@ def halo_px(spec: Spec) -> int:
 
 
 def measured_radius_px(module: nn.Module, *, stride: int, in_channels: int = 3) -> int:
-    """Largest distance over which a convolutional network (B, C, H, W) → (B, C', H, W) carries an impulse, in pixels.
+    """Measure the radius of the receptive field of a convolutional network (B, C, H, W) → (B, C', H, W), in pixels.
 
-    In a copy without InstanceNorm every weight is positive, in float64, so that nothing cancels and the response is
-    non-zero exactly where the receptive field reaches. Impulses at every phase of ``stride`` are tried, along x;
-    kernels are taken to be square. The module may be on the ``meta`` device.
+    Impulses at every phase of ``stride`` along x are sent through a copy without InstanceNorm, in float64, all weights
+    positive. So nothing cancels, and the response is non-zero exactly within the receptive field. Kernels are assumed
+    to be square. The module may be on the ``meta`` device.
 
-    Raises ``ValueError`` where the response reaches the border of every strip tried (16,384 px wide).
+    Raises ``ValueError`` if the response reaches the border of the widest strip tried, 16,384 px.
     """
     probe = _positive_copy(module)
     height, width = max(8, stride), 64 * stride
@@ -283,6 +279,7 @@ def measured_radius_px(module: nn.Module, *, stride: int, in_channels: int = 3) 
 
 
 def _positive_copy(module: nn.Module) -> nn.Module:
+    """A float64 copy on the CPU without InstanceNorm, all weights positive and all biases 0."""
     probe = copy.deepcopy(module).to_empty(device="cpu").double().eval()
     for name, layer in list(probe.named_modules()):
         if isinstance(layer, nn.InstanceNorm2d):
@@ -290,6 +287,6 @@ def _positive_copy(module: nn.Module) -> nn.Module:
             setattr(probe.get_submodule(parent), attribute, nn.Identity())
     with torch.no_grad():
         for tensor in (*probe.parameters(), *probe.buffers()):
-            # kernels small enough that Tanh does not saturate, large enough that nothing underflows; biases 0
+            # so small that Tanh does not saturate, so large that nothing underflows
             tensor.fill_(1.0 / tensor[0].numel() if tensor.dim() > 1 else 0.0)
     return probe

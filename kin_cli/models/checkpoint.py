@@ -1,4 +1,4 @@
-"""Generators in and out of files: strict, weights only, everything read off the keys and shapes."""
+"""Load and save generators: weights only, every setting derived from keys and shapes, no mismatch tolerated."""
 
 from __future__ import annotations
 
@@ -17,20 +17,17 @@ from kin_cli.models.unet import UnetSpec
 from kin_cli.models.weights import Weights, listed, read_weights
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 
-NOTICE = "no --model given: using the generator in the box, H&E to synaptophysin IHC; research only, not for diagnosis"
-
-
-# FROM models.checkpoint: Generators in and out of files: strict, weights only, everything read off the keys and shapes.
+NOTICE = "no --model given: using the bundled generator, H&E to synaptophysin IHC; research only, not for diagnosis"
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A generator from a file, and what its keys and shapes tell.
+    """A generator loaded from a file, and what its keys and shapes say about it.
 
-    ``module`` is on the CPU, in eval mode, float32, without gradients. ``blocks`` are residual blocks, or the halvings
-    of a U-Net. ``channels`` is ΣC over the norm layers. Inputs must be multiples of ``stride`` px; ``halo`` is the
-    radius of the receptive field in px. ``sha256`` is that of the whole file. ``notes`` says what was changed on
-    loading, a line each; ``metadata`` is that of a safetensors file.
+    ``module`` is on the CPU, in eval mode, float32, without gradients. ``blocks`` counts residual blocks, or the
+    downsamplings of a U-Net. ``channels`` is ΣC over all norm layers. Height and width of inputs must be multiples of
+    ``stride`` px; ``halo`` is the radius of the receptive field in px. ``sha256`` is the checksum of the file.
+    ``notes`` lists what loading changed; ``metadata`` is empty unless the file is a safetensors file.
     """
 
     module: nn.Module
@@ -48,17 +45,17 @@ class Generator:
 
 
 def load_generator(path: Path) -> Generator:
-    """The generator in a PyTorch or safetensors file of a known architecture, whatever the file's suffix.
+    """Load a generator of a known architecture from a PyTorch or safetensors file, whatever its suffix.
 
-    Running statistics of InstanceNorm are dropped and half-precision weights converted, each with a note. A checkpoint
-    without norm parameters is one of plain InstanceNorm: the authors' code loses affine ones when it trains on a GPU,
-    and nothing in the file can tell.
+    Running statistics of InstanceNorm are dropped and other dtypes converted to float32, each with a note. A checkpoint
+    without norm parameters is taken for InstanceNorm without them: the authors' code loses γ and β when it trains on a
+    GPU, and the file does not show it.
 
-    Raises ``ModelError`` for anything that is not exactly the weights of a known generator; no code is executed.
+    Raises ``ModelError`` unless the file holds exactly the weights of a known generator. No code in it is executed.
     """
     weights = read_weights(path)
     spec = detect(weights)
-    # no memory for weights that are replaced, and no numbers drawn from the caller's random generator
+    # on meta: no memory for weights that are replaced, no numbers drawn from the caller's random generator
     with torch.device("meta"):
         module = build(spec)
     state, converted = _as_float32(weights, {name: tensor.shape for name, tensor in module.state_dict().items()})
@@ -82,15 +79,15 @@ def load_generator(path: Path) -> Generator:
 
 
 def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a generator so that ``load_generator`` and the project of its architecture can read it, whole or not at all.
+    """Write a generator atomically, in the keys that ``load_generator`` and the project of its architecture read.
 
-    ``.safetensors`` carries ``metadata`` and the spec, as strings; ``.pth`` and ``.pt`` are a plain state dict. dtypes
-    are kept.
+    ``.safetensors`` also holds ``metadata`` and the spec, as strings; ``.pth`` and ``.pt`` are a plain state dict.
+    Dtypes are kept.
 
-    Raises ``ValueError`` where the module's keys are not those of ``spec``, ``UsageError`` for another suffix,
-    ``OutputError`` where the file cannot be written.
+    Raises ``ValueError`` if the module's keys are not those of ``spec``, ``UsageError`` for another suffix,
+    ``OutputError`` if the file cannot be written.
     """
-    # safetensors takes no channels_last tensors
+    # contiguous, because safetensors refuses channels_last tensors
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     with torch.device("meta"):
         expected = build(spec).state_dict().keys()
@@ -110,7 +107,7 @@ def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mappi
 
 
 def describe(generator: Generator) -> dict[str, object]:
-    """What a user wants to know about a generator, as JSON can hold it; sizes in pixels."""
+    """The properties of a generator as a JSON object, sizes in pixels."""
     return {
         "architecture": generator.architecture,
         "width": generator.width,
@@ -127,7 +124,7 @@ def describe(generator: Generator) -> dict[str, object]:
 
 
 def _as_float32(weights: Weights, shapes: Mapping[str, torch.Size]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors in the shapes of the module, float32 and contiguous, and a note if they were of another dtype."""
+    """The tensors as contiguous float32 in the shapes of the module, and a note if their dtype was another."""
     state: dict[str, Tensor] = {}
     other_dtypes = set()
     for name, tensor in weights.tensors.items():
@@ -142,9 +139,6 @@ def _as_float32(weights: Weights, shapes: Mapping[str, torch.Size]) -> tuple[dic
     return state, notes
 
 
-# FROM models.box: The generator in the box: what ``kin translate`` uses when no checkpoint is named.
-
-
 def bundled_model() -> Path:
-    """The checkpoint that is installed with the package."""
+    """Path of the bundled generator, which ``kin translate`` uses without ``--model``."""
     return Path(__file__).parents[1] / "weights" / "he2syn.safetensors"

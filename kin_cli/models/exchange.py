@@ -1,4 +1,8 @@
-"""InstanceNorm2d → TableNorm in place: what makes any InstanceNorm network measurable and applicable."""
+"""Exchange of InstanceNorm2d for table norms, in place: makes any InstanceNorm network ready for both passes.
+
+``exchange_norms`` traces one forward pass to learn in which order the norm layers run and which layers stand around
+them, and fuses what only a norm layer uses: convolution → norm → ReLU → reflection padding, and the residual addition.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +20,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from kin_cli.errors import ModelError
-from kin_cli.models import resnet
-from kin_cli.models import resnet as urust
+from kin_cli.models.resnet import ResidualBlock, UrustResidualBlock
 from kin_cli.norm.fused import Finish, FusedOps
 from kin_cli.norm.layer import Field, MeasuredError, Session, TableNorm
 
-RESIDUAL_BLOCKS = (resnet.ResidualBlock, urust.ResidualBlock)
+RESIDUAL_BLOCKS = (ResidualBlock, UrustResidualBlock)
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _WATCHED = (*_CONVOLUTIONS, nn.InstanceNorm2d, nn.ReLU, nn.ReflectionPad2d)
-_PHASES = 4  # of each axis: 3 · 16 outputs; a vector unit has 16 lanes, a tensor core 8 to 64
-_FEW, _LARGE = 4, 5
-
-
-# FROM models.patch: InstanceNorm2d → TableNorm in place: what makes any InstanceNorm network measurable and applicable.
+_PHASES = 4  # per axis: 3 · 16 outputs at once, for vector units of 16 lanes and tensor cores of 8 to 64
+_MAX_PHASED_OUTPUTS, _MIN_PHASED_KERNEL = 4, 5
+_ELSEWHERE = -1  # reader of a tensor that is not a watched layer
 
 
 class TableNetwork:
-    """A network whose norm layers read one table. Not thread-safe: one forward at a time.
+    """A network whose norm layers share one table. Not thread-safe: one forward at a time.
 
-    ``channels`` is ΣC, the channels of all norm layers; a cell of the table is (2, ΣC), layers in the order in which
-    the network runs them, as in ``layers`` (name, channels).
+    ``layers`` lists the norm layers as (name, channels) in the order in which they run. ``channels`` is ΣC over them;
+    the statistics of a patch are (2, ΣC), in this order.
     """
 
     def __init__(
@@ -46,14 +47,14 @@ class TableNetwork:
         self._session, self._reach_px = session, reach_px
 
     def use(self, ops: FusedOps) -> None:
-        """Finish feature maps that way from now on."""
+        """Set the implementation of the fused operations."""
         self._session.ops = ops
 
     @torch.inference_mode()
     def measure(self, x: Tensor) -> Tensor:
-        """Statistics of each sample of a batch (B, 3, H, W): (B, 2, ΣC) float32, means and standard deviations.
+        """Means and standard deviations of each sample of a batch (B, 3, H, W): (B, 2, ΣC) float32 (Eq. 3-4).
 
-        Runs to the last norm layer and no further (Eq. 3-4).
+        Stops at the last norm layer.
         """
         self._session.begin(None)
         self._session.collected.clear()
@@ -64,9 +65,10 @@ class TableNetwork:
 
     @torch.inference_mode()
     def apply(self, x: Tensor, field: Field) -> Tensor:
-        """The network's output (B, 3, h, w) for a batch, normalised with the field's statistics (Eq. 7).
+        """Run the network on a batch (B, 3, H, W), normalised with the field's statistics (Eq. 7): (B, 3, h, w).
 
-        Smaller than the input by what was used up of a halo, the same on all sides, and never less than the core.
+        The output is smaller than the input by the part of the halo that was consumed, the same on all sides; it always
+        contains the window.
         """
         self._session.begin(field, reach_px=self._reach_px)
         try:
@@ -87,16 +89,16 @@ def exchange_norms(
 ) -> TableNetwork:
     """Replace every InstanceNorm2d of a network by a table norm, in place, and put the network in eval mode.
 
-    What stands around a norm layer and concerns nothing else goes into it: the convolution in front of it, the ReLU and
-    the reflection behind it, the addition of a residual block. The last convolution becomes a ``PhasedConv2d``.
+    Ops used only by a norm layer are fused into it: the convolution in front, the ReLU and the reflection padding
+    behind, the addition of a residual block. The last convolution becomes a ``PhasedConv2d``.
 
-    ``side`` is the extent of a square input that the network accepts: one forward with it finds the order in which the
-    layers run. ``eps`` None keeps each layer's own; ``correction`` 0 is the biased variance of InstanceNorm2d, 1 the
-    unbiased one of the paper's released code. ``reach_px`` is the radius of the receptive field: residual blocks use up
-    a halo of at least that, instead of reflecting its border; None keeps every map's size.
+    ``side`` is the side in pixels of a square input that the network accepts; one forward pass with it finds the order
+    of the layers. ``eps`` None keeps each layer's own. ``correction`` 0 is the biased variance of InstanceNorm2d, 1 the
+    unbiased one of the paper's released code. ``reach_px`` is the radius of the receptive field: if the halo is at
+    least as wide, the convolutions of residual blocks run unpadded and consume the halo. None: they never do.
 
-    Raises ModelError where there is no InstanceNorm2d, where one keeps running statistics, or where one runs more than
-    once in a forward (a table has one entry per layer).
+    Raises ``ModelError`` if there is no InstanceNorm2d, if one keeps running statistics, or if one runs more than once
+    in a forward (a table has one entry per layer).
     """
     module.eval().requires_grad_(False)
     names = {layer: name for name, layer in module.named_modules()}
@@ -116,45 +118,45 @@ def exchange_norms(
         _replace(module, names[norm], table_norm)
         layers.append((names[norm], norm.num_features))
         first += norm.num_features
-    taken = {link.convolution for link in order}
+    fused = {link.convolution for link in order}
     after = _following(names)
     for layer, name in names.items():
         if isinstance(layer, RESIDUAL_BLOCKS):
-            block = TableResidual(layer.body, session, given=layer in after.values(), gives=layer in after)
+            block = TableResidual(layer.body, session, padded=layer in after.values(), pads_next=layer in after)
             _replace(module, name, block)
-        elif PhasedConv2d.suits(layer) and layer not in taken:
+        elif PhasedConv2d.suits(layer) and layer not in fused:
             _replace(module, name, PhasedConv2d(layer))
     return TableNetwork(module, session, layers, reach_px=reach_px)
 
 
 def _following(names: dict[nn.Module, str]) -> dict[nn.Module, nn.Module]:
-    """The residual block behind each residual block that has one."""
+    """For each residual block that is directly followed by another: the other."""
     chains = [list(layer) for layer in names if isinstance(layer, nn.Sequential)]
     pairs = [pair for chain in chains for pair in itertools.pairwise(chain)]
     return {a: b for a, b in pairs if isinstance(a, RESIDUAL_BLOCKS) and isinstance(b, RESIDUAL_BLOCKS)}
 
 
 class TableResidual(nn.Module):
-    """x + body(x), added in the sweep of the body's last layer, a table norm.
+    """x + body(x), with the addition fused into the body's last layer, a table norm.
 
-    The body reflects a border of one pixel before each of its two 3×3 convolutions. The first border is there already
-    where x is ``given`` with it, and this block ``gives`` the next one's with its result. Where a halo shrinks there
-    are no borders: the result is smaller by two pixels on every side.
+    The body pads by one reflected pixel before each of its two 3×3 convolutions. The first padding is left out if x
+    comes ``padded`` by the block before; ``pads_next`` pads the result for the block after. If the halo shrinks nothing
+    is padded, and the result is smaller by two pixels on every side.
     """
 
-    def __init__(self, body: nn.Sequential, session: Session, *, given: bool, gives: bool) -> None:
+    def __init__(self, body: nn.Sequential, session: Session, *, padded: bool, pads_next: bool) -> None:
         super().__init__()
         border, *front, last = body
         assert isinstance(last, TableNorm)
-        if gives:
+        if pads_next:
             last.finish = dataclasses.replace(last.finish, pad=1)
-        self.border, self.front, self.last = nn.Identity() if given else border, nn.ModuleList(front), last
-        self._session, self._given = session, given
+        self.border, self.front, self.last = nn.Identity() if padded else border, nn.ModuleList(front), last
+        self._session, self._padded = session, padded
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w)."""
+        """Add the residual: (B, C, h, w) to (B, C, h, w), or to (B, C, h - 4, w - 4) if the halo shrinks."""
         session, bare = self._session, self._session.shrinks
-        residual = x[:, :, 2:-2, 2:-2] if bare else x[:, :, 1:-1, 1:-1] if self._given else x
+        residual = x[:, :, 2:-2, 2:-2] if bare else x[:, :, 1:-1, 1:-1] if self._padded else x
         step = session.stride(x.shape[2]) if bare else 0
         x = x if bare else self.border(x)
         for layer in self.front:
@@ -169,6 +171,7 @@ class TableResidual(nn.Module):
 
 
 def _execution_order(module: nn.Module, names: dict[nn.Module, str], *, side: int, in_channels: int) -> list[Link]:
+    """The norm layers in running order. Raises ``ModelError`` if a table cannot hold their statistics."""
     norms = [layer for layer in names if isinstance(layer, nn.InstanceNorm2d)]
     if not norms:
         raise ModelError("the network has no InstanceNorm2d layer", "kernelized instance normalization replaces those")
@@ -195,98 +198,13 @@ def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(module.get_submodule(parent), attribute, layer)
 
 
-# FROM models.trace: What may be done in one go: which convolution feeds a norm layer and nothing else, and what follows the layer.
-
-
-@dataclass(frozen=True)
-class Link:
-    """A norm layer as it ran: the convolution whose output it alone reads, the ReLU and the padding that alone read its
-    own output, one after the other; None where that is not so."""
-
-    norm: nn.InstanceNorm2d
-    convolution: nn.Conv2d | nn.ConvTranspose2d | None
-    relu: nn.ReLU | None
-    pad: nn.ReflectionPad2d | None
-
-
-def links(module: nn.Module, *, side: int, in_channels: int = 3) -> list[Link]:
-    """Norm layers in the order in which a forward on a square input of ``side`` px runs them, once per run."""
-    first = next(module.parameters())
-    watch = _Watch()
-    hooks = [hook for layer in module.modules() if isinstance(layer, _WATCHED) for hook in watch.hooks(layer)]
-    try:
-        with torch.inference_mode(), watch:
-            module(torch.zeros(1, in_channels, side, side, dtype=first.dtype, device=first.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [watch.link(number) for number, (layer, *_) in enumerate(watch.runs) if isinstance(layer, nn.InstanceNorm2d)]
-
-
-class _Watch(TorchFunctionMode):
-    """Notes for every tensor who reads it: a watched layer's run, by its number, or -1 for anything else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runs: list[tuple[nn.Module, Tensor, Tensor]] = []  # layer, input, output: kept, so that ids stay unique
-        self._kept: list[Tensor] = []
-        self._readers: defaultdict[int, list[int]] = defaultdict(list)
-        self._inside = 0
-
-    def hooks(self, layer: nn.Module) -> list[Any]:
-        """Hooks around a watched layer, to be removed after the forward."""
-        return [layer.register_forward_pre_hook(self._enter), layer.register_forward_hook(self._leave)]
-
-    def _enter(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._inside += 1
-        self._readers[id(inputs[0])].append(len(self.runs))
-
-    def _leave(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._inside -= 1
-        self.runs.append((layer, inputs[0], output))
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not self._inside and isinstance(result, Tensor):
-            for value in pytree.tree_leaves((args, kwargs)):
-                if isinstance(value, Tensor):
-                    self._kept.append(value)
-                    self._readers[id(value)].append(-1)
-        return result
-
-    def link(self, number: int) -> Link:
-        """What is around the norm layer that ran as this number."""
-        norm, given, made = self.runs[number]
-        assert isinstance(norm, nn.InstanceNorm2d)
-        source: list[Any] = [layer for layer, _, output in self.runs if output is given]
-        alone = len(source) == 1 and self._readers[id(given)] == [number]
-        convolution = source[0] if alone and self._once(source[0], _CONVOLUTIONS) else None
-        relu, pad, then = None, None, self._readers[id(made)]
-        if then and self._once(layer := self._layer(then[0]), nn.ReLU) and (layer.inplace or len(then) == 1):
-            relu = layer
-            # done in place it gives its input back: whoever reads that later reads the result
-            then = then[1:] if layer.inplace else self._readers[id(self.runs[then[0]][2])]
-        if len(then) == 1 and self._once(layer := self._layer(then[0]), nn.ReflectionPad2d):
-            pad = layer if len(set(layer.padding)) == 1 else None
-        return Link(norm, convolution, relu, pad)
-
-    def _layer(self, number: int) -> Any:
-        return self.runs[number][0] if number >= 0 else None
-
-    def _once(self, layer: nn.Module | None, kind: Any) -> bool:
-        """The layer is of a kind and ran only here."""
-        return isinstance(layer, kind) and sum(other is layer for other, *_ in self.runs) == 1
-
-
-# FROM models.phases: The last convolution of a generator, 7×7 to three channels, in a shape that hardware has lanes for.
-
-
 class PhasedConv2d(nn.Module):
-    """A convolution to few channels, done for 4×4 neighbouring outputs at once: the same sums, 2 to 3 times faster.
+    """A convolution to few channels that computes 4×4 neighbouring outputs at once: the same sums, 2 to 3 times faster.
 
-    The kernel, shifted to each of 16 places in a larger one, gives 16 times as many outputs at a stride of 4, which are
-    then put beside each other. It multiplies by some zeros, but leaves no lane empty, where three outputs would leave
-    most. Inputs whose output is no multiple of 4 are convolved as ever.
+    For the last convolution of a generator, 7×7 to three channels. The kernel is copied to 16 shifted positions in a
+    larger kernel, which gives 16 times as many channels at stride 4; pixel shuffling puts them side by side. This
+    multiplies by some zeros, but fills all lanes of the hardware, most of which three channels would leave empty. If
+    height or width of the output is not a multiple of 4, the plain convolution runs.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -304,19 +222,103 @@ class PhasedConv2d(nn.Module):
 
     @staticmethod
     def suits(layer: nn.Module) -> bool:
-        """A large kernel, few outputs, nothing special."""
+        """Whether the layer is an unpadded convolution with a large kernel, few outputs, and stride and dilation 1."""
         return (
             isinstance(layer, nn.Conv2d)
-            and layer.out_channels <= _FEW
-            and min(layer.kernel_size) >= _LARGE
+            and layer.out_channels <= _MAX_PHASED_OUTPUTS
+            and min(layer.kernel_size) >= _MIN_PHASED_KERNEL
             and (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
             and layer.padding == (0, 0)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, O, H - kh + 1, W - kw + 1)."""
+        """Convolve (B, C, H, W) to (B, O, H - kh + 1, W - kw + 1)."""
         kernel = self.plain.kernel_size
         if any((extent - side + 1) % _PHASES for extent, side in zip(x.shape[2:], kernel, strict=True)):
             out: Tensor = self.plain(x)
             return out
         return F.pixel_shuffle(torch.conv2d(x, self.weight, self.bias, stride=_PHASES), _PHASES)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A norm layer and the layers to fuse with it: convolution → norm → ReLU → padding. None if there is none.
+
+    The norm must be the only reader of the convolution's output, and each later layer of the output before it.
+    """
+
+    norm: nn.InstanceNorm2d
+    convolution: nn.Conv2d | nn.ConvTranspose2d | None
+    relu: nn.ReLU | None
+    pad: nn.ReflectionPad2d | None
+
+
+def links(module: nn.Module, *, side: int, in_channels: int = 3) -> list[Link]:
+    """The norm layers in the order in which a forward pass on ``side`` × ``side`` px runs them; one entry per run."""
+    first = next(module.parameters())
+    watch = _Watch()
+    hooks = [hook for layer in module.modules() if isinstance(layer, _WATCHED) for hook in watch.hooks(layer)]
+    try:
+        with torch.inference_mode(), watch:
+            module(torch.zeros(1, in_channels, side, side, dtype=first.dtype, device=first.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [watch.link(number) for number, (layer, *_) in enumerate(watch.runs) if isinstance(layer, nn.InstanceNorm2d)]
+
+
+class _Watch(TorchFunctionMode):
+    """Records which watched layers read each tensor, as indices into ``runs``, or ``_ELSEWHERE`` for other readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[
+            tuple[nn.Module, Tensor, Tensor]
+        ] = []  # (layer, input, output); kept, so that the ids stay unique
+        self._kept: list[Tensor] = []
+        self._readers: defaultdict[int, list[int]] = defaultdict(list)
+        self._inside = 0
+
+    def hooks(self, layer: nn.Module) -> list[Any]:
+        """Register hooks around a watched layer; remove them after the forward."""
+        return [layer.register_forward_pre_hook(self._enter), layer.register_forward_hook(self._leave)]
+
+    def _enter(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._inside += 1
+        self._readers[id(inputs[0])].append(len(self.runs))
+
+    def _leave(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._inside -= 1
+        self.runs.append((layer, inputs[0], output))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self._inside and isinstance(result, Tensor):
+            for value in pytree.tree_leaves((args, kwargs)):
+                if isinstance(value, Tensor):
+                    self._kept.append(value)
+                    self._readers[id(value)].append(_ELSEWHERE)
+        return result
+
+    def link(self, number: int) -> Link:
+        """The norm layer of ``runs[number]`` and the layers to fuse with it."""
+        norm, given, made = self.runs[number]
+        assert isinstance(norm, nn.InstanceNorm2d)
+        source: list[Any] = [layer for layer, _, output in self.runs if output is given]
+        alone = len(source) == 1 and self._readers[id(given)] == [number]
+        convolution = source[0] if alone and self._once(source[0], _CONVOLUTIONS) else None
+        relu, pad, then = None, None, self._readers[id(made)]
+        if then and self._once(layer := self._layer(then[0]), nn.ReLU) and (layer.inplace or len(then) == 1):
+            relu = layer
+            # an in-place ReLU returns its input: later readers of that tensor read the result
+            then = then[1:] if layer.inplace else self._readers[id(self.runs[then[0]][2])]
+        if len(then) == 1 and self._once(layer := self._layer(then[0]), nn.ReflectionPad2d):
+            pad = layer if len(set(layer.padding)) == 1 else None
+        return Link(norm, convolution, relu, pad)
+
+    def _layer(self, number: int) -> Any:
+        return self.runs[number][0] if number >= 0 else None
+
+    def _once(self, layer: nn.Module | None, kind: Any) -> bool:
+        """Whether the layer is of this kind and ran only once."""
+        return isinstance(layer, kind) and sum(other is layer for other, *_ in self.runs) == 1

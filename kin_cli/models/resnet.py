@@ -1,8 +1,11 @@
-"""The official CycleGAN and CUT generators under their own state-dict keys: encoder, residual blocks, decoder.
+"""ResNet generators with the state-dict keys of their projects: encoder, residual blocks, decoder.
 
-The two differ only in how they change size. CycleGAN (Zhu et al., ICCV 2017) strides its convolutions; CUT (Park et
-al., ECCV 2020) convolves at full size and blurs with a fixed filter around the decimation or the zero-insertion (Zhang,
-ICML 2019). Either way may be chosen for each direction, which gives four architectures.
+``ResnetGenerator`` is that of CycleGAN and of CUT, which differ only in how they change size. CycleGAN (Zhu et al.,
+ICCV 2017) strides its convolutions; CUT (Park et al., ECCV 2020) convolves at full size and applies a fixed blur around
+the decimation or the zero-insertion (Zhang, ICML 2019). Each direction may use either, which gives four architectures.
+
+``UrustGenerator`` is that of the KIN authors (Kaminyou/URUST), who use it for CycleGAN, CUT and LSeSim alike. It learns
+its changes of size: they follow a full-size convolution on the way down and precede one on the way up.
 """
 
 from __future__ import annotations
@@ -14,15 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# FROM models.resnet: The official CycleGAN and CUT generators under their own state-dict keys: encoder, residual blocks, decoder. The two differ only in how they change size. CycleGAN (Zhu et al., ICCV 2017) strides its convolutions; CUT (Park et al., ECCV 2020) convolves at full size and blurs with a fixed filter around the decimation or the zero-insertion (Zhang, ICML 2019). Either way may be chosen for each direction, which gives four architectures.
-
 
 @dataclass(frozen=True)
 class ResnetSpec:
-    """Everything that decides the keys and shapes of a ``ResnetGenerator``.
+    """The parameters that fix keys and shapes of a ``ResnetGenerator``.
 
     ``width`` is the number of channels after the first convolution (``ngf``); the blocks have four times as many.
-    ``bias`` is that of the convolutions in front of a norm layer: True for InstanceNorm in the official code.
+    ``bias`` says whether convolutions in front of a norm layer have one: True for InstanceNorm in the official code.
     """
 
     width: int = 64
@@ -41,7 +42,7 @@ class ResnetSpec:
 
     @property
     def architecture(self) -> str:
-        """Name of the architecture, after the project that uses it."""
+        """Name of the architecture: the project that uses it."""
         match self.antialias_down, self.antialias_up:
             case True, True:
                 return "resnet-cut"
@@ -53,14 +54,14 @@ class ResnetSpec:
 
     @property
     def stride(self) -> int:
-        """Height and width of an input must be multiples of this: two halvings."""
+        """Height and width of inputs must be multiples of this: two downsamplings by 2."""
         return 4
 
 
 class ResnetGenerator(nn.Module):
-    """Image to image, (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of 4 and at least 8.
+    """Translate images (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of 4, at least 8.
 
-    Raises ``ValueError`` for other sizes: the strided architectures would silently return another size.
+    Raises ``ValueError`` for other sizes, for which strided architectures would silently return another size.
     """
 
     def __init__(self, spec: ResnetSpec) -> None:
@@ -77,7 +78,7 @@ class ResnetGenerator(nn.Module):
             *_up(4 * width, spec),
             *_up(2 * width, spec),
             nn.ReflectionPad2d(3),
-            nn.Conv2d(width, spec.out_channels, 7),  # has a bias whatever the others have
+            nn.Conv2d(width, spec.out_channels, 7),  # always has a bias
             nn.Tanh(),
         )
 
@@ -88,11 +89,11 @@ class ResnetGenerator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv_block(x), where conv_block is two 3×3 convolutions at constant size, (B, C, h, w) throughout."""
+    """x + conv_block(x), (B, C, h, w) to the same shape; conv_block has two 3×3 convolutions."""
 
     def __init__(self, channels: int, spec: ResnetSpec) -> None:
         super().__init__()
-        # not nn.Identity where there is none: every layer shifts the numbers in the keys behind it
+        # without dropout no layer at all: each layer shifts the numbers in the keys of those behind it
         dropout = [nn.Dropout(0.5)] if spec.dropout else []
         self.conv_block = nn.Sequential(
             nn.ReflectionPad2d(1),
@@ -106,7 +107,7 @@ class ResidualBlock(nn.Module):
 
     @property
     def body(self) -> nn.Sequential:
-        """What is added to the input; its last layer is a norm."""
+        """The layers whose result is added to the input; the last is a norm."""
         return self.conv_block
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ class ResidualBlock(nn.Module):
 
 
 class BlurDownsample(nn.Module):
-    """Low-pass and halve: (B, C, H, W) to (B, C, ceil(H/2), ceil(W/2)), with the binomial filter of 3 taps."""
+    """Blur with the binomial filter of 3 taps and halve: (B, C, H, W) to (B, C, ⌈H/2⌉, ⌈W/2⌉)."""
 
     filt: Tensor
 
@@ -130,25 +131,26 @@ class BlurDownsample(nn.Module):
 
 
 class BlurUpsample(nn.Module):
-    """Double and low-pass: (B, C, H, W) to (B, C, 2H, 2W), with the binomial filter of 4 taps and replicated borders.
+    """Double and blur with the binomial filter of 4 taps, borders replicated: (B, C, H, W) to (B, C, 2H, 2W).
 
-    With one zero after every pixel, taps 1 3 3 1 are weights 1/4 and 3/4 of the two nearest pixels: bilinear doubling.
+    With a zero inserted after every pixel, the taps 1 3 3 1 weight the two nearest pixels by 1/4 and 3/4: this is
+    bilinear interpolation.
     """
 
     filt: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # not read by forward: official checkpoints carry it, scaled by 4 for the three zeros beside every pixel
+        # only for the keys of official checkpoints, whose filter is scaled by 4 for three zeros per pixel
         self.register_buffer("filt", 4.0 * binomial((1.0, 3.0, 3.0, 1.0), channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Interpolate, which is the same and several times cheaper than a depthwise transposed convolution."""
+        """Interpolate: the same result, several times cheaper than a depthwise transposed convolution."""
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def binomial(taps: tuple[float, ...], channels: int) -> Tensor:
-    """The outer square of ``taps``, scaled to sum 1, once per channel: (channels, 1, n, n) float32."""
+    """The outer product of ``taps`` with itself, scaled to sum 1, per channel: (channels, 1, n, n) float32."""
     row = torch.tensor(taps, dtype=torch.float32)
     kernel = torch.outer(row, row)
     return (kernel / kernel.sum()).repeat(channels, 1, 1, 1)
@@ -181,12 +183,9 @@ def _up(channels: int, spec: ResnetSpec) -> tuple[nn.Module, ...]:
     return transposed, *_norm_relu(narrow, spec)
 
 
-# FROM models.urust: The generator of the KIN authors (Kaminyou/URUST) under its own state-dict keys. They use it for their CycleGAN, CUT and LSeSim alike: a ResNet generator whose changes of size are learned and follow a full-size convolution on the way down and precede one on the way up.
-
-
 @dataclass(frozen=True)
 class UrustSpec:
-    """Everything that decides the keys and shapes of a ``UrustGenerator``; ``width`` as in ``ResnetSpec``."""
+    """The parameters that fix keys and shapes of a ``UrustGenerator``; ``width`` as in ``ResnetSpec``."""
 
     width: int = 64
     blocks: int = 9
@@ -200,17 +199,17 @@ class UrustSpec:
 
     @property
     def architecture(self) -> str:
-        """Name of the architecture, after the project that uses it."""
+        """Name of the architecture: the project that uses it."""
         return "urust"
 
     @property
     def stride(self) -> int:
-        """Height and width of an input must be multiples of this: two halvings."""
+        """Height and width of inputs must be multiples of this: two downsamplings by 2."""
         return 4
 
 
 class UrustGenerator(nn.Module):
-    """Image to image, (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of 4 and at least 8.
+    """Translate images (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of 4, at least 8.
 
     Raises ``ValueError`` for other sizes.
     """
@@ -219,7 +218,7 @@ class UrustGenerator(nn.Module):
         super().__init__()
         self.spec = spec
         width, affine = spec.width, spec.affine
-        # attribute names are theirs: they are the keys
+        # the attributes have the authors' names, because these are the keys
         self.reflectionpad = nn.ReflectionPad2d(3)
         self.block1 = nn.Sequential(
             nn.Conv2d(spec.in_channels, width, 7), nn.InstanceNorm2d(width, affine=affine), nn.ReLU(inplace=True)
@@ -242,7 +241,7 @@ class UrustGenerator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Twice the channels, half the size: (B, C, H, W) to (B, 2C, H/2, W/2)."""
+    """Double the channels, halve the size: (B, C, H, W) to (B, 2C, H/2, W/2)."""
 
     def __init__(self, channels: int, *, affine: bool) -> None:
         super().__init__()
@@ -252,12 +251,12 @@ class DownBlock(nn.Module):
         self.downsample = LearnedDownsample(2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve, normalise, halve."""
+        """Convolve, normalise, halve the size."""
         return cast(Tensor, self.downsample(self.relu(self.instancenorm(self.conv(x)))))
 
 
 class UpBlock(nn.Module):
-    """Half the channels, twice the size: (B, C, H, W) to (B, C/2, 2H, 2W)."""
+    """Halve the channels, double the size: (B, C, H, W) to (B, C/2, 2H, 2W)."""
 
     def __init__(self, channels: int, *, affine: bool) -> None:
         super().__init__()
@@ -267,12 +266,12 @@ class UpBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Double, convolve, normalise."""
+        """Double the size, convolve, normalise."""
         return cast(Tensor, self.relu(self.instancenorm(self.conv(self.upsample(x)))))
 
 
 class UrustResidualBlock(nn.Module):
-    """x + model(x), where model is two 3×3 convolutions at constant size, (B, C, h, w) throughout."""
+    """x + model(x), (B, C, h, w) to the same shape; model has two 3×3 convolutions."""
 
     def __init__(self, channels: int, *, affine: bool) -> None:
         super().__init__()
@@ -288,7 +287,7 @@ class UrustResidualBlock(nn.Module):
 
     @property
     def body(self) -> nn.Sequential:
-        """What is added to the input; its last layer is a norm."""
+        """The layers whose result is added to the input; the last is a norm."""
         return self.model
 
     def forward(self, x: Tensor) -> Tensor:
@@ -305,7 +304,7 @@ class LearnedDownsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Halve."""
+        """Halve the size."""
         return cast(Tensor, self.conv(self.reflectionpad(x)))
 
 
@@ -319,5 +318,5 @@ class LearnedUpsample(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Double."""
+        """Double the size."""
         return cast(Tensor, self.model(x))

@@ -1,7 +1,7 @@
-"""The official pix2pix and CycleGAN U-Net generator (Isola et al., CVPR 2017) under its own state-dict keys.
+"""The U-Net generator of pix2pix and CycleGAN (Isola et al., CVPR 2017) with the official state-dict keys.
 
-Nested blocks, each of which halves its input, hands it to the next and doubles what comes back; every block but the
-outermost returns its input beside its result.
+Every block halves the size of its input, runs the nested block on it, and doubles the size again. Every block but the
+outermost concatenates its input and its result (skip connection).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from kin_cli.models.resnet import require_multiple
 
 MIN_DOWNS = 5
-"""One halving each at 1, 2, 4 and 8 times the width, and the innermost."""
+"""One downsampling each at 1, 2, 4 and 8 times the width, and the innermost."""
 
 
 @dataclass(frozen=True)
 class UnetSpec:
-    """Everything that decides the keys and shapes of a ``UnetGenerator``.
+    """The parameters that fix keys and shapes of a ``UnetGenerator``.
 
     ``width`` is the number of channels after the first convolution (``ngf``); deeper levels have up to eight times as
-    many. ``downs`` is the number of halvings, 8 for ``unet_256``. ``dropout`` leaves no trace in the keys and does
-    nothing in eval mode. ``bias`` is that of the convolutions other than the last.
+    many. ``downs`` is the number of downsamplings, 8 for ``unet_256``. ``dropout`` leaves no trace in the keys and does
+    nothing in eval mode. ``bias`` says whether convolutions other than the last have one.
     """
 
     width: int = 64
@@ -41,19 +41,19 @@ class UnetSpec:
 
     @property
     def architecture(self) -> str:
-        """Name of the architecture: the official code's for the square patch that it reduces to one pixel."""
+        """Official name: ``unet_`` and the side of the square input that it reduces to one pixel."""
         return f"unet_{2**self.downs}"
 
     @property
     def stride(self) -> int:
-        """Height and width of an input must be multiples of this."""
+        """Height and width of inputs must be multiples of this."""
         return int(2**self.downs)
 
 
 class UnetGenerator(nn.Module):
-    """Image to image, (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of 2**downs.
+    """Translate images (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of 2**downs.
 
-    Raises ``ValueError`` for other sizes: the two sides of a skip connection would not fit together.
+    Raises ``ValueError`` for other sizes, for which the two inputs of a skip connection would differ in size.
     """
 
     def __init__(self, spec: UnetSpec) -> None:
@@ -80,22 +80,21 @@ class UnetGenerator(nn.Module):
 
 
 class OutermostBlock(nn.Module):
-    """The block that meets the image: no skip connection and no norm of its own."""
+    """The outermost block: no skip connection and no norm layer."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the layers, the nested block among them."""
+        """Run the layers, including the nested block."""
         return cast(Tensor, self.model(x))
 
 
 class UnetBlock(nn.Module):
-    """One level: (B, C, h, w) to (B, 2C, h, w), the activated input in front of what the deeper levels made of it.
+    """One level: (B, C, h, w) to (B, 2C, h, w), the activated input and the result of the deeper levels, concatenated.
 
-    The official block activates in place, so its skip connection carries LeakyReLU(x) rather than x; here that is
-    explicit.
+    The skip connection carries LeakyReLU(x), not x: the official block activates in place. Here this is explicit.
     """
 
     def __init__(self, layers: list[nn.Module]) -> None:
@@ -103,8 +102,8 @@ class UnetBlock(nn.Module):
         self.model = nn.Sequential(nn.LeakyReLU(0.2), *layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activate, then descend and come back."""
-        # unpacked at every call, because norm layers may be exchanged in between
+        """Activate, run the deeper levels, concatenate."""
+        # unpacked at every call, because norm layers may be exchanged
         activate, *layers = self.model
         skipped = cast(Tensor, activate(x))
         deep = skipped
@@ -114,7 +113,7 @@ class UnetBlock(nn.Module):
 
 
 def _innermost(channels: int, spec: UnetSpec) -> list[nn.Module]:
-    # no norm between the two: the patch is one pixel there, which has no variance
+    # no norm between the convolutions: one pixel has no variance
     return [
         nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=spec.bias),
         nn.ReLU(inplace=True),

@@ -1,4 +1,4 @@
-"""Reading the tensors of a checkpoint file, and never its code."""
+"""Read the tensors of a checkpoint file without executing code in it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from kin_cli.errors import ModelError
 ENVELOPES = ("state_dict", "model", "netG", "net_G", "generator", "params", "G")
 """Entries of a training checkpoint under which projects keep the generator's state dict."""
 
-_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-_DEEPEST = 4
-_RUNNING = re.compile(r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked)$")
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and of torch.compile
+_MAX_NESTING = 4
+_RUNNING_STATS = re.compile(r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked)$")
 _RESAVE = "re-save the generator alone: torch.save(net.state_dict(), file)"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one network as its file has them: any shapes and dtypes, on the CPU, wrappers removed.
+    """The tensors of one network as stored in its file, of any shape and dtype, on the CPU, without key prefixes.
 
-    ``running_stats`` names the layers whose running statistics were dropped. ``notes`` says what was done, a line each.
+    ``running_stats`` names the layers whose running statistics were dropped. ``notes`` lists what reading changed.
     """
 
     path: Path
@@ -42,21 +42,21 @@ class Weights:
     notes: tuple[str, ...]
 
     def refuse(self, why: str, hint: str | None = None) -> NoReturn:
-        """Raise the ``ModelError`` of this file."""
+        """Raise a ``ModelError`` that begins with the path of the file."""
         raise ModelError(f"{self.path} {why}", hint)
 
 
 def read_weights(path: Path) -> Weights:
-    """The state dict in a file written by ``torch.save`` (zip or legacy format) or by safetensors.
+    """Read the state dict from a file written by ``torch.save`` (zip or legacy format) or by safetensors.
 
-    Raises ``ModelError`` for everything else, a pickle with code in it among them: nothing of it is executed.
+    Raises ``ModelError`` for all other files. A pickle that contains code is refused; nothing in it is executed.
     """
     sha256 = _sha256(path)
     content, metadata = _read(path)
     state, notes = _unwrap(path, content)
     state, stripped = _without_wrappers(state)
-    running = {name.rpartition(".")[0]: None for name in state if _RUNNING.search(name)}
-    tensors = {name: tensor for name, tensor in state.items() if not _RUNNING.search(name)}
+    running = {name.rpartition(".")[0]: None for name in state if _RUNNING_STATS.search(name)}
+    tensors = {name: tensor for name, tensor in state.items() if not _RUNNING_STATS.search(name)}
     notes += stripped
     if running:
         notes.append(f"dropped running statistics of {len(running)} norm layers")
@@ -87,10 +87,10 @@ def _read(path: Path) -> tuple[object, dict[str, str]]:
         start = file.read(9)
     if start.startswith(b"PK\x03\x04"):
         return _read_zip(path), {}
-    # the first opcode of a pickle of protocol 2 and later, which PyTorch before 1.6 wrote bare
+    # first opcode of a pickle of protocol 2 or later: PyTorch before 1.6 wrote it without a zip archive
     if start.startswith(b"\x80"):
         return _read_pickle(path), {}
-    # safetensors: length of the header in 8 bytes, then the header
+    # safetensors: 8 bytes with the length of the header, then the header
     if start[8:] == b"{":
         return _read_safetensors(path)
     raise ModelError(
@@ -103,7 +103,7 @@ def _read_zip(path: Path) -> object:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # BadZipFile, but also NotImplementedError or UnicodeDecodeError for a changed byte
+    except Exception:  # a changed byte raises NotImplementedError or UnicodeDecodeError, too
         raise _damaged(path) from None
     if any("/code/" in name for name in names):
         raise ModelError(f"{path} is a TorchScript archive, which is code and not only weights; not loaded", _RESAVE)
@@ -115,7 +115,7 @@ def _read_zip(path: Path) -> object:
 def _read_pickle(path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle protocol, for files that are refused anyway
+            warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -123,7 +123,7 @@ def _read_pickle(path: Path) -> object:
         raise ModelError(f"{path} contains code{code}, not only weights; not loaded", _RESAVE) from None
     except MemoryError:
         raise
-    except Exception:  # what a damaged file makes the reader raise is anybody's guess: IndexError, KeyError, EOFError
+    except Exception:  # damaged files make the reader raise IndexError, KeyError, EOFError and others
         raise _damaged(path) from None
 
 
@@ -140,11 +140,11 @@ def _damaged(path: Path) -> ModelError:
 
 
 def _unwrap(path: Path, content: object) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict inside known envelopes, and a note of where it was."""
+    """The state dict inside known envelopes, and a note with the names of the entries."""
     trail: list[str] = []
     # a pickle can hold a dictionary that contains itself
     while (
-        len(trail) < _DEEPEST
+        len(trail) < _MAX_NESTING
         and isinstance(content, Mapping)
         and (entry := next((name for name in ENVELOPES if isinstance(content.get(name), Mapping)), None))
     ):
@@ -167,6 +167,7 @@ def _unwrap(path: Path, content: object) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _without_wrappers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict without the prefixes of ``_WRAPPERS``, and a note for each that was removed."""
     notes = []
     while prefix := next((w for w in _WRAPPERS if all(name.startswith(w) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -175,7 +176,7 @@ def _without_wrappers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
 
 
 def listed(names: list[str], limit: int = 3) -> str:
-    """The first few names for a message, with an ellipsis and the number of all where there are more."""
-    # names come from the file: no line breaks or escape sequences of theirs reach the terminal
+    """The first ``limit`` names for a message; if there are more, also an ellipsis and the total number."""
+    # names come from the file: its line breaks and escape sequences must not reach the terminal
     shown = "".join(c if c.isprintable() else "?" for c in ", ".join(names[:limit]))
     return shown if len(names) <= limit else f"{shown}, … ({len(names)} in all)"

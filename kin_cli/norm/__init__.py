@@ -1,1 +1,1 @@
-"""The paper's normalisation: kernels, tables of statistics, their read-out, and the layer that uses them."""
+"""Kernelized instance normalisation: kernels, the table of statistics, its interpolation, and the norm layer."""

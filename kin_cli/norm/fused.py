@@ -1,7 +1,11 @@
-"""What happens to a feature map between two convolutions, in one sweep: normalise, add the residual, ReLU, reflect.
+"""Fused operations between two convolutions: normalise, add the residual, ReLU, reflection padding.
 
-``EagerOps`` works on any device: on a CPU in strips of rows that stay in the cache, so that the map itself is read and
-written once. ``CompiledOps`` has the same formulas made into one kernel each by torch's compiler.
+    out = pad(relu((x - μ)·γ/σ + β + residual))
+
+One call replaces up to four layers, because each of them would read and write the whole feature map: between
+convolutions, memory traffic costs more time than arithmetic. ``EagerOps`` runs on any device; on a CPU it works in
+strips of rows that stay in the cache, so that the map is read and written once. ``CompiledOps`` lets torch's compiler
+make one kernel of each formula.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _STRIP_BYTES = 4 << 20
-_KINDS = 64
+# Variants of one compiled function: one for each kind of layer and each shape at the edge of the slide; torch allows 8.
+_COMPILED_VARIANTS = 64
 
 
 class Affine(NamedTuple):
-    """One scale and one shift per channel, both (B, C) float32: y = x · scale + shift."""
+    """One scale γ/σ and one shift β - μγ/σ per channel, both (B, C) float32: y = x · scale + shift."""
 
     scale: Tensor
     shift: Tensor
@@ -28,7 +33,7 @@ class Affine(NamedTuple):
 
 @dataclass(frozen=True)
 class FieldAxis:
-    """Between which two cells each feature pixel along an axis lies, and where: ``lookup.Taps`` on a device."""
+    """The two cells around each feature pixel along an axis, and the weight of the second: ``Taps`` as tensors."""
 
     lower: Tensor
     upper: Tensor
@@ -36,7 +41,7 @@ class FieldAxis:
 
     @cached_property
     def runs(self) -> tuple[tuple[slice, int, int], ...]:
-        """Consecutive pixels between the same two cells: where, the lower cell, the upper one."""
+        """Consecutive pixels between the same two cells: (pixels, lower cell, upper cell)."""
         lower, upper = self.lower.tolist(), self.upper.tolist()
         starts = [i for i in range(len(lower)) if i == 0 or lower[i] != lower[i - 1]]
         stops = [*starts[1:], len(lower)]
@@ -44,9 +49,12 @@ class FieldAxis:
 
 
 class Varying(NamedTuple):
-    """A mean and a scale for every pixel, between cells (B, r, c, 2, C) float32: y = (x - mean) · scale + bias."""
+    """A mean and a scale for every pixel: y = (x - mean) · scale + bias, with scale = γ/σ and bias = β.
 
-    cells: Tensor
+    ``stats`` (B, r, c, 2, C) float32 are the means and scales of the cells, interpolated along ``rows`` and ``cols``.
+    """
+
+    stats: Tensor
     rows: FieldAxis
     cols: FieldAxis
     bias: Tensor | None
@@ -54,9 +62,9 @@ class Varying(NamedTuple):
 
 @dataclass(frozen=True)
 class Finish:
-    """What follows: a ReLU, and ``pad`` pixels of reflected border around the result.
+    """The layers that follow the norm: a ReLU, and reflection padding by ``pad`` pixels.
 
-    ``in_place`` allows the result to overwrite the input where it has no border.
+    ``in_place``: without padding, the result may overwrite the input.
     """
 
     relu: bool = False
@@ -65,7 +73,7 @@ class Finish:
 
 
 class FusedOps(Protocol):
-    """How feature maps (B, C, H, W) of any floating dtype are finished; arithmetic is in float32."""
+    """Fused operations on feature maps (B, C, H, W) of any floating dtype, computed in float32."""
 
     def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
         """Mean and variance of every channel of every sample, both (B, C) float32."""
@@ -73,20 +81,23 @@ class FusedOps(Protocol):
     def __call__(
         self, x: Tensor, values: Affine | Varying | None, finish: Finish, *, residual: Tensor | None = None
     ) -> Tensor:
-        """The map normalised (None: it is already), plus the residual, finished; (B, C, H + 2 pad, W + 2 pad)."""
+        """Normalise, add the residual, apply ``finish``: (B, C, H + 2 pad, W + 2 pad) in the dtype of ``x``.
+
+        ``values`` None: ``x`` is normalised already.
+        """
 
 
 class EagerOps:
-    """The formulas with torch's own operations. Memory bound on a CPU: the result and a few strips of 4 MiB."""
+    """Fused operations on any device. Memory bound on a CPU: the result and a few strips of 4 MiB."""
 
     def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-        """See ``FusedOps``. On a CPU several times faster than var_mean over channels-last maps, and as exact."""
+        """See ``FusedOps``. On a CPU several times faster than torch.var_mean on channels-last maps, and as exact."""
         if x.is_cuda:
             var, mean = torch.var_mean(x.float(), dim=(2, 3), correction=correction)
             return mean, var
         pixels, count = x.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
         fractions, means, variances = [], [], []
-        for part in _strips(x):  # read once; strips are put together as in Chan et al., 1979
+        for part in _strips(x):  # read once; strips are combined as in Chan et al., 1979
             strip = pixels[:, part].float()
             means.append(strip.mean(2).mean(1))
             variances.append((strip - means[-1][:, None, None]).square_().mean(2).mean(1))
@@ -108,11 +119,11 @@ class EagerOps:
             out = x if finish.in_place else torch.empty_like(x)
         inside = out[:, :, pad : pad + height, pad : pad + width].permute(0, 2, 3, 1)
         pixels = x.permute(0, 2, 3, 1)
-        more = None if residual is None else residual.permute(0, 2, 3, 1)
+        added = None if residual is None else residual.permute(0, 2, 3, 1)
         for part in _strips(x):
             for cols, y in _normalised(pixels, values, part):
-                if more is not None:
-                    y = y + more[:, part, cols]  # y may be the input itself
+                if added is not None:
+                    y = y + added[:, part, cols]  # not in place: y may be the input
                 if finish.relu:
                     y = y.clamp(min=0)
                 inside[:, part, cols] = y
@@ -120,14 +131,14 @@ class EagerOps:
 
 
 def _strips(x: Tensor) -> Iterator[slice]:
-    """Rows of (B, C, H, W) that are worked on together: all on a GPU, which wants few and large kernels."""
+    """Slices of rows of (B, C, H, W) that fit the cache; on a GPU all rows, because it needs few and large kernels."""
     batch, channels, height, width = x.shape
     step = height if x.is_cuda else max(1, _STRIP_BYTES // (4 * batch * channels * width))
     return (slice(first, min(first + step, height)) for first in range(0, height, step))
 
 
 def _normalised(pixels: Tensor, values: Affine | Varying | None, part: slice) -> Iterator[tuple[slice, Tensor]]:
-    """Normalised columns of some rows of (B, H, W, C), a piece (B, rows, columns, C) at a time."""
+    """Normalise the rows ``part`` of (B, H, W, C) in runs of columns: yield (columns, (B, rows, columns, C))."""
     if values is None:
         yield slice(None), pixels[:, part]
     elif isinstance(values, Affine):
@@ -135,8 +146,8 @@ def _normalised(pixels: Tensor, values: Affine | Varying | None, part: slice) ->
         yield slice(None), torch.addcmul(shift, pixels[:, part].float(), scale)
     else:
         rows, cols = values.rows, values.cols
-        upper = values.cells[:, rows.upper[part]]  # (B, rows, c, 2, C)
-        lines = torch.lerp(values.cells[:, rows.lower[part]], upper, rows.fraction[part, None, None, None])
+        upper = values.stats[:, rows.upper[part]]  # (B, rows, c, 2, C)
+        lines = torch.lerp(values.stats[:, rows.lower[part]], upper, rows.fraction[part, None, None, None])
         for run, left, right in cols.runs:
             field = lines[:, :, left, :, None]  # (B, rows, 2, 1, C)
             if right != left:
@@ -147,7 +158,10 @@ def _normalised(pixels: Tensor, values: Affine | Varying | None, part: slice) ->
 
 
 def _reflected(out: Tensor, pad: int) -> Tensor:
-    """Fill the border of a map with the reflection of its inside, as ReflectionPad2d does, which also has to say no."""
+    """Fill the border of a map with the reflection of its inside; for tiny maps, by torch's own reflection padding.
+
+    That raises the error of ReflectionPad2d if the map is smaller than the border.
+    """
     if pad and min(out.shape[2:]) <= 3 * pad:
         return F.pad(out[:, :, pad:-pad, pad:-pad], (pad, pad, pad, pad), mode="reflect")
     for axis in (2, 3):
@@ -159,7 +173,7 @@ def _reflected(out: Tensor, pad: int) -> Tensor:
 
 
 def affine_formula(x: Tensor, values: Affine | None, residual: Tensor | None, *, relu: bool, pad: int) -> Tensor:
-    """The sweep with one scale and shift, as it is written down."""
+    """The fused formula with one scale and one shift per channel, for the compiler."""
     y = x.float()
     if values is not None:
         y = y * values.scale[:, :, None, None] + values.shift[:, :, None, None]
@@ -168,7 +182,7 @@ def affine_formula(x: Tensor, values: Affine | None, residual: Tensor | None, *,
 
 def varying_formula(
     x: Tensor,
-    cells: Tensor,
+    stats: Tensor,
     axes: tuple[Tensor, ...],
     bias: Tensor | None,
     residual: Tensor | None,
@@ -176,12 +190,12 @@ def varying_formula(
     relu: bool,
     pad: int,
 ) -> Tensor:
-    """The sweep with a field, as it is written down; ``axes``: lower, upper and fraction of rows, then of columns."""
+    """The fused formula with interpolated statistics, for the compiler; ``axes``: those of rows, then of columns."""
     top, bottom, down, left, right, across = axes
     down, across = down[:, None, None, None], across[:, None, None]
 
     def line(row: Tensor) -> Tensor:  # (B, H, W, 2, C)
-        first, second = cells[:, row[:, None], left[None]], cells[:, row[:, None], right[None]]
+        first, second = stats[:, row[:, None], left[None]], stats[:, row[:, None], right[None]]
         return first + (second - first) * across
 
     field = line(top) + (line(bottom) - line(top)) * down
@@ -207,16 +221,15 @@ def _moments_formula(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
 
 
 class CompiledOps:
-    """The formulas, each made into one kernel by ``torch.compile``, which takes seconds a kernel at the first call.
+    """Fused operations compiled by ``torch.compile`` to one kernel each, which takes seconds per kernel at first use.
 
-    Where the compiler cannot be used, ``failed`` is called with its message and everything goes on as ``EagerOps``.
+    If compiling fails, ``failed`` is called with the compiler's message, and ``EagerOps`` takes over for good.
     """
 
     def __init__(self, failed: Callable[[str], None]) -> None:
         self._failed = failed
-        self._broken, self._plain = False, EagerOps()
-        # one entry for every kind of layer and for the shapes at the slide's edges; torch stops at 8
-        torch._dynamo.config.recompile_limit = _KINDS
+        self._broken, self._eager = False, EagerOps()
+        torch._dynamo.config.recompile_limit = _COMPILED_VARIANTS
         self._moments = torch.compile(_moments_formula)
         self._affine, self._varying = torch.compile(affine_formula), torch.compile(varying_formula)
 
@@ -225,9 +238,9 @@ class CompiledOps:
         if not self._broken:
             try:
                 return self._moments(x, correction)
-            except Exception as error:  # whatever the compiler stumbles over
+            except Exception as error:  # the compiler raises many kinds
                 self._give_up(error)
-        return self._plain.moments(x, correction)
+        return self._eager.moments(x, correction)
 
     def __call__(
         self, x: Tensor, values: Affine | Varying | None, finish: Finish, *, residual: Tensor | None = None
@@ -238,13 +251,13 @@ class CompiledOps:
                 return self._kernel(x, values, finish, residual)
             except Exception as error:
                 self._give_up(error)
-        return self._plain(x, values, finish, residual=residual)
+        return self._eager(x, values, finish, residual=residual)
 
     def _kernel(self, x: Tensor, values: Affine | Varying | None, finish: Finish, residual: Tensor | None) -> Tensor:
         relu, pad = finish.relu, finish.pad
         if isinstance(values, Varying):
             axes = tuple(t for a in (values.rows, values.cols) for t in (a.lower, a.upper, a.fraction))
-            return self._varying(x, values.cells, axes, values.bias, residual, relu=relu, pad=pad)
+            return self._varying(x, values.stats, axes, values.bias, residual, relu=relu, pad=pad)
         return self._affine(x, values, residual, relu=relu, pad=pad)
 
     def _give_up(self, error: Exception) -> None:

@@ -1,4 +1,7 @@
-"""Kernels over the table of statistics (Eq. 5-6): ``1``, ``constant:n``, ``gaussian:n[:std]``, ``global``."""
+"""Kernels that smooth the table of statistics (Eq. 5-6): ``1``, ``constant:n``, ``gaussian:n[:std]``, ``global``.
+
+K[u, v] = k[u] · k[v] with Σ k = 1, for u and v from -radius to radius.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kin_cli.errors import UsageError
+from kin_cli.geometry import Doubles
 
-AUTHORS_STD = 3.0  # the released code's standard deviation, whatever the kernel's size
+AUTHORS_STD = 3.0  # of the paper's released code, for every kernel size
 _KNOWN = "known kernels: 1, constant:n, gaussian:n, gaussian:n:std, global; n odd, such as gaussian:7"
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A separable, normalised kernel.
+    """A separable kernel with sum 1.
 
-    ``size`` is the side in cells (odd; 1 leaves the table as it is; 0 stands for ``global``, the average of the whole
-    table, which is the paper's size ∞). ``std`` is in cells and only means something for a gaussian.
+    ``size`` is the side in cells. It is odd; 1 leaves the table unchanged; 0 stands for ``global``, the mean of the
+    whole table, which is the paper's size ∞. ``std`` is the standard deviation in cells, used by ``gaussian`` only.
     """
 
     kind: Literal["constant", "gaussian", "global"]
@@ -29,7 +32,7 @@ class Kernel:
 
     @classmethod
     def parse(cls, text: str) -> Kernel:
-        """Read a kernel from its specification; UsageError where it makes no sense."""
+        """Parse a specification such as ``gaussian:7``. Raises ``UsageError`` if it is not valid."""
         name, *numbers = text.strip().lower().split(":")
         if name == "global" and not numbers:
             return cls("global", 0)
@@ -49,14 +52,14 @@ class Kernel:
 
     @property
     def radius(self) -> int:
-        """Cells that the kernel reaches to each side; 0 for size 1 and for ``global``."""
+        """Number of cells on each side of the middle one; 0 for size 1 and for ``global``."""
         return max(0, self.size - 1) // 2
 
-    def taps(self) -> NDArray[np.float64]:
-        """The one-dimensional factor, shape (size,), sum 1; the kernel is its outer product with itself."""
+    def taps(self) -> Doubles:
+        """The one-dimensional factor k, shape (size,), sum 1; the kernel is the outer product of k with itself."""
         offsets = np.arange(self.size) - self.radius
         taps = np.exp(-0.5 * (offsets / self.std) ** 2) if self.kind == "gaussian" else np.ones(self.size)
-        normalised: NDArray[np.float64] = taps / taps.sum()
+        normalised: Doubles = taps / taps.sum()
         return normalised
 
     def __str__(self) -> str:

@@ -1,4 +1,8 @@
-"""The layer that stands in for InstanceNorm2d: it measures statistics (Eq. 3-4) or applies those of a table (Eq. 7)."""
+"""The layer that replaces InstanceNorm2d: y = (x - μ) · γ/σ + β, in pass 1 and in pass 2.
+
+Pass 1 measures (Eq. 3-4): μ and σ are those of the batch's own samples, over all pixels of a channel. Pass 2 applies
+(Eq. 7): μ and 1/σ come from the smoothed table, interpolated at every pixel of the window.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +18,34 @@ from kin_cli.norm.lookup import Lookup
 
 
 class MeasuredError(Exception):
-    """Raised by the last norm layer while measuring: nothing after it is needed. Caught by ``models.patch``."""
+    """Raised by the last norm layer in pass 1, because no later layer is needed; ``models.exchange`` catches it."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """What a batch of windows is normalised with.
+    """Statistics for a batch of windows of one size.
 
-    cells: (B, r, c, 2, C) float32, means and scales of the cells that the windows read; patches: the windows' extent
-    (rows, cols) in patches. With a single cell (r = c = 1) ``lookup`` is not used: the statistics are uniform.
+    stats: (B, r, c, 2, ΣC) float32, means and scales (1/σ) of the cells around each window; patches: size of a window
+    (rows, cols) in patches. With r = c = 1 the statistics are uniform, and ``lookup`` is not used.
     """
 
-    cells: Tensor
+    stats: Tensor
     lookup: Lookup
     patches: tuple[int, int]
 
     @property
     def uniform(self) -> bool:
-        """Every pixel of a window has the same statistics."""
-        return self.cells.shape[1] == self.cells.shape[2] == 1
+        """Whether all pixels of a window have the same statistics."""
+        return self.stats.shape[1] == self.stats.shape[2] == 1
 
 
 @dataclass
 class Session:
-    """What the norm layers of one network share during a forward: where to leave statistics or where to read them.
+    """State shared by the norm layers of one network during a forward pass.
 
-    ``margin_px`` is how far the present feature maps reach beyond the windows' cores: the halo, or less where it
-    ``shrinks``: layers that need not then let their maps lose a border instead of making one up.
+    In pass 1 ``current`` is None and the layers store their statistics in ``collected`` (position: (B, 2, C)); in pass
+    2 they read ``current``. ``margin_px`` is the part of the halo that the present feature map still covers. If the
+    halo ``shrinks``, convolutions of residual blocks run unpadded and consume it; else borders are reflected.
     """
 
     collected: dict[int, Tensor] = field(default_factory=dict)
@@ -52,18 +57,18 @@ class Session:
     _axes: dict[tuple[Lookup, int, int, int, torch.device], FieldAxis] = field(default_factory=dict)
 
     def begin(self, current: Field | None, *, reach_px: int | None = None) -> None:
-        """Set what the next forward normalises with, None to measure. A halo of at least ``reach_px`` may shrink."""
+        """Set the statistics of the next forward, None to measure. A halo of at least ``reach_px`` shrinks."""
         halo = 0 if current is None else current.lookup.halo_px
         self.current, self.margin_px = current, halo
         self.shrinks = reach_px is not None and halo >= max(1, reach_px)
 
     def stride(self, features: int) -> int:
-        """Pixels per feature of a map with so many rows."""
+        """Image pixels per feature of the present map, which has ``features`` rows."""
         assert self.current is not None
         return int(self.current.lookup.stride(features, self.current.patches[0], margin_px=self.margin_px))
 
     def axis(self, features: int, patches: int, device: torch.device) -> FieldAxis:
-        """Where ``features`` pixels along one axis read the present field; kept for the next batch."""
+        """Interpolation of the statistics along one axis of a map of ``features`` pixels; cached for the next batch."""
         assert self.current is not None
         key = (self.current.lookup, self.margin_px, features, patches, device)
         if key not in self._axes:
@@ -73,14 +78,19 @@ class Session:
 
 
 class TableNorm(nn.Module):
-    """Instance normalisation with statistics from a table: y = (x - mean) · scale · weight + bias.
+    """Instance normalisation of (B, C, H, W), measuring its statistics or taking them from a table.
 
-    While no field is set it measures: the batch's own statistics are left with the session, as (B, 2, C) float32, and
-    used, so that it equals InstanceNorm2d. ``correction`` 0 is the biased variance that the networks were trained
-    with, 1 the unbiased one of the paper's released code; ``eps`` is added to the variance before the root.
+        y = (x - μ) · γ/σ + β
 
-    ``convolution`` is the one in front of it, if that is part of this layer: where a single sample has uniform
-    statistics, mean and scale go into its weights and there is nothing left to normalise. ``finish`` is what follows.
+    γ, β    ``weight`` and ``bias`` (C,) of the replaced layer; 1 and 0 if it has none
+    pass 1  no field is set: μ and σ = √(var + eps) are those of each sample and channel (Eq. 3-4). The session keeps
+            them as (B, 2, C) float32, and y equals the output of InstanceNorm2d. ``correction`` 0 is the biased
+            variance, with which the networks were trained; 1 the unbiased one of the paper's released code
+    pass 2  a field is set: μ and 1/σ are this layer's channels of its statistics (Eq. 7), one value per channel if the
+            field is uniform, else interpolated at every pixel
+
+    ``convolution``, if set, is the layer in front, run as part of this one: for a single sample with uniform statistics
+    μ and σ are folded into its weights, and no map is normalised. ``finish`` holds the layers that follow.
     """
 
     def __init__(self, norm: nn.InstanceNorm2d, session: Session, *, position: int, first: int) -> None:
@@ -93,17 +103,17 @@ class TableNorm(nn.Module):
         self._session = session
 
     def forward(self, x: Tensor, residual: Tensor | None = None, *, bare: bool = False) -> Tensor:  # (B, C, H, W)
-        """Measure or apply, as the session says; the result has the dtype of ``x``, and no border if ``bare``."""
+        """Measure or apply, as the session says. The result has the dtype of ``x``; ``bare`` leaves out the padding."""
         ops, current = self._session.ops, self._session.current
         if current is None:
             return self._measure(self._convolved(x), residual)
         finish = dataclasses.replace(self.finish, pad=0) if bare else self.finish
-        cells = current.cells[..., self.slice]  # (B, r, c, 2, C)
+        stats = current.stats[..., self.slice]  # (B, r, c, 2, C)
         if not current.uniform:
             x = self._convolved(x)
-            return ops(x, self._varying(x, cells, current.patches), finish, residual=residual)
-        values = self._affine(*cells[:, 0, 0].unbind(1))
-        if self.convolution is None or len(cells) > 1:
+            return ops(x, self._varying(x, stats, current.patches), finish, residual=residual)
+        values = self._affine(*stats[:, 0, 0].unbind(1))
+        if self.convolution is None or len(stats) > 1:
             return ops(self._convolved(x), values, finish, residual=residual)
         return ops(_folded(self.convolution, x, values), None, finish, residual=residual)
 
@@ -120,23 +130,23 @@ class TableNorm(nn.Module):
         return self._session.ops(x, values, self.finish, residual=residual)
 
     def _affine(self, mean: Tensor, scale: Tensor) -> Affine:
-        """(B, C) each."""
+        """Scale and shift (B, C) of x from the mean and 1/σ (B, C)."""
         if self.weight is not None:
             scale = scale * self.weight.float()
         shift = -mean * scale
         return Affine(scale, shift if self.bias is None else shift + self.bias.float())
 
-    def _varying(self, x: Tensor, cells: Tensor, patches: tuple[int, int]) -> Varying:
+    def _varying(self, x: Tensor, stats: Tensor, patches: tuple[int, int]) -> Varying:
         if self.weight is not None:
-            mean, scale = cells.unbind(3)
-            cells = torch.stack([mean, scale * self.weight.float()], dim=3)
+            mean, scale = stats.unbind(3)
+            stats = torch.stack([mean, scale * self.weight.float()], dim=3)
         rows = self._session.axis(x.shape[2], patches[0], x.device)
         cols = self._session.axis(x.shape[3], patches[1], x.device)
-        return Varying(cells, rows, cols, None if self.bias is None else self.bias.float())
+        return Varying(stats, rows, cols, None if self.bias is None else self.bias.float())
 
 
 def _folded(convolution: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, values: Affine) -> Tensor:
-    """The convolution of one sample (1, C, H, W), normalised: its weights scaled per output channel, its bias moved."""
+    """Convolve and normalise one sample (1, C, H, W): weights scaled per output channel, bias scaled and shifted."""
     scale, shift = values.scale[0], values.shift[0]
     bias = shift if convolution.bias is None else shift + convolution.bias.float() * scale
     if isinstance(convolution, nn.ConvTranspose2d):

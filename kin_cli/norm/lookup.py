@@ -1,7 +1,21 @@
-"""Where a window reads the table: nearest or bilinear sampling weights at global pixel coordinates.
+"""Interpolation of the table at the pixels of a window: nearest or bilinear, in the coordinates of the whole image.
 
-A window starts at a multiple of the patch size and is surrounded by a halo, so that the weights are the same for every
-window of a shape: field = R_y · cells · R_xᵀ (design: one piece of code for every preset, window size and stride).
+For one statistic of one channel:
+
+    field = R_y · stats · R_xᵀ
+
+    stats  (r, c)    the table's cells around the window
+    R_y    (h, r)    sampling weights of the feature rows, each row summing to 1
+    R_x    (w, c)    sampling weights of the feature columns
+    field  (h, w)    the statistic at every feature pixel
+
+Row i of a feature map with ``stride`` image pixels per feature that begins ``margin`` pixels above the window lies at
+
+    y = ((i + 1/2) · stride - margin) / patch
+
+in units of cells, counted from the window's first cell. ``nearest`` takes cell ⌊y⌋; ``bilinear`` interpolates between
+the centres of two cells, at y - 1/2. Windows start at multiples of the patch size, so R_y and R_x are the same for all
+windows of a shape.
 """
 
 from __future__ import annotations
@@ -11,63 +25,66 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from kin_cli.geometry import Floats, Integers
 
 Interpolation = Literal["nearest", "bilinear"]
 
 
 class Taps(NamedTuple):
-    """For each feature pixel along an axis the two cells around it, counted from the first that the window reads, and
-    the weight of the upper one: int64, int64 and float32 of one length."""
+    """The rows of R in sparse form: (1 - fraction) · stats[lower] + fraction · stats[upper], three arrays (features,).
 
-    lower: NDArray[np.int64]
-    upper: NDArray[np.int64]
-    fraction: NDArray[np.float32]
+    Cells are counted from the first cell of ``Lookup.span``.
+    """
+
+    lower: Integers
+    upper: Integers
+    fraction: Floats
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """Reading a table whose cells are ``patch_px`` wide in windows with ``halo_px`` around them."""
+    """Interpolation of a table with cells of ``patch_px`` in windows with a halo of ``halo_px``."""
 
     patch_px: int
     halo_px: int
     interpolation: Interpolation
 
     def span(self, patches: int) -> range:
-        """Cells that a window of ``patches`` × ``patches`` patches reads along an axis, relative to its first one."""
+        """Cells needed along one axis by a window of ``patches`` patches, relative to the window's first cell."""
         halo = self.halo_px
         first, last = self._position(0, 1, halo), self._position(patches * self.patch_px + 2 * halo - 1, 1, halo)
         return range(math.floor(first), math.floor(last) + (2 if self.interpolation == "bilinear" else 1))
 
     def stride(self, features: int, patches: int, *, margin_px: int) -> float:
-        """Pixels per feature of a map that reaches ``margin_px`` beyond the core of a window of so many patches."""
+        """Image pixels per feature of a map that covers ``patches`` patches and ``margin_px`` of halo on both sides."""
         return (patches * self.patch_px + 2 * margin_px) / features
 
     def taps(self, features: int, patches: int, *, margin_px: int | None = None) -> Taps:
-        """Which two cells each feature pixel lies between, and where.
+        """The two cells around each feature pixel along one axis, and the weight of the second.
 
-        ``features`` is the feature map's extent along the axis. ``margin_px`` is how far it reaches beyond the window's
-        core, None for all of the halo.
+        ``features`` is the length of the feature map along the axis; ``margin_px`` is the part of the halo that the map
+        still covers, None for all of it.
         """
         span, margin = self.span(patches), self.halo_px if margin_px is None else margin_px
         stride = self.stride(features, patches, margin_px=margin)
         position = np.array([self._position(i, stride, margin) for i in range(features)])
         lower = np.floor(position).astype(np.int64)
         fraction = np.zeros(features) if self.interpolation == "nearest" else position - lower
-        # The upper neighbour of an exact hit has weight 0 and may lie beyond the span.
+        # at weight 0 the upper neighbour is not needed, and it may lie beyond the span
         upper = np.where(fraction > 0, lower + 1, lower)
         return Taps(lower - span.start, upper - span.start, fraction.astype(np.float32))
 
-    def weights(self, features: int, patches: int) -> NDArray[np.float32]:
-        """The same as a sampling matrix R, shape (features, len(span)), rows summing to 1."""
+    def weights(self, features: int, patches: int) -> Floats:
+        """The sampling matrix R along one axis, shape (features, len(span)); every row sums to 1."""
         lower, upper, fraction = self.taps(features, patches)
         matrix = np.zeros((features, len(self.span(patches))), np.float32)
-        every = np.arange(features)
-        matrix[every, lower] = 1 - fraction
-        matrix[every, upper] += fraction
+        row = np.arange(features)
+        matrix[row, lower] = 1 - fraction
+        matrix[row, upper] += fraction
         return matrix
 
     def _position(self, feature: int, stride: float, margin_px: int) -> float:
-        """Centre of a feature pixel in units of cells; for bilinear, relative to the first cell's centre."""
+        """Centre of a feature pixel in units of cells, from the first cell's edge (nearest) or centre (bilinear)."""
         position = ((feature + 0.5) * stride - margin_px) / self.patch_px
         return position - 0.5 if self.interpolation == "bilinear" else position

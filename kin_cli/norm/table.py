@@ -1,8 +1,8 @@
-"""The table of statistics: one cell per patch, holding every norm layer's mean and standard deviation.
+"""The table of statistics T, shape (rows, cols, 2, ΣC): every norm layer's mean and standard deviation, per patch.
 
-A cell is an array (2, C): row 0 the means, row 1 the standard deviations, C the channels of all norm layers in the
-order in which the network runs them. Cells live in a file; nothing here grows with the slide but the weights
-(4 bytes a cell) and the store's index.
+ΣC counts the channels of all norm layers, in the order in which the network runs them; ``[..., 0, :]`` are the means,
+``[..., 1, :]`` the standard deviations (Eq. 3-4). The table is kept in a file: only the weights (4 bytes per cell) and
+the store's index are in memory for the whole slide.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kin_cli.geometry import Cell
+from kin_cli.geometry import Cell, Floats, Indices, Mask
 from kin_cli.norm.kernel import Kernel
 from kin_cli.store.blobs import BlobStore
 
-Floats = NDArray[np.float32]
-
 
 class StatTable:
-    """The measured statistics of a slide, shape (rows, cols, 2, C) float32; an unmeasured cell reads as NaN."""
+    """The measured statistics of a slide, shape (rows, cols, 2, ΣC) float32; NaN for cells not measured."""
 
     def __init__(self, store: BlobStore, *, rows: int, cols: int, channels: int) -> None:
         self._store = store
@@ -31,34 +28,34 @@ class StatTable:
         return cell.row * self.cols + cell.col in self._store
 
     def write(self, cell: Cell, stats: Floats) -> None:
-        """Keep the statistics (2, C) of one patch (Eq. 3-4); they are on disk after the store's next commit."""
+        """Store the statistics (2, ΣC) of one patch; they are on disk after the store's next commit."""
         if stats.shape != (2, self.channels):
             raise ValueError(f"cell {tuple(cell)}: expected statistics (2, {self.channels}), got {stats.shape}")
         self._store.put(cell.row * self.cols + cell.col, np.ascontiguousarray(stats, "<f4").tobytes())
 
     def read(self, cell: Cell) -> Floats:
-        """The statistics (2, C) of one patch, NaN where it was not measured."""
+        """The statistics (2, ΣC) of one patch; NaN if it was not measured."""
         if cell not in self:
             return np.full((2, self.channels), np.nan, np.float32)
         payload = self._store.get(cell.row * self.cols + cell.col)
         return np.frombuffer(payload, "<f4").reshape(2, self.channels).astype(np.float32, copy=False)
 
     def measured(self) -> Iterator[Cell]:
-        """The cells that hold statistics, row by row."""
+        """The measured cells, row by row."""
         for index in range(self.rows * self.cols):
             if index in self._store:
                 yield Cell(*divmod(index, self.cols))
 
 
 class Statistics(Protocol):
-    """What pass 2 normalises with: means and scales of the cells of the patch grid."""
+    """Means and scales for pass 2, given per cell of the patch grid."""
 
     def block(self, rows: range, cols: range) -> Floats:
         """Means and scales of a block of cells: (len(rows), len(cols), 2, ΣC) float32, or (1, 1, 2, ΣC) if uniform."""
 
 
 class UniformStatistics:
-    """The same statistics everywhere: those of TIN's thumbnail. ``stats`` is (2, ΣC) float32, means and scales."""
+    """One set of statistics for the whole slide, as in TIN: ``stats`` is (2, ΣC) float32, means and scales."""
 
     def __init__(self, stats: Floats) -> None:
         self._stats = stats
@@ -69,18 +66,20 @@ class UniformStatistics:
 
 
 class SmoothedTable:
-    """A table seen through a kernel: (rows, cols, 2, C) of means and *scales*, scale = 1/std after smoothing (Eq. 5-7).
+    """The table after smoothing with the kernel (Eq. 5-6): (rows, cols, 2, ΣC), means and scales, scale = 1/σ (Eq. 7).
 
-    Each cell enters with its weight (the share of its pixels that are tissue, or 1), and the kernel is renormalised:
-    smooth(w·T) / smooth(w), edges replicated. Cells that were not measured or hold a non-finite number weigh nothing.
-    A cell without any weight within the kernel's reach takes the mean of its eight neighbours that have some, or else
-    the mean of the whole table, so that the read-out is finite everywhere and depends on the place alone.
+        stats = (smooth(w·T) + prior·mean) / (smooth(w) + prior)
 
-    ``prior`` adds the table's weighted mean with that weight: (smooth(w·T) + prior·mean) / (smooth(w) + prior). It
-    matters only where there is next to no tissue in reach: a speck of dust on glass, normalised by its own tiny spread,
-    is blown up into tissue. 0 is the paper.
+    smooth  convolution with the kernel; the table's edge cells are replicated
+    w       weight of a cell, (rows, cols): its tissue fraction, or 1; 0 if it was not measured or is not finite
+    mean    Σ w·T / Σ w over the whole table
+    prior   weight of ``mean``; 0 in the paper. It matters only if there is next to no tissue within the kernel: a speck
+            of dust on background, normalised by its own tiny standard deviation, would be blown up into tissue
 
-    Memory bound: (n + 2·radius + 2)² cells of 8·C bytes for n × n cells asked for, three times over.
+    If all weights within the kernel are 0, a cell takes the average of those of its eight neighbours that have a value,
+    or else ``mean``. So the result is finite everywhere, and depends only on the position.
+
+    Memory bound: 3 · (n + 2·radius + 2)² cells of 8·ΣC bytes for a block of n × n cells.
     """
 
     def __init__(self, table: StatTable, weights: Floats, kernel: Kernel, *, prior: float = 0.0) -> None:
@@ -92,17 +91,17 @@ class SmoothedTable:
         self._prior = prior
         self._mean: Floats | None = None
         if kernel.kind == "global" or prior:
-            self._table_mean()  # now, before several threads ask for it
+            self._table_mean()  # now, because several threads read it later
 
     @property
     def channels(self) -> int:
-        """C: the channels of all norm layers together."""
+        """ΣC: the channels of all norm layers together."""
         return self._table.channels
 
     def block(self, rows: range, cols: range) -> Floats:
-        """Mean and scale of a block of cells, shape (len(rows), len(cols), 2, C).
+        """Means and scales of a block of cells, shape (len(rows), len(cols), 2, ΣC).
 
-        The ranges may reach beyond the table, whose edge cells are replicated there.
+        The ranges may reach beyond the table: its edge cells are replicated.
         """
         inner_rows, row_index = _clamped(rows, self._table.rows)
         inner_cols, col_index = _clamped(cols, self._table.cols)
@@ -113,12 +112,12 @@ class SmoothedTable:
             if not supported.all():
                 self._fill(smooth, supported, inner_rows, inner_cols)
         std = smooth[:, :, 1]
-        # A channel that is 0 everywhere has no spread to divide by: it normalises to 0, as it does with an epsilon.
+        # a channel that is 0 everywhere has σ = 0: scale 0 normalises it to 0, as an epsilon would
         np.divide(1.0, std, out=std, where=std > 0)
         return np.ascontiguousarray(smooth[row_index][:, col_index])
 
-    def _smooth(self, rows: range, cols: range) -> tuple[Floats, NDArray[np.bool_]]:
-        """Weighted smoothing of cells inside the table, and which of them have any weight in reach."""
+    def _smooth(self, rows: range, cols: range) -> tuple[Floats, Mask]:
+        """Weighted means of cells inside the table, and which cells have any weight within the kernel."""
         radius = self._kernel.radius
         raw, weight = self._raw(
             range(rows.start - radius, rows.stop + radius), range(cols.start - radius, cols.stop + radius)
@@ -126,30 +125,30 @@ class SmoothedTable:
         taps = self._kernel.taps().astype(np.float32)
         raw *= weight[..., None, None]
         total = _convolve(_convolve(raw, taps, 0), taps, 1)
-        fraction = _convolve(_convolve(weight, taps, 0), taps, 1)
+        support = _convolve(_convolve(weight, taps, 0), taps, 1)
         if self._prior:
             total += np.float32(self._prior) * self._table_mean()
-            fraction += np.float32(self._prior)
-        supported = fraction > 0
-        total /= np.where(supported, fraction, 1)[..., None, None]
+            support += np.float32(self._prior)
+        supported = support > 0
+        total /= np.where(supported, support, 1)[..., None, None]
         return total, supported
 
     def _raw(self, rows: range, cols: range) -> tuple[Floats, Floats]:
-        """Cells and weights of a block that may reach beyond the table; cells without weight are 0."""
+        """Statistics and weights of a block that may reach beyond the table; statistics without weight are 0."""
         inner_rows, row_index = _clamped(rows, self._table.rows)
         inner_cols, col_index = _clamped(cols, self._table.cols)
-        cells = np.zeros((len(inner_rows), len(inner_cols), 2, self.channels), np.float32)
-        weight = np.zeros(cells.shape[:2], np.float32)
+        block = np.zeros((len(inner_rows), len(inner_cols), 2, self.channels), np.float32)
+        weight = np.zeros(block.shape[:2], np.float32)
         for i, row in enumerate(inner_rows):
             for j, col in enumerate(inner_cols):
                 if self._weights[row, col] > 0:
                     stats = self._table.read(Cell(row, col))
                     if np.isfinite(stats).all():
-                        cells[i, j], weight[i, j] = stats, self._weights[row, col]
-        return cells[row_index][:, col_index], weight[row_index][:, col_index]
+                        block[i, j], weight[i, j] = stats, self._weights[row, col]
+        return block[row_index][:, col_index], weight[row_index][:, col_index]
 
-    def _fill(self, smooth: Floats, supported: NDArray[np.bool_], rows: range, cols: range) -> None:
-        """Give the unsupported cells of a smoothed block a value."""
+    def _fill(self, smooth: Floats, supported: Mask, rows: range, cols: range) -> None:
+        """Fill the unsupported cells of a smoothed block from their neighbours, in place."""
         ring_rows, row_index = _clamped(range(rows.start - 1, rows.stop + 1), self._table.rows)
         ring_cols, col_index = _clamped(range(cols.start - 1, cols.stop + 1), self._table.cols)
         values, support = self._smooth(ring_rows, ring_cols)
@@ -159,28 +158,28 @@ class SmoothedTable:
             smooth[i, j] = near.mean(axis=0) if len(near) else self._table_mean()
 
     def _table_mean(self) -> Floats:
-        """Weighted mean of all cells, (2, C); mean 0 and std 1 where nothing could be measured."""
+        """Weighted mean of all cells, (2, ΣC); mean 0 and standard deviation 1 if nothing was measured."""
         if self._mean is None:
-            total, fraction = np.zeros((2, self.channels)), 0.0
+            total, weights = np.zeros((2, self.channels)), 0.0
             for cell in self._table.measured():
                 weight, stats = float(self._weights[cell]), self._table.read(cell)
                 if weight > 0 and np.isfinite(stats).all():
                     total += weight * stats
-                    fraction += weight
+                    weights += weight
             neutral = np.stack([np.zeros(self.channels), np.ones(self.channels)])
-            self._mean = (total / fraction if fraction else neutral).astype(np.float32)
+            self._mean = (total / weights if weights else neutral).astype(np.float32)
         return self._mean
 
 
-def _clamped(wanted: range, count: int) -> tuple[range, NDArray[np.intp]]:
-    """The indices of ``wanted`` inside [0, count), and for each of ``wanted`` its place there with edges replicated."""
+def _clamped(wanted: range, count: int) -> tuple[range, Indices]:
+    """The part of ``wanted`` inside [0, count), and an index into it that replicates its edges for the rest."""
     index = np.clip(np.arange(wanted.start, wanted.stop), 0, count - 1)
     inner = range(int(index[0]), int(index[-1]) + 1)
     return inner, index - inner.start
 
 
 def _convolve(values: Floats, taps: Floats, axis: int) -> Floats:
-    """Symmetric kernel along one axis, only where it fits: the axis gets shorter by len(taps) - 1."""
+    """Convolve with a symmetric kernel along one axis, without padding: the axis gets shorter by len(taps) - 1."""
     length = values.shape[axis] - len(taps) + 1
     index: list[slice] = [slice(None)] * values.ndim
     out: Floats | None = None

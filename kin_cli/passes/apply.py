@@ -1,4 +1,4 @@
-"""Pass 2: every window is translated with the smoothed statistics and cut into tiles (Eq. 7, the inference phase)."""
+"""Pass 2: translate every window with the smoothed statistics (Eq. 7, the paper's inference phase), store tiles."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kin_cli.concurrency import WorkQueue, prefetch
-from kin_cli.geometry import Box, Cell
+from kin_cli.geometry import Box, Cell, Floats, Pixels
 from kin_cli.norm.lookup import Lookup
 from kin_cli.norm.table import Statistics
 from kin_cli.passes.engine import Engine, Execution
@@ -24,16 +23,17 @@ from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
 from kin_cli.store.blobs import BlobStore
 
-Pixels = NDArray[np.uint8]
-Read = tuple[tuple[Window, NDArray[np.float32]], Pixels]
+ReadWindow = tuple[tuple[Window, Floats], Pixels]
+"""A window, its statistics (r, c, 2, ΣC) and its pixels, halo included."""
 
 
 @dataclass(frozen=True)
 class TileStores:
-    """Where finished tiles go.
+    """The stores of pass 2.
 
-    ``tiles`` holds encoded tiles of all levels; ``partial_tiles`` the raw pixels of tiles whose background still has to be filled;
-    ``background`` for each translated tile the sum of its background pixels (R, G, B) and their number, four float64.
+    ``tiles``: encoded tiles of all levels. ``partial_tiles``: raw pixels of partial tiles, whose background is filled
+    later. ``background``: for each translated tile the sum of its background pixels (R, G, B) and their number, as four
+    float64.
     """
 
     tiles: BlobStore
@@ -43,24 +43,24 @@ class TileStores:
 
 @dataclass(frozen=True)
 class TileSink:
-    """Turns finished pixels of level 0 into what the stores keep."""
+    """Encodes finished tiles of level 0 and puts them into the stores."""
 
     windows: WindowGrid
     layout: PyramidLayout
     codec: Codec
     stores: TileStores
     mask: TissueMask
-    block_rows: range | None = None  # of one job among several; None: all
+    block_rows: range | None = None  # of this job; None: all
 
     def done(self, tile: Cell) -> bool:
-        """The tile's translated pixels and the colour of its background are in the stores."""
+        """Whether the tile's translated pixels and the sum of its background are in the stores."""
         index = self.windows.tiles.index(tile)
         if index not in self.stores.background:
             return False
         return index in self.stores.partial_tiles or self.layout.key(0, tile) in self.stores.tiles
 
     def keep(self, finished: tuple[Cell, Pixels]) -> None:
-        """Store one tile (its part inside the image), after what its background looks like."""
+        """Store the sum of a tile's background, then the tile; its pixels are those inside the image."""
         tile, pixels = finished
         box = self.windows.tiles.clipped(tile)
         index = self.windows.tiles.index(tile)
@@ -84,10 +84,10 @@ def apply_slide(
     lookup: Lookup,
     execution: Execution,
 ) -> int:
-    """Translate every tile that is not yet in the stores; returns how many that were.
+    """Translate the tiles that are not yet in the stores; return their number.
 
-    Memory bound: 2·``workers`` + ``batch`` windows of pixels with the cells they read, one block, 2·``workers``
-    blocks of tiles waiting to be encoded, and what the fleet's devices work on.
+    Memory bound: 2 · workers + batch windows of pixels with their statistics, one block, 2 · workers blocks of tiles
+    waiting to be encoded, and the batches on the devices.
     """
     grid, batch, workers, progress = sink.windows, execution.batch, execution.workers, execution.progress
     todo = list(grid.blocks(sink.done, rows=sink.block_rows))
@@ -97,7 +97,7 @@ def apply_slide(
             f"continuing: {grid.translated_tiles - remaining} of {grid.translated_tiles} tiles are translated"
         )
 
-    def read(window: Window) -> Read:
+    def read(window: Window) -> ReadWindow:
         return (window, _stats(statistics, window, lookup)), view.read(window.read)
 
     with (
@@ -108,7 +108,7 @@ def apply_slide(
         read_ahead = prefetch(read, windows, workers=workers, ahead=2 * workers + batch)
         runs = (run for group in batched(read_ahead, batch) for run in same_shape(group))
 
-        def translate(engine: Engine, run: list[Read]) -> list[tuple[Window, Pixels]]:
+        def translate(engine: Engine, run: list[ReadWindow]) -> list[tuple[Window, Pixels]]:
             stats = np.stack([stats for (_, stats), _ in run])
             outputs = engine.apply([pixels for _, pixels in run], stats, lookup)
             return [(window, pixels) for ((window, _), _), pixels in zip(run, outputs, strict=True)]
@@ -121,7 +121,8 @@ def apply_slide(
     return remaining
 
 
-def _stats(statistics: Statistics, window: Window, lookup: Lookup) -> NDArray[np.float32]:
+def _stats(statistics: Statistics, window: Window, lookup: Lookup) -> Floats:
+    """Means and scales of the cells around a window, (r, c, 2, ΣC)."""
     rows, cols = lookup.span(window.rows), lookup.span(window.cols)
     first = window.first
     return statistics.block(
@@ -132,7 +133,7 @@ def _stats(statistics: Statistics, window: Window, lookup: Lookup) -> NDArray[np
 def _tiles_of(
     block: Block, results: Iterator[tuple[Window, Pixels]], grid: WindowGrid
 ) -> Iterator[tuple[Cell, Pixels]]:
-    """Put the block's windows together and cut them into its tiles, each clipped to the image."""
+    """Join a block's windows, without their halos, and cut them into its tiles, clipped to the image."""
     inside = block.box.clipped(grid.patches.size)
     canvas = np.zeros((inside.height, inside.width, 3), np.uint8)
     for _ in block.windows:
@@ -144,6 +145,6 @@ def _tiles_of(
 
 
 def unpack_partial(payload: bytes, box: Box) -> Pixels:
-    """The pixels that ``TileSink.keep`` stored for a partial tile, writable, shape (box.height, box.width, 3)."""
+    """The pixels of a partial tile stored by ``TileSink.keep``: (box.height, box.width, 3), writable."""
     flat = np.frombuffer(bytearray(zlib.decompress(payload)), np.uint8)
     return flat.reshape(box.height, box.width, 3)

@@ -1,4 +1,4 @@
-"""What is not translated: background without tissue, filled so that no box is visible beside translated background."""
+"""Fill the untranslated background so that no edge is visible between it and translated background."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from kin_cli.concurrency import prefetch
-from kin_cli.geometry import Cell, Grid
+from kin_cli.geometry import Cell, Floats, Grid, Pixels
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.apply import TileSink, unpack_partial
 from kin_cli.progress import Progress
@@ -20,25 +19,25 @@ from kin_cli.store.blobs import BlobStore
 
 BackgroundMode = Literal["fill", "keep", "white"]
 
-_SIGMA_TILES = 1.5  # how far a tile's own background colour reaches before the slide's mean takes over
-_PRIOR = 1e-3  # weight of the slide's mean colour against a tile full of background right here
-_MIN_BACKGROUND_FRACTION = 0.001  # a tile with less background than this says nothing about its colour
+_SIGMA_TILES = 1.5  # of the smoothing of colours; beyond its reach the slide's mean colour takes over
+_PRIOR = 1e-3  # weight of the slide's mean colour, relative to 1 for a tile full of background
+_MIN_BACKGROUND_FRACTION = 0.001  # of a tile; with less, its colour is not used
 
 
 @dataclass(frozen=True)
 class BackgroundColour:
-    """The colour that the generator gave to background, as a smooth field over the tile grid (rows, cols, 3), float32.
+    """The colour that the generator gives to background: a smooth field over the tile grid, (rows, cols, 3) float32.
 
-    Near translated tiles it is theirs, far away the mean of all; between the centres of tiles it is interpolated, so
-    that filled tiles have no borders among themselves.
+    Near translated tiles it is the colour of their background, far away the mean of all. Between the centres of tiles
+    it is interpolated, so that filled tiles show no edges among themselves.
     """
 
     grid: Grid
-    field: NDArray[np.float32]
+    field: Floats
 
     @classmethod
     def measured(cls, grid: Grid, store: BlobStore) -> BackgroundColour | None:
-        """The field of the sums in the store; None where the generator saw no background at all."""
+        """The field made of the sums in ``TileStores.background``; None if no translated tile has background."""
         total = np.zeros((grid.rows, grid.cols, 3), np.float32)
         weight = np.zeros((grid.rows, grid.cols, 1), np.float32)
         for tile in grid:
@@ -56,8 +55,8 @@ class BackgroundColour:
         weight = ndimage.gaussian_filter(weight, sigma, mode="nearest", truncate=4)
         return cls(grid, (total + _PRIOR * mean) / (weight + _PRIOR))
 
-    def pixels(self, tile: Cell) -> NDArray[np.uint8]:
-        """The fill of one tile, clipped to the image."""
+    def pixels(self, tile: Cell) -> Pixels:
+        """The fill of one tile, clipped to the image, (height, width, 3)."""
         lookup = Lookup(self.grid.step, 0, "bilinear")
         around = np.arange(lookup.span(1).start, lookup.span(1).stop)
         rows = np.clip(tile.row + around, 0, self.grid.rows - 1)
@@ -66,21 +65,21 @@ class BackgroundColour:
         box = self.grid.clipped(tile)
         corners = np.einsum("hr,rcd->hcd", ramp[: box.height], self.field[np.ix_(rows, cols)])
         field = ramp[: box.width] @ corners
-        pixels: NDArray[np.uint8] = np.clip(field + 0.5, 0, 255).astype(np.uint8)
+        pixels: Pixels = np.clip(field + 0.5, 0, 255).astype(np.uint8)
         return pixels
 
 
 def fill_background(view: SlideView, sink: TileSink, *, mode: BackgroundMode, workers: int, progress: Progress) -> int:
-    """Finish every tile of level 0 that pass 2 left out or left partial; returns the number of empty ones.
+    """Finish the empty and partial tiles of level 0; return the number of empty ones.
 
-    ``keep`` shows the source there, ``white`` white, ``fill`` the generator's colour of background (white with a note where
-    it saw none). Memory bound: 2·``workers`` tiles.
+    The mode ``keep`` shows the source in place of what was not translated, ``white`` white, ``fill`` the colour that
+    the generator gives to background; if it saw none, white, with a note. Memory bound: 2 · workers tiles.
     """
     windows, stores, layout = sink.windows, sink.stores, sink.layout
     colour = BackgroundColour.measured(windows.tiles, stores.background) if mode == "fill" else None
     todo = [tile for tile in windows.tiles if layout.key(0, tile) not in stores.tiles]
     if mode == "fill" and colour is None and todo:
-        progress.note("no translated patch shows background whose colour could fill the background: it is white")
+        progress.note("no translated patch shows background: what is not translated is filled with white")
 
     def finish(tile: Cell) -> None:
         box = windows.tiles.clipped(tile)

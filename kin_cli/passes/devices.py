@@ -1,4 +1,4 @@
-"""Which devices run a generator, and in which precision."""
+"""Compute devices, the precision of a generator on them, and the host's memory if the device is a CPU."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ from kin_cli.errors import DeviceError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
-_LARGEST = 2**31 - 1
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # parameters of mallopt, from malloc.h
+_LARGEST_INT = 2**31 - 1
 
 
-# FROM passes.devices: Which devices run a generator, and in which precision.
+def ready_devices(names: str) -> tuple[torch.device, ...]:
+    """Resolve the devices of a run, as ``resolve_devices`` does, and prepare this process's memory if they are CPUs.
+
+    Call this before the first thread starts; see ``keep_freed_memory``.
+    """
+    devices = resolve_devices(names)
+    if devices[0].type == "cpu":
+        keep_freed_memory()
+    return devices
 
 
 def resolve_devices(names: str) -> tuple[torch.device, ...]:
     """The devices of a comma-separated list such as ``cuda:0,cuda:1``; ``cuda:all`` is every GPU.
 
-    Raises DeviceError where one is not there or they are not of one kind, which would not give the same pixels.
+    Raises ``DeviceError`` if one is missing, or if they are of different kinds, whose pixels would differ.
     """
     listed = [name.strip() for name in names.split(",")]
     if listed == ["cuda:all"]:
@@ -34,7 +42,7 @@ def resolve_devices(names: str) -> tuple[torch.device, ...]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name such as ``auto``, ``cpu``, ``cuda``, ``cuda:1``; DeviceError where it is not there."""
+    """The device named ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. Raises ``DeviceError`` if it is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     hint = "known here: " + ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
@@ -50,7 +58,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """``auto`` is bf16 on a GPU that has it, fp16 on another GPU, fp32 on a CPU."""
+    """The precision of this name; ``auto`` is fp32 on a CPU, bf16 on a GPU that supports it, fp16 on other GPUs."""
     if name in ("fp32", "bf16", "fp16"):
         return name  # type: ignore[return-value]  # mypy does not narrow a str by membership
     if device.type == "cpu":
@@ -58,26 +66,14 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def ready_devices(names: str) -> tuple[torch.device, ...]:
-    """The devices of a run, as ``resolve_devices`` reads them, and this process's memory made ready for CPUs.
-
-    To be called before the first thread; see ``keep_freed_memory``.
-    """
-    devices = resolve_devices(names)
-    if devices[0].type == "cpu":
-        keep_freed_memory()
-    return devices
-
-
-# FROM pipeline.allocation: How this process's memory is given back to the system: not at once.
-
-
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next feature map of that size, instead of returning each to the kernel.
+    """Let glibc keep freed memory for the next feature map, instead of returning it to the kernel at once.
 
-    A network on a CPU asks for the same few sizes over and over; having each zeroed anew took a quarter of the time for
-    maps above 32 MiB. To be called before the first thread, which gets a heap of its own otherwise, of at most 64 MiB,
-    and glibc always returns that. The peak rises by up to a quarter, once. Does nothing with another C library.
+    A network on a CPU allocates the same few sizes over and over. For maps above 32 MiB, zeroing each allocation anew
+    took a quarter of the time. The peak rises by up to a quarter, once. Does nothing with another C library.
+
+    Call this before the first thread starts: a thread otherwise gets a heap of its own, of at most 64 MiB, which glibc
+    always returns.
     """
     if sys.platform != "linux":
         return
@@ -85,4 +81,4 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)

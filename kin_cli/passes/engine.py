@@ -1,4 +1,9 @@
-"""The device that runs a generator: uint8 images in, statistics or uint8 images out."""
+"""Generators on devices: uint8 images in, statistics or uint8 images out.
+
+The way of a batch: images (B, H, W, 3) uint8 → pinned host memory → device (``Transfer.send``, a stream of its own)
+→ (B, 3, H, W) in [-1, 1] → network → (B, 2, ΣC) float32 or (B, H', W', 3) uint8 → pinned host memory → arrays
+(``Transfer.fetch``, another stream). ``Engine`` does this on one device, ``EnginePool`` on several.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +13,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import DeviceError
+from kin_cli.geometry import AnyArray, Floats, Pixels
 from kin_cli.models.checkpoint import Generator
 from kin_cli.models.exchange import exchange_norms
 from kin_cli.norm.fused import CompiledOps
@@ -28,15 +33,12 @@ from kin_cli.progress import Progress
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_LANES = {"cpu": 1, "cuda": 2}  # on a GPU one batch is launched while the results of another are on their way
-
-
-# FROM passes.engine: The device that runs a generator: uint8 images in, statistics or uint8 images out.
+_LANES = {"cpu": 1, "cuda": 2}  # batches at a time: a GPU computes one while the results of another are copied
 
 
 @dataclass(frozen=True)
 class Execution:
-    """What carries out both passes: engines, windows or patches per batch, threads on the host, and who watches."""
+    """How both passes run: engines, patches or windows per batch, threads on the host, and where to report progress."""
 
     engines: EnginePool
     batch: int
@@ -45,11 +47,14 @@ class Execution:
 
 
 class Engine:
-    """A patched generator on a device. Threads may share it: one launches while another waits for its results.
+    """A generator with table norms on one device. Threads may share it: one computes, another waits for its results.
 
-    ``compiled`` makes fused kernels with torch's compiler. ``tell`` is called with what the user should know.
+    ``compiled`` makes fused kernels with torch's compiler. ``tell`` is called with messages for the user.
 
-    Memory bound: the network's activations for one batch of windows, and the pixels of one more for each thread.
+    If a batch does not fit the device's memory, it runs in two halves, and so on; later batches are cut to the size
+    that did fit. On a CPU images always run one at a time.
+
+    Memory bound: the network's activations for one batch, and the pixels of one more batch for each thread.
     """
 
     def __init__(
@@ -63,10 +68,10 @@ class Engine:
         compiled: bool = False,
     ) -> None:
         if device.type == "cuda" and precision == "fp32":
-            torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions rounds to 10 bits
+            torch.backends.cudnn.allow_tf32 = False  # the default rounds inputs of convolutions to 10 bits
         self.device, self._dtype = device, DTYPES[precision]
         self.tell: Callable[[str], None] = lambda _message: None
-        # 16 patches of the deepest feature map: enough for reflection padding in every known layout.
+        # 16 pixels of the deepest feature map: enough for reflection padding in every known architecture
         side = max(64, 2 * generator.stride)
         module = copy.deepcopy(generator.module)
         network = exchange_norms(module, side=side, eps=eps, correction=correction, reach_px=generator.halo)
@@ -76,26 +81,24 @@ class Engine:
             network.use(CompiledOps(lambda why: self.tell(f"torch cannot compile here and goes on without it: {why}")))
         self._network, self._transfer, self._turn = network, Transfer(device), Lock()
         self.channels, self.layers, self.stride = network.channels, network.layers, generator.stride
-        # On a CPU a batch gains nothing, and a convolution may add in another order for another batch size, which
-        # would make the bytes of the output depend on it.
-        self._most = 1 if device.type == "cpu" else 1 << 30
+        # On a CPU batches gain nothing, and convolutions may sum in another order for another batch size: the bytes of
+        # the output would depend on it.
+        self._batch_limit = 1 if device.type == "cpu" else 1 << 30
 
-    def measure(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Statistics of each image (H, W, 3), all of one size: (B, 2, ΣC), means and standard deviations."""
+    def measure(self, images: Sequence[Pixels]) -> Floats:
+        """Means and standard deviations of images (H, W, 3) of one size: (B, 2, ΣC) float32."""
         sent = self._transfer.send(images)
-        with self._turn, self._here():
+        with self._turn, self._current_device():
             pixels = sent()
             made = self._in_parts(len(images), lambda part: self._network.measure(self._to_input(pixels[part])))
             fetch = self._transfer.fetch(made)
         return fetch()
 
-    def apply(
-        self, images: Sequence[NDArray[np.uint8]], stats: NDArray[np.float32], lookup: Lookup
-    ) -> list[NDArray[np.uint8]]:
-        """Translated windows without their halo.
+    def apply(self, images: Sequence[Pixels], stats: Floats, lookup: Lookup) -> list[Pixels]:
+        """Translate windows; the results (H - 2 halo, W - 2 halo, 3) have no halo.
 
-        images: windows (H, W, 3) of one size, halo included; stats: (B, r, c, 2, ΣC), what each window reads, or
-        (B, 1, 1, 2, ΣC) where the statistics are the same everywhere.
+        images: windows (H, W, 3) of one size, halo included; stats: (B, r, c, 2, ΣC), means and scales of the cells
+        around each window, or (B, 1, 1, 2, ΣC) if they are uniform.
         """
         halo, (height, width) = lookup.halo_px, images[0].shape[:2]
         patches = ((height - 2 * halo) // lookup.patch_px, (width - 2 * halo) // lookup.patch_px)
@@ -103,23 +106,23 @@ class Engine:
 
         def translate(part: slice) -> Tensor:
             y = self._network.apply(self._to_input(pixels[part]), Field(statistics[part], lookup, patches))
-            left = (y.shape[2] - patches[0] * lookup.patch_px) // 2  # of the halo
-            return _to_bytes(y[:, :, left : y.shape[2] - left, left : y.shape[3] - left])
+            rest = (y.shape[2] - patches[0] * lookup.patch_px) // 2  # halo that the network has not consumed
+            return _to_bytes(y[:, :, rest : y.shape[2] - rest, rest : y.shape[3] - rest])
 
-        with self._turn, self._here():
+        with self._turn, self._current_device():
             pixels, statistics = sent(), table()[0]
             fetch = self._transfer.fetch(self._in_parts(len(images), translate))
         return list(fetch())
 
-    def _here(self) -> AbstractContextManager[object]:
+    def _current_device(self) -> AbstractContextManager[object]:
         return nullcontext() if self.device.type == "cpu" else torch.cuda.device(self.device)
 
     def _in_parts(self, count: int, work: Callable[[slice], Tensor]) -> Tensor:
-        """``work`` on as many of ``count`` images at once as memory allows: half of them, where it does not."""
+        """Call ``work`` on slices of ``count`` images and join the results; halve the slices if memory runs out."""
         made: list[Tensor] = []
         first = 0
         while first < count:
-            part = slice(first, min(first + self._most, count))
+            part = slice(first, min(first + self._batch_limit, count))
             try:
                 made.append(work(part))
                 first = part.stop
@@ -132,29 +135,27 @@ class Engine:
             raise DeviceError(
                 f"{self.device}: out of memory for a single window", "a smaller --window, or --device cpu"
             ) from None
-        self._most = count // 2
+        self._batch_limit = count // 2
         torch.cuda.empty_cache()
-        self.tell(f"{self.device}: out of memory for {count} windows at once, going on with {self._most}")
+        self.tell(f"{self.device}: out of memory for {count} windows at once, going on with {self._batch_limit}")
 
     def _to_input(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) to [-1, 1] (B, 3, H, W)."""
+        """(B, H, W, 3) uint8 to (B, 3, H, W) in [-1, 1], in the engine's dtype."""
         x = images.permute(0, 3, 1, 2).to(torch.float32).mul_(2 / 255).sub_(1)
         return x.to(dtype=self._dtype, memory_format=torch.channels_last)
 
 
 def _to_bytes(y: Tensor) -> Tensor:
-    """[-1, 1] (B, 3, H, W) to uint8 (B, H, W, 3), rounded half up as the authors do; NaN becomes 0."""
-    grey = y.float().clamp(-1, 1).mul_(127.5).add_(128).nan_to_num_(0)
-    return grey.clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-# FROM passes.fleet: The engines of a run: batches are dealt to whichever is free, results come back in order.
+    """(B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, rounded half up as in the paper's released code; NaN becomes 0."""
+    levels = y.float().clamp(-1, 1).mul_(127.5).add_(128).nan_to_num_(0)
+    return levels.clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 class EnginePool:
     """Engines with the same generator and settings, one for each device.
 
-    Which engine takes a batch changes nothing in its results, if the devices are of one kind.
+    Each batch goes to an engine that is free; results are returned in the order of the batches, whichever engine is
+    done first. For devices of one kind the results do not depend on which engine takes a batch.
     """
 
     def __init__(self, engines: Sequence[Engine]) -> None:
@@ -164,15 +165,15 @@ class EnginePool:
 
     @property
     def first(self) -> Engine:
-        """The engine of the first device, for what is done once."""
+        """The engine of the first device, for work that is done once."""
         return self.engines[0]
 
     def run(
         self, work: Callable[[Engine, Item], Result], batches: Iterable[Item], *, progress: Progress
     ) -> Iterator[Result]:
-        """``work`` with a free engine for every batch, in order.
+        """Yield work(engine, batch) for every batch, in the order of ``batches``.
 
-        Memory bound: two batches and their results for each lane, of which a GPU has two and a CPU one.
+        Memory bound: two batches and their results for each lane; a GPU has two lanes, a CPU one.
         """
         free: SimpleQueue[Engine] = SimpleQueue()
         for engine in self._lanes:
@@ -189,30 +190,27 @@ class EnginePool:
         return prefetch(with_free_engine, batches, workers=len(self._lanes), ahead=2 * len(self._lanes))
 
 
-# FROM passes.transfer: Arrays to a device and back, beside its work: pinned memory, and a stream for each direction.
-
-
 class Transfer:
-    """Copies that a device makes while it computes; on a CPU there is nothing to copy.
+    """Copies to a device and back while it computes: pinned memory, and one stream per direction. No copies on a CPU.
 
-    Both methods return at once and hand out a function. ``send``'s is called by whoever launches the work, before it;
-    ``fetch``'s waits for the results, and lets other threads launch meanwhile.
+    Both methods start the copy and return a callable at once. Call that of ``send`` before launching the work; call
+    that of ``fetch`` after releasing the device, to wait for the results while other threads launch.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._there: torch.cuda.Stream | None = None
-        self._back: torch.cuda.Stream | None = None
+        self._to_device: torch.cuda.Stream | None = None
+        self._to_host: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._there = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._back = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._to_device = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._to_host = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def send(self, arrays: Sequence[NDArray[Any]]) -> Callable[[], Tensor]:
-        """Arrays of one shape and dtype as one tensor, stacked along a new first axis."""
-        if self._there is None:
+    def send(self, arrays: Sequence[AnyArray]) -> Callable[[], Tensor]:
+        """Stack arrays of one shape and dtype along a new first axis, as one tensor on the device."""
+        if self._to_device is None:
             stacked = torch.from_numpy(np.stack(arrays) if len(arrays) > 1 else np.ascontiguousarray(arrays[0])[None])
             return lambda: stacked
-        stream = self._there
+        stream = self._to_device
         shape, kind = (len(arrays), *arrays[0].shape), torch.from_numpy(arrays[0][:0]).dtype
         host = torch.empty(shape, dtype=kind, pin_memory=True)
         np.stack(arrays, out=host.numpy())
@@ -223,16 +221,16 @@ class Transfer:
         def ready() -> Tensor:
             computing = torch.cuda.current_stream(self._device)
             computing.wait_event(arrived)
-            sent.record_stream(computing)  # or its memory is given to the next copy while it is still read
+            sent.record_stream(computing)  # else its memory would be reused for the next copy while it is still read
             return sent
 
         return ready
 
-    def fetch(self, made: Tensor) -> Callable[[], NDArray[Any]]:
-        """A tensor, launched by the caller on the device's current stream, as an array of its own."""
-        if self._back is None:
+    def fetch(self, made: Tensor) -> Callable[[], AnyArray]:
+        """Copy a tensor, computed on the device's current stream, to an array that owns its memory."""
+        if self._to_host is None:
             return made.numpy
-        stream, computed = self._back, torch.cuda.current_stream(self._device).record_event()
+        stream, computed = self._to_host, torch.cuda.current_stream(self._device).record_event()
         host = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
         with torch.cuda.stream(stream):
             stream.wait_event(computed)
@@ -240,9 +238,11 @@ class Transfer:
             made.record_stream(stream)
             done = stream.record_event()
 
-        def wait() -> NDArray[Any]:
+        def wait() -> AnyArray:
             done.synchronize()
-            result: NDArray[Any] = host.numpy().copy()  # pinned memory is scarce, and results may be kept for long
+            result: AnyArray = (
+                host.numpy().copy()
+            )  # frees the pinned memory, which is scarce: results may be kept for long
             return result
 
         return wait

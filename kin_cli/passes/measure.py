@@ -1,4 +1,4 @@
-"""Pass 1: the statistics of every patch with tissue go into the table (Eq. 3-4, the paper's caching phase)."""
+"""Pass 1: measure the statistics of every patch with tissue (Eq. 3-4, the paper's caching phase) or of a thumbnail."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import InputError
-from kin_cli.geometry import Cell, Grid
+from kin_cli.geometry import Cell, Floats, Grid, Pixels
 from kin_cli.norm.table import StatTable
 from kin_cli.passes.engine import Engine, Execution
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view, overview
 
 Item = TypeVar("Item")
-_LARGEST_PX = 2048
-
-
-# FROM passes.measure: Pass 1: the statistics of every patch with tissue go into the table (Eq. 3-4, the paper's caching phase).
+_THUMBNAIL_MAX_PX = 2048
 
 
 def measure_slide(
@@ -35,17 +31,17 @@ def measure_slide(
     execution: Execution,
     unreadable: Callable[[Cell], None] | None = None,
 ) -> int:
-    """Measure those of ``cells`` that are not yet in the table; returns how many that were.
+    """Measure the ``cells`` that are not yet in the table; return their number.
 
-    What is measured of each is the square of ``side_px`` in its middle. One that cannot be read is an error, or, where
-    ``unreadable`` is given, is told to it and gets NaN, which weighs nothing in the kernel.
+    The square of ``side_px`` in the middle of each patch is measured. If a patch cannot be read, raise ``InputError``;
+    with ``unreadable``, call unreadable(cell) instead and store NaN, which has weight 0 in the kernel.
 
-    Memory bound: 2 · workers + batch patches of pixels, and what the devices work on.
+    Memory bound: the pixels of 2 · workers + batch patches, and the batches on the devices.
     """
     todo = [cell for cell in cells if cell not in table]
     batch, workers, progress = execution.batch, execution.workers, execution.progress
 
-    def read(cell: Cell) -> tuple[Cell, NDArray[np.uint8] | None]:
+    def read(cell: Cell) -> tuple[Cell, Pixels | None]:
         try:
             return cell, view.read(grid.middle(cell, side_px))
         except InputError:
@@ -65,10 +61,8 @@ def measure_slide(
     return len(todo)
 
 
-def _measured(
-    engine: Engine, group: list[tuple[Cell, NDArray[np.uint8] | None]]
-) -> list[tuple[Cell, NDArray[np.float32] | None]]:
-    """The statistics of a batch of patches, None for those that could not be read."""
+def _measured(engine: Engine, group: list[tuple[Cell, Pixels | None]]) -> list[tuple[Cell, Floats | None]]:
+    """The statistics (2, ΣC) of each patch of a batch; None for a patch that could not be read."""
     readable = [pixels for _, pixels in group if pixels is not None]
     found = iter(engine.measure(readable) if readable else ())
     return [(cell, None if pixels is None else next(found)) for cell, pixels in group]
@@ -81,31 +75,26 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def same_shape(group: list[tuple[Item, NDArray[np.uint8]]]) -> Iterator[list[tuple[Item, NDArray[np.uint8]]]]:
-    """A group cut where the pixels' shape changes: a batch needs one shape."""
+def same_shape(group: list[tuple[Item, Pixels]]) -> Iterator[list[tuple[Item, Pixels]]]:
+    """Split a group where the shape of the pixels changes: all images of a batch have one shape."""
     for _, run in groupby(group, key=lambda pair: pair[1].shape):
         yield list(run)
 
 
-# FROM passes.thumbnail: TIN: one set of statistics for the whole slide, taken from a thumbnail (Thumbnail Instance Normalization).
+def thumbnail_statistics(view: SlideView, file: Path | None, *, engine: Engine, patch_px: int) -> Floats:
+    """Means and scales of a thumbnail, shape (2, ΣC): the whole slide's in TIN (thumbnail instance normalisation).
 
-
-def thumbnail_statistics(view: SlideView, file: Path | None, *, engine: Engine, patch_px: int) -> NDArray[np.float32]:
-    """Means and scales of a thumbnail, shape (2, ΣC).
-
-    The thumbnail is the slide scaled to ``patch_px`` on its longer side, its aspect kept, or the given image file as
-    it is (reduced to 2048 px where larger). Its sides are reflected up to a multiple of the patch size's granularity.
+    The thumbnail is the slide scaled to ``patch_px`` on its longer side, or the given image file, reduced to 2048 px if
+    larger; the aspect ratio is kept. Reflection pads both sides to multiples of the generator's stride.
     """
     if file is None:
         pixels = overview(view, max_side=patch_px)
     else:
         with open_slide(file) as image:
-            pixels = overview(open_view(image), max_side=_LARGEST_PX)
+            pixels = overview(open_view(image), max_side=_THUMBNAIL_MAX_PX)
     height, width = pixels.shape[:2]
     step = engine.stride
     padding = ((0, -height % step), (0, -width % step), (0, 0))
-    stats: NDArray[np.float32] = engine.measure(
-        [np.pad(pixels, padding, mode="reflect" if min(height, width) > 1 else "edge")]
-    )[0]
+    stats: Floats = engine.measure([np.pad(pixels, padding, mode="reflect" if min(height, width) > 1 else "edge")])[0]
     np.divide(1.0, stats[1], out=stats[1], where=stats[1] > 0)
     return stats

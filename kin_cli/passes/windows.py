@@ -1,8 +1,27 @@
-"""The plan of pass 2: which windows the network sees, in which blocks of tiles they come, and what is translated.
+"""Windows of pass 2: what the network sees at once, the blocks in which the windows come, the tiles to be translated.
 
-Four different things: a *patch* carries statistics, a *window* is what the network sees at once, a *halo* of real
-pixels surrounds it, a *tile* is what the file stores. Windows come in square blocks that whole windows and whole tiles
-both fill, so that a tile never waits for another block and memory never depends on the image's width.
+    ┌─────────────────────────────┐
+    │ halo                        │    patch    carries one set of statistics (512 px)
+    │   ╔═══════════╤═══════════╗ │    window   1 × 1 or more patches, which the network sees at once
+    │   ║   patch   │   patch   ║ │    halo     real pixels around a window, which the network sees, too; cut off
+    │   ║           │           ║ │             afterwards
+    │   ╟───────── window ──────╢ │    tile     what the file stores, and the square that metrics measure; its side
+    │   ║   patch   │   patch   ║ │             need not be that of a patch or of a window
+    │   ║           │           ║ │    block    square of whole windows and of whole tiles
+    │   ╚═══════════╧═══════════╝ │
+    └─────────────────────────────┘
+
+A block as four windows, and the same block as the nine tiles that are cut from them:
+
+    ╔═════════════╦═════════════╗    ┌────────┬────────┬────────┐
+    ║             ║             ║    │  tile  │  tile  │  tile  │
+    ║   window    ║   window    ║    ├────────┼────────┼────────┤
+    ╠═════════════╬═════════════╣    │  tile  │  tile  │  tile  │
+    ║             ║             ║    ├────────┼────────┼────────┤
+    ║   window    ║   window    ║    │  tile  │  tile  │  tile  │
+    ╚═════════════╩═════════════╝    └────────┴────────┴────────┘
+
+So no tile waits for the windows of another block, and memory does not depend on the width of the image.
 """
 
 from __future__ import annotations
@@ -11,16 +30,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kin_cli.geometry import Box, Cell, Grid
-
-Flags = NDArray[np.bool_]
+from kin_cli.geometry import Box, Cell, Grid, Mask
 
 
 @dataclass(frozen=True)
 class Window:
-    """What the network sees at once: ``rows`` × ``cols`` patches from ``first``, and the halo around them."""
+    """``rows`` × ``cols`` patches from ``first``: the box ``core``, with a halo of ``halo_px`` on all sides."""
 
     first: Cell
     rows: int
@@ -30,13 +46,13 @@ class Window:
 
     @property
     def read(self) -> Box:
-        """The pixels to read, halo included; may reach beyond the image."""
+        """The pixels to read: core and halo. The box may reach beyond the image."""
         return self.core.grown(self.halo_px)
 
 
 @dataclass(frozen=True)
 class Block:
-    """The windows that fill a square of whole tiles, and those of its tiles that are to be made."""
+    """A square of whole windows and of whole tiles: the windows to run, and the tiles to make of them."""
 
     box: Box
     windows: tuple[Window, ...]
@@ -44,18 +60,18 @@ class Block:
 
 
 class WindowGrid:
-    """Windows of ``window_px`` over a patch grid, restricted to the cells that are translated.
+    """All windows of an image, over the patches that are translated.
 
-    ``selected`` (rows, cols) says which cells of the patch grid are translated. A tile is *whole* if all its cells
-    inside the image are, *mixed* if some are, *empty* if none is. ``tight`` windows end where their selected cells do:
-    less work at the edge of tissue, for windows of many shapes.
+    ``selected`` (rows, cols) marks the cells of the patch grid that are translated. A tile is *whole* if all its cells
+    inside the image are, *partial* if some are, *empty* if none is. ``tight`` crops each window to its
+    selected cells: less work at the edge of tissue, but windows of many shapes.
     """
 
     def __init__(
         self,
         patches: Grid,
         tiles: Grid,
-        selected: Flags,
+        selected: Mask,
         *,
         window_px: int,
         block_px: int,
@@ -71,37 +87,37 @@ class WindowGrid:
             self._some[tile], self._all[tile] = selected[inside].any(), selected[inside].all()
 
     def cells_of(self, box: Box) -> tuple[slice, slice]:
-        """Index into ``selected`` of the cells that share a pixel with a box inside the image."""
+        """Index into ``selected`` of the cells that overlap a box inside the image."""
         step = self.patches.step
         return slice(box.y // step, (box.bottom - 1) // step + 1), slice(box.x // step, (box.right - 1) // step + 1)
 
     def is_whole(self, tile: Cell) -> bool:
-        """Every pixel of the tile is translated."""
+        """Whether all pixels of the tile are translated."""
         return bool(self._all[tile])
 
     def is_empty(self, tile: Cell) -> bool:
-        """No pixel of the tile is translated."""
+        """Whether no pixel of the tile is translated."""
         return not self._some[tile]
 
     @property
     def translated_tiles(self) -> int:
-        """Tiles of which at least a part is translated."""
+        """Number of whole and partial tiles."""
         return int(self._some.sum())
 
-    def selected_pixels(self, box: Box) -> Flags:
-        """Which pixels of a box inside the image are translated, shape (height, width)."""
+    def selected_pixels(self, box: Box) -> Mask:
+        """The translated pixels of a box inside the image, shape (height, width)."""
         rows = np.arange(box.y, box.bottom) // self.patches.step
         cols = np.arange(box.x, box.right) // self.patches.step
         return self.selected[np.ix_(rows, cols)]
 
     @property
     def tiles_by_block_row(self) -> list[int]:
-        """Translated tiles in each row of blocks: how its work compares with that of others."""
+        """Number of translated tiles in each row of blocks, to divide the work into equal parts."""
         tiles = self._blocks.step // self.tiles.step
         return [int(self._some[row * tiles : (row + 1) * tiles].sum()) for row in range(self._blocks.rows)]
 
     def blocks(self, done: Callable[[Cell], bool], *, rows: range | None = None) -> Iterator[Block]:
-        """Blocks that still have tiles to make, row by row; ``done`` tells which tiles are finished."""
+        """Blocks with tiles still to make, row by row; ``done(tile)`` says whether a tile is finished."""
         for place in self._blocks:
             if rows is not None and place.row not in rows:
                 continue
@@ -111,7 +127,7 @@ class WindowGrid:
                 yield Block(box, tuple(self._windows(box, tiles)), tiles)
 
     def _windows(self, block: Box, tiles: tuple[Cell, ...]) -> Iterator[Window]:
-        """The windows of a block that show a translated cell of a tile still to be made."""
+        """The windows of a block that hold a translated cell of a tile still to be made."""
         wanted = np.zeros_like(self.selected)
         for tile in tiles:
             wanted[self.cells_of(self.tiles.clipped(tile))] = True
@@ -123,11 +139,11 @@ class WindowGrid:
                     yield self._window(slice(row, row + step), slice(col, col + step))
 
     def _window(self, rows: slice, cols: slice) -> Window:
-        """The window over these cells, as far as they are in the grid."""
+        """The window over these cells, clipped to the grid."""
         inside = self.selected[rows, cols]
         if not self._tight:
             inside = np.ones_like(inside)
-        # by what is selected, not by what is still to be made: an interruption must not change a window
+        # not by what is still to be made: an interruption must not change a window
         down, across = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
         first = Cell(rows.start + int(down[0]), cols.start + int(across[0]))
         height, width = int(down[-1] - down[0]) + 1, int(across[-1] - across[0]) + 1

@@ -1,1 +1,1 @@
-"""Pixels out: encoded tiles, the levels made from them, the finished files, and their check."""
+"""Writing the output: encoded tiles, the levels of the pyramid, the finished file, and its check."""

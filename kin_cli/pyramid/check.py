@@ -1,6 +1,11 @@
-"""Whether a finished file is sound: its structure, its pixel sizes, and every tile of every level.
+"""Checks of finished files.
 
-Readers are no such check: most open a file that was cut short, and show the rest as black.
+- ``check_file`` and ``check_flat`` return what is wrong with a file: its structure, its pixel sizes, and every tile of
+  every level. Opening the file in a viewer is no such check: most readers open a truncated file and show the missing
+  part as black.
+- ``finished_record`` and ``verified_record`` decide whether an existing output is the one that a command would make,
+  by the record beside it and the checksums in it.
+- ``StoredLevel``, ``read_row`` and the decoders read the images of a TIFF for the checks.
 """
 
 from __future__ import annotations
@@ -23,26 +28,25 @@ from numpy.typing import NDArray
 
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import OutputError, UsageError
-from kin_cli.geometry import Cell, Size
+from kin_cli.geometry import AnyArray, Cell, Size
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.ifd import Directory, MalformedTiffError, Tag, TiffDirectories
 from kin_cli.pyramid.layout import OutputFormat
 from kin_cli.pyramid.metadata import Description, Digest, parse_description
+from kin_cli.store.work import as_json, differences
 
-_SAME = 1e-6  # relative; a resolution is a ratio of two 32-bit integers
-_LISTED = 10
-_CENTIMETRE = 3
-Decoder = Callable[[bytes, int], None]  # decodes the bytes of the tile of a number, raises where that fails
-
-_JPEG, _DEFLATE = 7, 8
+_SAME = 1e-6  # relative tolerance; a resolution is a ratio of two 32-bit integers
+_LISTED = 10  # tiles, rows or columns named in a message
+_CENTIMETRE = 3  # value of the tag ResolutionUnit
+_JPEG, _DEFLATE = 7, 8  # values of the tag Compression
+Decoder = Callable[[bytes, int], None]  # decodes the bytes of a tile, given its number; raises if that fails
 Record = dict[str, Any]
-
-
-# FROM pyramid.check: Whether a finished file is sound: its structure, its pixel sizes, and every tile of every level. Readers are no such check: most open a file that was cut short, and show the rest as black.
 
 
 @dataclass(frozen=True)
 class _Options:
+    """The options of ``check_file``."""
+
     decode: bool
     workers: int
     advance: Callable[[int, int], None] | None
@@ -51,14 +55,15 @@ class _Options:
 def check_file(
     path: Path, *, decode: bool = True, workers: int = 1, advance: Callable[[int, int], None] | None = None
 ) -> list[str]:
-    """What is wrong with a finished file, one line a problem; none if it is sound.
+    """List what is wrong with a finished file, one line per problem; an empty list if the file is sound.
 
-    Of a pyramid that kin wrote: the directories are chained (and SubIFDs, in OME-TIFF), their sizes halve, their pixel
-    sizes agree with each other and with the description, every tile lies in the file, its bytes have their checksums,
-    and, with ``decode``, it decodes to its full size. Of any other TIFF: that its tiles or strips lie in the file and
-    decode. Of a PNG or JPEG: that it decodes. ``progress`` is called with the tiles done so far and their number.
+    Checked for a pyramid that kin wrote: the directories are chained (and SubIFDs, in OME-TIFF), each level has half
+    the size of the one above, pixel sizes agree with each other and with the description, every tile lies inside the
+    file and has the right checksum and, with ``decode``, decodes to its full size. For any other TIFF: tiles or strips
+    lie inside the file and, with ``decode``, decode. For a PNG or JPEG: it decodes. ``advance`` is called with the
+    number of tiles done so far and the total.
 
-    Memory bound: one tile for each of ``workers``, and about 100 bytes for each tile of the file (tables).
+    Memory bound: one tile for each of ``workers``, and about 100 bytes per tile of the file (tables).
     """
     try:
         kind = OutputFormat.of(path)
@@ -76,7 +81,7 @@ def check_file(
 
 
 def check_flat(path: Path, kind: OutputFormat) -> list[str]:
-    """What is wrong with a PNG or JPEG, whatever its name: that it does not decode to its end."""
+    """List what is wrong with a PNG or JPEG, whatever its name: it must decode completely."""
     load = pyvips.Image.pngload if kind is OutputFormat.PNG else pyvips.Image.jpegload
     try:
         load(str(path), access="sequential", fail_on="warning").avg()
@@ -119,11 +124,11 @@ def _tiff_problems(path: Path, fd: int, options: _Options) -> list[str]:
 
 
 def _chain_problems(tiff: TiffDirectories, levels: list[StoredLevel], description: Description) -> Iterator[str]:
-    """Directories that are not linked, marked or sized as those of a pyramid are."""
+    """Directories whose links, marks or sizes are not those of a pyramid that kin writes."""
     chain = [directory.offset for directory in tiff.chain()]
     sub = [int(offset) for offset in tiff.values(levels[0].directory, Tag.SUB_IFDS).flat]
     if len(chain) != len(description.digests):
-        yield f"{len(chain)} levels are chained, but its description tells of {len(description.digests)}"
+        yield f"{len(chain)} levels are chained, but its description lists {len(description.digests)}"
     if sub != (chain[1:] if description.ome else []):
         yield "its SubIFDs are not the directories chained behind the first"
     for upper, lower in itertools.pairwise(levels):
@@ -138,7 +143,7 @@ def _chain_problems(tiff: TiffDirectories, levels: list[StoredLevel], descriptio
 
 
 def _pixel_size_problems(tiff: TiffDirectories, levels: list[StoredLevel], description: Description) -> Iterator[str]:
-    """Levels whose resolution is not the description's pixel size, scaled."""
+    """Levels whose resolution does not follow from the pixel size in the description."""
     for level in levels:
         found = [tiff.values(level.directory, tag) for tag in (Tag.X_RESOLUTION, Tag.Y_RESOLUTION)]
         if description.mpp is None or any(values.shape != (1, 2) for values in found):
@@ -167,7 +172,7 @@ def _tile_problems(level: StoredLevel, bad: dict[Cell, str]) -> Iterator[str]:
 
 
 def _checksum_problems(level: StoredLevel, wanted: Digest, found: Digest, known: set[Cell]) -> Iterator[str]:
-    """Rows and columns whose checksums differ, but for those of tiles that are known to be bad."""
+    """Rows and columns whose checksums differ for other reasons than the tiles ``known`` to be bad."""
     if (len(wanted.rows), len(wanted.cols)) != (level.rows, level.cols):
         yield f"{level}: its checksums are those of another image"
         return
@@ -193,28 +198,68 @@ def _listed(numbers: list[int]) -> str:
     return f"{shown}, …" if len(numbers) > _LISTED else shown
 
 
-# FROM pyramid.levels: The images of a finished TIFF as a check sees them: where their tiles lie, and whether these can be read.
+# An output and the record beside it
+
+
+def finished_record(output: Path, record_file: Path, settings: Mapping[str, object]) -> Record:
+    """The record of ``output`` if it is a finished output of these settings; else ``OutputError`` with the reason.
+
+    The record is written after the output has its final name, and is valid only if the file has the recorded size. A
+    setting that is missing on one side counts as None.
+    """
+    try:
+        record = json.loads(record_file.read_bytes())
+        found, size = dict(record["settings"]), int(record["output_bytes"])
+    except FileNotFoundError:
+        raise _refusal(output, f"exists, but its record {record_file.name} does not") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _refusal(output, f"exists, but its record {record_file.name} cannot be read") from error
+    if differing := differences(_without_none(found), _without_none(as_json(settings))):
+        raise _refusal(output, f"was made with other settings ({differing})")
+    if output.stat().st_size != size:
+        raise _refusal(output, f"has {output.stat().st_size} bytes, but its record says {size}")
+    return dict(record)
+
+
+def verified_record(output: Path, record_file: Path, settings: Mapping[str, object]) -> Record:
+    """Like ``finished_record``, but also read the output and compare every tile with its checksum."""
+    record = finished_record(output, record_file, settings)
+    problems = check_file(output, decode=False)
+    if problems:
+        raise _refusal(output, f"exists, but is not sound: {problems[0]}")
+    return record
+
+
+def _refusal(output: Path, what: str) -> OutputError:
+    return OutputError(f"{output}: {what}", "--overwrite replaces it")
+
+
+def _without_none(settings: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+# Reading the images of a TIFF
 
 
 @dataclass(frozen=True)
 class StoredLevel:
-    """One image of the file: offsets and sizes of its tiles, row by row; strips count as tiles in one column."""
+    """One image of a TIFF: offsets and sizes (bytes) of its tiles, row by row; strips are tiles in a single column."""
 
     number: int
     directory: Directory
     size: Size
     tile_size: Size
-    offsets: NDArray[Any]
-    sizes: NDArray[Any]
+    offsets: AnyArray
+    sizes: AnyArray
 
     @property
     def cols(self) -> int:
-        """Tiles in a row."""
+        """Number of tiles in a row."""
         return -(-self.size.width // self.tile_size.width)
 
     @property
     def rows(self) -> int:
-        """Rows of tiles; where the colours lie apart, those of all colours."""
+        """Number of rows of tiles; if colours are stored apart, the rows of all colours together."""
         return -(-len(self.offsets) // self.cols)
 
     def __str__(self) -> str:
@@ -223,14 +268,14 @@ class StoredLevel:
 
 @dataclass(frozen=True)
 class RowCheck:
-    """CRC-32s of the tiles of a row, uint32 (cols,), and what is wrong with which."""
+    """CRC-32s of the tiles of a row, uint32 (cols,), and the problem of each bad tile."""
 
     crcs: NDArray[np.uint32]
     bad: dict[Cell, str]
 
 
 def read_levels(tiff: TiffDirectories) -> list[StoredLevel]:
-    """The images in the main chain, then those that are only SubIFDs; raises ``MalformedTiffError``."""
+    """The images in the main chain, followed by those that are only SubIFDs; may raise ``MalformedTiffError``."""
     directories = {directory.offset: directory for directory in tiff.chain()}
     for directory in list(directories.values()):
         for offset in tiff.values(directory, Tag.SUB_IFDS).flat:
@@ -260,7 +305,7 @@ def _level(tiff: TiffDirectories, number: int, directory: Directory) -> StoredLe
 
 
 def read_row(row: int, *, tiff: TiffDirectories, level: StoredLevel, decoder: Decoder | None) -> RowCheck:
-    """Read every tile in a row of ``level``, and decode it if there is a ``decoder``; may run in several threads."""
+    """Read every tile in a row of ``level``, and decode it if there is a ``decoder``. Thread-safe."""
     crcs, bad = np.zeros(level.cols, np.uint32), {}
     first = row * level.cols
     for index in range(first, min(first + level.cols, len(level.offsets))):
@@ -276,13 +321,13 @@ def read_row(row: int, *, tiff: TiffDirectories, level: StoredLevel, decoder: De
             try:
                 if decoder is not None:
                     decoder(payload, index)
-            except Exception as error:  # whatever a codec raises is the finding
+            except Exception as error:  # codecs raise many types; any of them means a damaged tile
                 bad[Cell(row, col)] = f"does not decode: {' '.join(str(error).split()) or type(error).__name__}"
     return RowCheck(crcs, bad)
 
 
 def own_decoder(tiff: TiffDirectories, level: StoredLevel) -> Decoder:
-    """The decoder of a level that kin wrote; ``MalformedTiffError`` if the compression is none that kin writes."""
+    """The decoder of a level that kin wrote; ``MalformedTiffError`` if kin does not write its compression."""
     compression = tiff.number(level.directory, Tag.COMPRESSION)
     if compression not in (_JPEG, _DEFLATE):
         raise MalformedTiffError(f"{level} has compression {compression}, which kin does not write")
@@ -297,12 +342,12 @@ def own_decoder(tiff: TiffDirectories, level: StoredLevel) -> Decoder:
 
 
 def foreign_decoders(path: Path, levels: list[StoredLevel]) -> list[Decoder]:
-    """The decoders of the levels of any TIFF that tifffile can read, else ``MalformedTiffError``."""
+    """The decoders of the levels of any TIFF, by tifffile; ``MalformedTiffError`` if tifffile cannot read the file."""
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = {page.offset: page for page in _pages(tiff)}
             return [_foreign_decoder(pages[level.directory.offset]) for level in levels]
-    except Exception as error:  # on damaged files it raises almost anything
+    except Exception as error:  # tifffile raises almost any type for damaged files
         raise MalformedTiffError(f"tifffile cannot read it: {' '.join(str(error).split())}") from error
 
 
@@ -313,7 +358,7 @@ def _pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
 
 
 def _foreign_decoder(page: Any) -> Decoder:
-    # now, while tifffile has the file open: both are made on first use
+    # both are computed on first use, so get them here, while tifffile has the file open
     decode_tile, tables = page.decode, page.jpegtables
 
     def decode(payload: bytes, index: int) -> None:
@@ -321,45 +366,3 @@ def _foreign_decoder(page: Any) -> Decoder:
             raise ValueError("it has no pixels")
 
     return decode
-
-
-# FROM pyramid.finished: Whether a file of the final name is what a command would make: by the record beside it, and by its checksums.
-
-
-def finished_record(output: Path, record_file: Path, settings: Mapping[str, object]) -> Record:
-    """The record of a finished ``output`` of these settings, or an ``OutputError`` that says why it is none.
-
-    The record is written after the output has its name, and counts only for a file of the size that it tells.
-    """
-    try:
-        record = json.loads(record_file.read_bytes())
-        found, size = dict(record["settings"]), int(record["output_bytes"])
-    except FileNotFoundError:
-        raise _refusal(output, f"exists, but its record {record_file.name} does not") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _refusal(output, f"exists, but its record {record_file.name} cannot be read") from error
-    wanted = json.loads(json.dumps(settings))
-    differing = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
-    if differing:
-        changes = (f"{name}: {_shown(found, name)} → {_shown(wanted, name)}" for name in sorted(differing))
-        raise _refusal(output, f"was made with other settings ({'; '.join(changes)})")
-    if output.stat().st_size != size:
-        raise _refusal(output, f"has {output.stat().st_size} bytes, but its record tells of {size}")
-    return dict(record)
-
-
-def verified_record(output: Path, record_file: Path, settings: Mapping[str, object]) -> Record:
-    """The same, after reading the output and checking every tile against its checksum."""
-    record = finished_record(output, record_file, settings)
-    problems = check_file(output, decode=False)
-    if problems:
-        raise _refusal(output, f"exists, but is not sound: {problems[0]}")
-    return record
-
-
-def _refusal(output: Path, what: str) -> OutputError:
-    return OutputError(f"{output}: {what}", "--overwrite replaces it")
-
-
-def _shown(settings: Mapping[str, object], name: str) -> str:
-    return json.dumps(settings[name], ensure_ascii=False) if name in settings else "(not set)"

@@ -1,4 +1,4 @@
-"""Tiles to bytes and back, in the encodings that every reader of the output opens correctly."""
+"""Encoding and decoding of tiles, in the variants of JPEG and deflate that all common readers open correctly."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Literal
 
 import imagecodecs
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from kin_cli.errors import UsageError
-
-Pixels = NDArray[np.uint8]
+from kin_cli.geometry import Pixels
 
 _FACTORS = {"420": (2, 2), "422": (2, 1), "444": (1, 1)}
 _DEFLATE_LEVEL = 1
@@ -22,11 +20,11 @@ _DEFLATE_LEVEL = 1
 
 @dataclass(frozen=True)
 class Codec:
-    """How tiles are encoded: JPEG (in YCbCr, with quality 1 … 100 and chroma subsampling), or lossless deflate.
+    """The encoding of tiles: JPEG (YCbCr, with quality 1 … 100 and chroma subsampling) or lossless deflate.
 
-    Deflate is zlib at level 1 over horizontal differences (TIFF predictor 2); quality and subsampling then only count
-    where a flat JPEG is made of the tiles. The same pixels give the same bytes; all methods release the interpreter
-    lock and may run in several threads. Raises ``UsageError`` for values that make no sense.
+    Deflate is zlib at level 1 over horizontal differences (TIFF predictor 2); quality and subsampling then matter only
+    when a flat JPEG is made from the tiles. The same pixels always give the same bytes. All methods are thread-safe and
+    release the interpreter lock. Raises ``UsageError`` for invalid values.
     """
 
     compression: Literal["jpeg", "deflate"] = "jpeg"
@@ -43,16 +41,16 @@ class Codec:
 
     @property
     def lossless(self) -> bool:
-        """Whether decoding gives back the very pixels."""
+        """Whether decoding gives exactly the encoded pixels."""
         return self.compression == "deflate"
 
     @property
     def chroma_factors(self) -> tuple[int, int]:
-        """Horizontal and vertical chroma subsampling, as the TIFF tag 530 has them."""
+        """Horizontal and vertical chroma subsampling factors, as in TIFF tag 530."""
         return _FACTORS[self.subsampling]
 
     def encode(self, tile: Pixels) -> bytes:
-        """Bytes of a tile, uint8 (T, T, 3) in RGB."""
+        """Encode a tile, uint8 (T, T, 3) RGB."""
         if self.lossless:
             differences = imagecodecs.delta_encode(tile, axis=-2)
             return bytes(imagecodecs.deflate_encode(differences.tobytes(), level=_DEFLATE_LEVEL))
@@ -67,7 +65,7 @@ class Codec:
         )
 
     def decode(self, payload: bytes, side: int) -> Pixels:
-        """The tile, uint8 (side, side, 3), of the bytes that ``encode`` gave."""
+        """Decode bytes from ``encode`` to the tile, uint8 (side, side, 3) RGB."""
         if self.lossless:
             raw = imagecodecs.deflate_decode(payload, out=side * side * 3)
             differences = np.frombuffer(raw, np.uint8).reshape(side, side, 3)
@@ -75,19 +73,19 @@ class Codec:
         return np.asarray(imagecodecs.jpeg8_decode(payload))
 
     def decode_half(self, payload: bytes, side: int) -> Pixels:
-        """The tile at half its side, uint8 (side / 2, side / 2, 3).
+        """Decode bytes from ``encode`` at half scale, uint8 (side / 2, side / 2, 3) RGB.
 
-        Deflate: ``halved``. JPEG: decoded from the low half of each block's frequencies, which costs a third less
-        than decoding and averaging, without the upward bias of rounding; 0.5 dB less exact at 4:2:0.
+        Deflate: decoded, then ``halved``. JPEG: decoded from the low half of each DCT block's frequencies, which costs
+        a third less than decoding and averaging and avoids the upward bias of rounding; 0.5 dB less exact at 4:2:0.
         """
         if self.lossless:
             return halved(self.decode(payload, side))
-        # the plugin's own class: Image.open registers plugins on first use, which is not safe in threads
+        # not Image.open, which registers plugins on first use and is then not thread-safe
         image = JpegImageFile(BytesIO(payload))
         image.draft("RGB", (side // 2, side // 2))
         return np.asarray(image)
 
 
 def halved(pixels: Pixels) -> Pixels:
-    """The means of 2×2 pixels, halves rounded up: uint8 (H, W, 3) with even sides to (H / 2, W / 2, 3)."""
+    """Means of 2×2 pixels, halves rounded up: uint8 (H, W, 3) with even sides to (H / 2, W / 2, 3)."""
     return np.asarray(Image.fromarray(pixels).reduce(2))

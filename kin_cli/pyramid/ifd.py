@@ -1,4 +1,7 @@
-"""The image file directories of a TIFF, read without trust, and linked anew: the part of TIFF that tifffile hides."""
+"""Image file directories (IFDs) of TIFF: reading them with every offset checked, and linking them anew.
+
+tifffile gives no access to directories at this level.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ from numpy.typing import NDArray
 
 from kin_cli.store.files import read_at, write_all
 
-# TIFF field type → numpy type; the rationals (5, 10) as pairs of integers
+# TIFF field type → numpy type; rationals (5, 10) are pairs of integers
 _TYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "2u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "2i4"}
 _TYPES |= {11: "f4", 12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 _MAX_DIRECTORIES = 10_000
 
 
 class Tag(IntEnum):
-    """The TIFF tags that we name."""
+    """Numbers of the TIFF tags that kin uses."""
 
     SUBFILE_TYPE = 254
     WIDTH = 256
@@ -46,11 +49,11 @@ class Tag(IntEnum):
 
 
 class MalformedTiffError(ValueError):
-    """The file is no TIFF, or its directories do not hold together."""
+    """The file is not a TIFF, or its directories are inconsistent."""
 
 
 class IfdField(NamedTuple):
-    """One field of a directory: so many values of a TIFF type, lying at byte ``at`` of the file."""
+    """One field of a directory: its TIFF type (``kind``), the number of values, and their offset ``at`` in the file."""
 
     kind: int
     values: int
@@ -59,7 +62,7 @@ class IfdField(NamedTuple):
 
 @dataclass(frozen=True)
 class Directory:
-    """An image file directory at byte ``offset``; ``following`` is the next one's offset, 0 at the end."""
+    """An image file directory at byte ``offset``; ``following`` is the offset of the next one, 0 for the last."""
 
     offset: int
     entries: dict[int, IfdField]
@@ -67,9 +70,9 @@ class Directory:
 
 
 class TiffDirectories:
-    """Reads the directories of an open TIFF or BigTIFF, of either byte order.
+    """Reader of the directories of an open TIFF or BigTIFF, of either byte order.
 
-    All methods raise ``MalformedTiffError`` for what is not there or lies outside the file. Memory: nothing is kept.
+    All methods raise ``MalformedTiffError`` if what they read is missing or lies outside the file. Nothing is cached.
     """
 
     def __init__(self, fd: int) -> None:
@@ -101,7 +104,7 @@ class TiffDirectories:
         return directories
 
     def directory(self, offset: int) -> Directory:
-        """The directory at a byte of the file."""
+        """The directory at byte ``offset`` of the file."""
         first = offset + struct.calcsize(self._count)
         entries: dict[int, IfdField] = {}
         for number in range(self._unpack(self._count, offset)):
@@ -116,7 +119,7 @@ class TiffDirectories:
         return Directory(offset, entries, self._unpack(self._word, end))
 
     def values(self, directory: Directory, tag: Tag) -> NDArray[np.generic]:
-        """The values of a field, shape (count,), rationals (count, 2); none (0,) where there is no such field."""
+        """The values of a field, shape (count,), for rationals (count, 2); shape (0,) if the field is missing."""
         entry = directory.entries.get(tag)
         if entry is None:
             return np.zeros(0, np.int64)
@@ -129,7 +132,7 @@ class TiffDirectories:
         return values.reshape(-1, 2) if width == 2 else values
 
     def number(self, directory: Directory, tag: Tag, default: int | None = None) -> int:
-        """The first value of an integer field, or ``default`` where there is none."""
+        """The first value of an integer field, or ``default`` if the field is missing."""
         values = self.values(directory, tag)
         if values.size and values.dtype.kind in "iu":
             return int(values.flat[0])
@@ -138,15 +141,15 @@ class TiffDirectories:
         return default
 
     def text(self, directory: Directory, tag: Tag) -> bytes:
-        """The bytes of a text field, without what follows the end mark; empty where there is none."""
+        """The bytes of a text field up to its first NUL; empty if the field is missing."""
         return self.values(directory, tag).tobytes().partition(b"\0")[0]
 
     def packed(self, entries: list[bytes], following: int) -> bytes:
-        """The bytes of a directory of raw entries."""
+        """A directory as bytes, from raw entries (see ``raw_entries``) and the offset of the next directory."""
         return struct.pack(self._count, len(entries)) + b"".join(entries) + struct.pack(self._word, following)
 
     def raw_entries(self, directory: Directory) -> dict[int, bytes]:
-        """The entries of a directory as they stand in the file, by tag."""
+        """The entries of a directory as stored in the file, by tag."""
         first = directory.offset + struct.calcsize(self._count)
         return {
             tag: self.bytes_at(first + number * self._entry_bytes, self._entry_bytes)
@@ -164,10 +167,10 @@ class TiffDirectories:
 
 
 def relink(fd: int, *, dropped: Collection[Tag]) -> None:
-    """Chain the SubIFDs of the first directory behind it, so that they are both, and take fields out of them all.
+    """Append the SubIFDs of the first directory to the main chain, too, and remove the ``dropped`` fields everywhere.
 
-    OpenSlide follows the chain only, Bio-Formats and tifffile (for OME) the SubIFDs only. Fields are dropped because
-    tifffile writes some that must not be there.
+    OpenSlide follows the chain only; Bio-Formats and tifffile (for OME) follow the SubIFDs only. Fields are dropped
+    because tifffile writes some that must not be in the file.
     """
     tiff = TiffDirectories(fd)
     chain = tiff.chain()

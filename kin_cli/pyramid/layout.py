@@ -1,4 +1,4 @@
-"""How the image written is cut up: windows into blocks into TIFF tiles, and the levels of the pyramid."""
+"""The geometry of the output: windows, blocks and TIFF tiles, the levels of the pyramid, and the file formats."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ from pathlib import Path
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Cell, Grid, Size
 
-_TIFF_UNIT = 16  # TIFF wants tile sides in multiples of 16
+_TIFF_UNIT = 16  # TIFF requires tile sides that are multiples of 16
 _TILE_MIN = 128
 _TILE_MAX = 512
 
 
-# FROM pyramid.layout: How the image written is cut up: windows into blocks into TIFF tiles, and the levels of the pyramid.
-
-
 @dataclass(frozen=True)
 class Blocks:
-    """Sides in pixels of the window that the network sees, of the block that is encoded at once, and of the TIFF tile.
+    """Sides in pixels of the window that the network sees, of the block encoded at once, and of the TIFF tile.
 
-    A block is a whole number of windows and a whole number of tiles, so no tile waits for two blocks.
+    A block consists of whole windows and of whole tiles, so that every tile comes from a single block.
     """
 
     window: int
@@ -34,12 +31,12 @@ class Blocks:
 
 
 def fit_blocks(window: int, size: Size | None = None) -> Blocks:
-    """Block and tile for windows of ``window`` pixels, a positive multiple of 4 (else ``UsageError``).
+    """Choose block and tile for windows of ``window`` pixels, a positive multiple of 4 (else ``UsageError``).
 
-    On an image of ``size`` narrower than 129 px tiles are at most 256 px wide: libvips refuses larger ones there.
-
-    The block is the smallest common multiple of window and 16, or the largest up to 512 if that is larger. The tile is
-    its largest divisor up to 512 that is a multiple of 16; where none reaches 128, the smallest from 128 on.
+    The block is the largest common multiple of window and 16 up to 512, or the least common multiple if that is above
+    512. The tile is the largest divisor of the block up to 512 that is a multiple of 16, or, if this is below 128, the
+    smallest one from 128 on. For an image of ``size`` with a side of at most 128 px, 256 replaces 512 as the limit of
+    the tile: libvips refuses larger tiles there.
     """
     if window < 4 or window % 4:
         raise UsageError(f"a window of {window} pixels is not a positive multiple of 4")
@@ -54,10 +51,10 @@ def fit_blocks(window: int, size: Size | None = None) -> Blocks:
 
 @dataclass(frozen=True)
 class PyramidLayout:
-    """The levels of an image of ``size``, each in tiles of ``tile`` pixels (a multiple of 16), all tiles numbered.
+    """The levels of an image of ``size``, cut into tiles of ``tile`` pixels (a multiple of 16), and the tile numbers.
 
-    Level 0 is the image; each further level halves both sides, rounding down but never below 1 pixel (what Aperio,
-    libvips and viv assume), until both are below ``min_side``.
+    Level 0 is the image. Each further level halves both sides, rounded down but at least 1 pixel (as Aperio, libvips
+    and viv assume), until both are below ``min_side``.
     """
 
     size: Size
@@ -72,7 +69,7 @@ class PyramidLayout:
 
     @cached_property
     def sizes(self) -> tuple[Size, ...]:
-        """Size of every level, the full image first."""
+        """Size of every level, level 0 first."""
         sizes = [self.size]
         while max(sizes[-1].width, sizes[-1].height) >= self.min_side:
             sizes.append(Size(max(1, sizes[-1].width // 2), max(1, sizes[-1].height // 2)))
@@ -80,7 +77,7 @@ class PyramidLayout:
 
     @property
     def top(self) -> int:
-        """Number of the smallest level."""
+        """The smallest level, i.e. the number of levels − 1."""
         return len(self.sizes) - 1
 
     def grid(self, level: int) -> Grid:
@@ -98,11 +95,11 @@ class PyramidLayout:
 
     @property
     def reduced_count(self) -> int:
-        """Number of tiles of all levels but level 0: those that ``build_levels`` makes."""
+        """Number of tiles above level 0, which ``build_levels`` makes."""
         return self.tile_count - self._first_keys[1]
 
     def key(self, level: int, cell: Cell) -> int:
-        """Number of a tile in 0 … ``tile_count`` − 1: level by level, each row by row."""
+        """Number of a tile, 0 … ``tile_count`` − 1: level by level, in each row by row."""
         return self._first_keys[level] + self.grid(level).index(cell)
 
     def keys(self, level: int) -> range:
@@ -110,15 +107,15 @@ class PyramidLayout:
         return range(self._first_keys[level], self._first_keys[level + 1])
 
     def place(self, key: int) -> tuple[int, Cell]:
-        """Level and cell of a tile's number."""
+        """Level and cell of the tile with number ``key``."""
         level = next(n for n in range(len(self.sizes)) if key < self._first_keys[n + 1])
         return level, self.grid(level).cell(key - self._first_keys[level])
 
     def children(self, level: int, cell: Cell) -> Iterator[Cell]:
-        """The cells of ``level − 1`` below a cell, row by row: every cell is below exactly one of the level above.
+        """The cells of level ``level`` − 1 that lie below a cell, row by row; each cell lies below exactly one cell.
 
-        Mostly 2×2. In the last row and column there may be a third, of a pixel or less that rounding down has cut off:
-        it gives the cell above no pixel.
+        Usually 2×2. The last row and column may have a third child, for the last pixel row or column that halving cut
+        off; it contributes no pixel to the cell.
         """
         upper, lower = self.grid(level), self.grid(level - 1)
         row_stop = lower.rows if cell.row == upper.rows - 1 else 2 * cell.row + 2
@@ -128,11 +125,8 @@ class PyramidLayout:
                 yield Cell(row, col)
 
 
-# FROM pyramid.formats: The kinds of output, told by the name of the file.
-
-
 class OutputFormat(Enum):
-    """A kind of output and the endings of names that ask for it."""
+    """An output format; the values are the file name endings that select it."""
 
     OME_TIFF = (".ome.tif", ".ome.tiff")
     PLAIN_TIFF = (".tif", ".tiff")
@@ -141,9 +135,9 @@ class OutputFormat(Enum):
 
     @classmethod
     def of(cls, path: Path) -> OutputFormat:
-        """The kind that a name asks for; ``UsageError`` if none."""
+        """The format that a file name selects; ``UsageError`` if it selects none."""
         name = path.name.lower()
-        for kind in cls:  # the OME endings first: the plain ones are their ends
+        for kind in cls:  # OME-TIFF first: ".ome.tif" also ends in ".tif"
             if name.endswith(kind.value):
                 return kind
         known = ", ".join(suffix for kind in cls for suffix in kind.value)
@@ -151,5 +145,5 @@ class OutputFormat(Enum):
 
     @property
     def pyramidal(self) -> bool:
-        """Whether the file holds all levels (``write_pyramid``) or the image alone (``write_flat``)."""
+        """Whether the file holds all levels (``write_pyramid``) or only level 0 (``write_flat``)."""
         return self in (OutputFormat.OME_TIFF, OutputFormat.PLAIN_TIFF)

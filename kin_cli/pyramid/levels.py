@@ -1,4 +1,4 @@
-"""The levels above level 0, made from its encoded tiles."""
+"""Building the levels above level 0 from its encoded tiles."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import OutputError
-from kin_cli.geometry import Cell
-from kin_cli.pyramid.codec import Codec, Pixels, halved
+from kin_cli.geometry import Cell, Pixels
+from kin_cli.pyramid.codec import Codec, halved
 from kin_cli.pyramid.layout import PyramidLayout
 from kin_cli.store.blobs import BlobStore
 
-_TASK_LEVELS = 3  # one task of a worker: a tile of level 3 with the 8×8 tiles of level 0 below it
+_TASK_LEVELS = 3  # a task of a worker is a tile of level 3 with the 8×8 tiles of level 0 below it
 
 
 def build_levels(
@@ -27,18 +27,19 @@ def build_levels(
     workers: int,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Make every tile above level 0 that ``store`` lacks and put it there, under ``layout.key``.
+    """Make every tile above level 0 that ``store`` lacks, and put it there under ``layout.key``.
 
-    Level 1 is decoded from level 0 at half scale; each further level is the 2×2 means of the one below as it was
-    before its encoding, so no loss adds up, and the bytes depend on level 0 only: neither on ``workers`` nor on
-    interruptions. ``progress`` is called with the number of tiles newly done or found done (``layout.reduced_count``
-    in all), from the working threads, one at a time.
+    Level 1 is decoded from level 0 at half scale. Each further level consists of the 2×2 means of the level below
+    before its encoding, so that encoding losses do not add up. The bytes depend on level 0 only, not on ``workers`` or
+    interruptions. ``advance`` is called with the number of tiles done since the last call, existing ones included
+    (``layout.reduced_count`` in total); calls come from the worker threads but never overlap.
 
     Memory bound, whatever the size of the image: each worker walks one subtree depth-first and holds at most 5 tiles of
-    pixels, the calling thread one tile a level and one quarter tile for each of 2 × ``workers`` finished subtrees.
+    pixels; the calling thread holds one tile per level and a quarter of a tile for each of 2 × ``workers`` finished
+    subtrees.
 
-    Raises ``OutputError`` where a tile of level 0 is missing or damaged or the store cannot be written; the first
-    failure stops all threads.
+    Raises ``OutputError`` if a tile of level 0 is missing or damaged, or the store cannot be written; the first failure
+    stops all threads.
     """
     absent = next(store.missing(layout.keys(0)), None)
     if absent is not None:
@@ -55,13 +56,13 @@ def build_levels(
 
     with closing(prefetch(subtree, needs, workers=workers, ahead=2 * workers - 1)) as finished:
         for root in roots:
-            # the same walk as needs_at, so each subtree is met when its result is next
+            # walks in the same order as needs_at, so the next finished subtree is always the one needed
             builder.quarter(layout.top, root, False, _Below(split, lambda *_: next(finished)))
     store.commit()
 
 
 def pad_tile(pixels: Pixels, tile: int) -> Pixels:
-    """``pixels`` (H, W, 3), at most ``tile`` a side, filled up to (tile, tile, 3) by repeating its edge."""
+    """Pad ``pixels`` (H, W, 3), at most ``tile`` per side, to (tile, tile, 3) by repeating the edge pixels."""
     height, width = pixels.shape[:2]
     if (height, width) == (tile, tile):
         return pixels
@@ -70,14 +71,17 @@ def pad_tile(pixels: Pixels, tile: int) -> Pixels:
 
 @dataclass(frozen=True)
 class _Below:
-    """Where a walk ends: at ``level``, ``quarter`` gives a cell's pixels at half scale (None if not wanted)."""
+    """The lower end of a walk: at ``level``, ``quarter`` returns a cell at half scale, or None if not wanted."""
 
     level: int
     quarter: Callable[[Cell, bool], Pixels | None]
 
 
 class _Builder:
-    """A depth-first walk over the quadtree; a tile's pixels are made only where it or one above it is missing."""
+    """A depth-first walk over the quadtree of tiles.
+
+    The pixels of a tile are computed only if the tile itself or one above it is missing in the store.
+    """
 
     def __init__(
         self, store: BlobStore, layout: PyramidLayout, codec: Codec, advance: Callable[[int], None] | None
@@ -87,7 +91,7 @@ class _Builder:
         self.base = _Below(0, self._decoded)
 
     def needs_at(self, split: int, level: int, cell: Cell, wanted: bool) -> Iterator[tuple[Cell, bool]]:
-        """The cells of level ``split`` below ``cell`` in the order of the walk, and whether their pixels are wanted."""
+        """The cells of level ``split`` below ``cell``, in the order of the walk, each with whether it is wanted."""
         if level == split:
             yield cell, wanted
             return
@@ -96,7 +100,7 @@ class _Builder:
             yield from self.needs_at(split, level - 1, child, needed and _gives_pixels(cell, child))
 
     def quarter(self, level: int, cell: Cell, wanted: bool, below: _Below) -> Pixels | None:
-        """Make what is missing from ``cell`` down; its own pixels at half scale, if ``wanted``."""
+        """Make the missing tiles from ``cell`` downwards; return the cell at half scale if ``wanted``, else None."""
         if level == below.level:
             return below.quarter(cell, wanted)
         layout, key = self._layout, self._layout.key(level, cell)
@@ -130,4 +134,5 @@ class _Builder:
 
 
 def _gives_pixels(cell: Cell, child: Cell) -> bool:
+    """Whether a child is one of the 2×2 that contribute pixels, see ``PyramidLayout.children``."""
     return child.row - 2 * cell.row < 2 and child.col - 2 * cell.col < 2

@@ -1,4 +1,4 @@
-"""What the file says about itself: pixel size, colour profile, how it was made, and checksums of its tiles."""
+"""Metadata in the output file: pixel size, colour profile, how it was made, and checksums of its tiles."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kin_cli.geometry import Size
 _OME = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _XSI = "http://www.w3.org/2001/XMLSchema-instance"
 _DIGEST = "kin:crc32"
-# characters that XML 1.0 cannot hold, and lone surrogates from file names that are not UTF-8
+# characters that XML 1.0 does not allow, and lone surrogates, which come from file names that are not UTF-8
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Pixel size of level 0 in µm (None if unknown), ICC profile, writing program, image name and settings (JSON)."""
+    """Pixel size of level 0 in µm (None if unknown), ICC profile, software and image name, and settings (JSON)."""
 
     mpp: float | None
     icc: bytes | None
@@ -38,9 +38,10 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class Digest:
-    """CRC-32 over the CRC-32s of the tiles in each row and in each column of a level.
+    """Checksums of a level: for each row and each column of tiles, the CRC-32 of the CRC-32s of its tiles.
 
-    One damaged tile shows in one row and one column. Costs 9 bytes a row and column in the file, not a tile.
+    A damaged tile is found at the crossing of its row and column. Takes 9 bytes per row and column in the file, instead
+    of per tile.
     """
 
     rows: tuple[int, ...]
@@ -48,7 +49,7 @@ class Digest:
 
     @classmethod
     def of(cls, tile_crcs: NDArray[np.uint32]) -> Digest:
-        """From the CRC-32 of every tile's bytes, uint32 (rows, cols)."""
+        """The digest of a level from the CRC-32s of its encoded tiles, uint32 (rows, cols)."""
         crcs = tile_crcs.astype("<u4")
         return cls(tuple(zlib.crc32(row.tobytes()) for row in crcs), tuple(zlib.crc32(col.tobytes()) for col in crcs.T))
 
@@ -57,14 +58,14 @@ class Digest:
 
     @classmethod
     def parsed(cls, text: str) -> Digest:
-        """The inverse of ``str``; ``ValueError`` for anything else."""
+        """The digest from its ``str``; ``ValueError`` for any other text."""
         rows, cols = (tuple(int(crc, 16) for crc in part.split()) for part in text.split(";"))
         return cls(rows, cols)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What can be read back from a finished file's ImageDescription."""
+    """What kin reads back from the ImageDescription of a finished file; ``mpp`` in µm."""
 
     ome: bool
     mpp: float | None
@@ -72,9 +73,9 @@ class Description:
 
 
 def ome_description(info: ImageInfo, size: Size, digests: Sequence[Digest]) -> bytes:
-    """OME-XML in UTF-8 for an RGB image of ``size``, settings and digests as map annotations.
+    """OME-XML in UTF-8 for an RGB image of ``size``, with settings and digests as map annotations.
 
-    Valid against the OME schema 2016-06. The unit is a raw µ: Bio-Formats fails on a character reference there.
+    Valid against the OME schema 2016-06. The unit µm is not written as a character reference: Bio-Formats fails on it.
     """
     ElementTree.register_namespace("", _OME)
     ElementTree.register_namespace("xsi", _XSI)
@@ -98,7 +99,7 @@ def ome_description(info: ImageInfo, size: Size, digests: Sequence[Digest]) -> b
 
 
 def plain_description(info: ImageInfo, digests: Sequence[Digest]) -> bytes:
-    """One line of ASCII JSON with the same content, for a TIFF that is no OME-TIFF."""
+    """One line of ASCII JSON with the same content as ``ome_description``, for a plain TIFF."""
     content: dict[str, object] = {"software": info.software, "name": info.name, "mpp": info.mpp}
     content["settings"] = dict(info.settings)
     content.update({f"{_DIGEST}:{level}": str(digest) for level, digest in enumerate(digests)})
@@ -106,7 +107,7 @@ def plain_description(info: ImageInfo, digests: Sequence[Digest]) -> bytes:
 
 
 def parse_description(description: bytes) -> Description | None:
-    """Pixel size and digests of a description that one of the two functions above made; None for any other."""
+    """Read a description made by ``ome_description`` or ``plain_description``; None for any other."""
     text = description.rstrip(b"\0")
     try:
         if text.startswith(b"{"):

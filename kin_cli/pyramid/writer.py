@@ -1,7 +1,7 @@
-"""The finished pyramid: every tile copied from the store into one TIFF, front to back, always in the same order.
+"""Writing the output file from the tiles in a store: ``write_pyramid`` (TIFF) and ``write_flat`` (PNG or JPEG).
 
-What arrived when, what was interrupted and how many processes worked leaves no trace: the same tiles and metadata give
-the same bytes. There is no time stamp in the file.
+Tiles are copied in a fixed order and the file has no time stamp: the same tiles and metadata give the same bytes,
+whatever the order in which the tiles were made, the interruptions, and the number of processes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,13 @@ from kin_cli.pyramid.ifd import Tag, relink
 from kin_cli.pyramid.layout import OutputFormat, PyramidLayout
 from kin_cli.pyramid.metadata import Digest, ImageInfo, ome_description, plain_description
 from kin_cli.store.blobs import BlobStore
-from kin_cli.store.files import amount, os_errors_as_output_errors, publish
+from kin_cli.store.files import bytes_text, os_errors_as_output_errors, publish
 
 _CLASSIC_LIMIT = 2**32 - 1
-_SLACK_A_LEVEL = 64 << 10  # more than the fields of a directory without tile tables and description
-_JPEG_MAX_SIDE = 65_500  # libjpeg's own limit, a little below the format's 65,535
-_UNKNOWN_PER_MM = 72 / 25.4  # 72 dpi says: unknown
+_DIRECTORY_BYTES = 64 << 10  # upper bound of a directory without its tile tables and description
+_JPEG_MAX_SIDE = 65_500  # limit of libjpeg, slightly below that of the format, 65,535
+_UNKNOWN_PER_MM = 72 / 25.4  # 72 dpi means "unknown"
 _VIPS_CACHE = 100  # operations: the default of libvips
-
-
-# FROM pyramid.writer: The finished pyramid: every tile copied from the store into one TIFF, front to back, always in the same order. What arrived when, what was interrupted and how many processes worked leaves no trace: the same tiles and metadata give the same bytes. There is no time stamp in the file.
 
 
 def write_pyramid(
@@ -46,17 +43,18 @@ def write_pyramid(
     force_bigtiff: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Write the tiles of ``store``, all of them there, as a pyramidal TIFF; BigTIFF only where 4 GiB do not suffice.
+    """Write all tiles of ``store`` as a pyramidal TIFF; as BigTIFF only if it would exceed 4 GiB or is forced.
 
-    ``.ome.tif(f)``: an OME-TIFF whose lower levels are SubIFDs of the first and also chained behind it, which all
-    readers see as one pyramid. ``.tif(f)``: the chain only, with a JSON description. Written as ``<destination>.part``,
-    checked against the tiles' checksums, synced, and renamed: whatever fails, nothing half-written has the final name.
-    ``progress`` is called with the number of tiles written since the last call (``layout.tile_count`` in all).
+    ``.ome.tif(f)``: an OME-TIFF whose lower levels are both SubIFDs of the first directory and chained behind it, so
+    that all readers see one pyramid. ``.tif(f)``: only the chain, with a JSON description. The file is written as
+    ``<destination>.part``, checked against the checksums of the tiles, synced and renamed: a failure never leaves an
+    incomplete file under the final name. ``advance`` is called with the number of tiles written since the last call
+    (``layout.tile_count`` in total).
 
-    Memory bound: one tile's bytes, and about 150 bytes for each tile of the largest level (tables).
+    Memory bound: the bytes of one tile, and about 150 bytes per tile of the largest level (tables).
 
-    Raises ``UsageError`` for another suffix; ``OutputError`` where a tile is missing or damaged, the disk is full (told
-    before anything is written) or the written file does not pass its check.
+    Raises ``UsageError`` for another suffix; ``OutputError`` if a tile is missing or damaged, the disk has too little
+    room (checked before writing), or the written file does not pass its check.
     """
     kind = OutputFormat.of(destination)
     if not kind.pyramidal:
@@ -82,7 +80,7 @@ def write_pyramid(
 
 
 def tile_digests(store: BlobStore, layout: PyramidLayout) -> list[Digest]:
-    """The digest of every level, from the checksums in the store."""
+    """The digest of every level, from the CRC-32s in the store."""
     digests = []
     for level in range(len(layout.sizes)):
         keys, grid = layout.keys(level), layout.grid(level)
@@ -93,17 +91,18 @@ def tile_digests(store: BlobStore, layout: PyramidLayout) -> list[Digest]:
 
 @contextmanager
 def part_file(destination: Path, bytes_needed: int) -> Iterator[Path]:
-    """A name beside ``destination`` to write to; it takes its place when the block ends well, and is deleted if not.
+    """Yield a path beside ``destination`` to write to; rename it to ``destination`` after the block, or delete it.
 
-    Raises ``OutputError`` where the disk has no room for ``bytes_needed``, and for every ``OSError`` of the block.
+    It is deleted if the block fails. Raises ``OutputError`` if the disk has no room for ``bytes_needed``, and for every
+    ``OSError`` of the block.
     """
     part = destination.with_name(f"{destination.name}.part")
     with os_errors_as_output_errors(destination):
-        part.unlink(missing_ok=True)  # of a run that was killed
+        part.unlink(missing_ok=True)  # left by a run that was killed
         free = shutil.disk_usage(destination.parent).free
         if free < bytes_needed:
             raise OutputError(
-                f"{destination}: needs {amount(bytes_needed)}, but only {amount(free)} are free on this disk",
+                f"{destination}: needs {bytes_text(bytes_needed)}, but only {bytes_text(free)} are free on this disk",
                 "free some space and run the same command again: it continues where it stopped",
             )
         try:
@@ -116,7 +115,7 @@ def part_file(destination: Path, bytes_needed: int) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class _Tiff:
-    """One TIFF to be: what all its levels share."""
+    """A pyramidal TIFF to write: what all its levels have in common."""
 
     layout: PyramidLayout
     codec: Codec
@@ -160,39 +159,38 @@ class _Tiff:
             return {}
         full, size = self.layout.size, self.layout.sizes[level]
         per_cm = 1e4 / self.info.mpp
-        # rounding sizes down makes the pixels of a level not quite square
+        # since sizes are rounded down, the pixels of a level are not exactly square
         resolution = (per_cm * size.width / full.width, per_cm * size.height / full.height)
         return {"resolution": resolution, "resolutionunit": "CENTIMETER"}
 
 
 def _payloads(store: BlobStore, keys: Sequence[int], advance: Callable[[int], None]) -> Iterator[bytes]:
     for key in keys:
-        # before the tile is handed over: the writer does not ask again after the last one of a level
-        advance(1)
+        advance(1)  # before the yield: tifffile does not resume the iterator after the last tile of a level
         yield store.get(key)
 
 
 def _bytes_needed(store: BlobStore, layout: PyramidLayout, metadata_bytes: int) -> int:
-    """Upper bound of the file's size, less than 100 kB a level above it."""
+    """Upper bound of the file size; exceeds it by less than 100 kB per level."""
     payloads = sum(store.size(key) for key in range(layout.tile_count))
-    return payloads + 16 * layout.tile_count + metadata_bytes + _SLACK_A_LEVEL * len(layout.sizes)
+    return payloads + 16 * layout.tile_count + metadata_bytes + _DIRECTORY_BYTES * len(layout.sizes)
 
 
 def _dropped(codec: Codec, info: ImageInfo) -> Collection[Tag]:
-    """Fields that tifffile writes and that would tell something wrong."""
+    """Fields that tifffile writes although they would be wrong."""
     dropped: list[Tag] = []
     if not codec.lossless and codec.subsampling == "444":
-        dropped.append(Tag.CHROMA_SUBSAMPLING)  # Bio-Formats converts the colours twice where it is (1, 1)
+        dropped.append(Tag.CHROMA_SUBSAMPLING)  # if it is (1, 1), Bio-Formats converts the colours twice
     if info.mpp is None:
         dropped += [Tag.X_RESOLUTION, Tag.Y_RESOLUTION, Tag.RESOLUTION_UNIT]
     return dropped
 
 
 def _silent(_tiles: int) -> None:
-    """No progress is shown."""
+    """Show no progress."""
 
 
-# FROM pyramid.flat: Photographs: the image alone, as PNG or JPEG.
+# PNG and JPEG
 
 
 def write_flat(
@@ -204,16 +202,17 @@ def write_flat(
     destination: Path,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Write level 0 of ``store`` as ``.png``, or as ``.jpg`` of the codec's quality (its subsampling 422 becomes 444).
+    """Write level 0 of ``store`` as ``.png``, or as ``.jpg`` with the quality and subsampling of ``codec``.
 
-    The tiles should be lossless, else they are compressed twice. They pass through a TIFF in the store's folder, so
-    the disk must hold them once more. Written as ``<destination>.part``, checked and renamed. ``progress`` is called
-    with the number of tiles gone into that TIFF since the last call.
+    libvips knows no subsampling 422; 444 is used instead. The tiles should be lossless, else they are compressed twice.
+    They are first written to a temporary TIFF in the folder of the store, so the disk must hold them a second time. The
+    output is written as ``<destination>.part``, checked and renamed. ``advance`` is called with the number of tiles
+    written to the TIFF since the last call.
 
     Memory bound: a few rows of tiles, i.e. proportional to the width of the image, not to its area.
 
-    Raises ``UsageError`` for another suffix, and ``OutputError`` where the image is too large for the format, a tile
-    is missing or damaged, or the disk is full.
+    Raises ``UsageError`` for another suffix, and ``OutputError`` if the image is too large for the format, a tile is
+    missing or damaged, or the disk is full.
     """
     kind = OutputFormat.of(destination)
     if kind.pyramidal:
@@ -240,12 +239,13 @@ def write_flat(
 
 
 def _let_go_of_files() -> None:
-    """Empty the cache of libvips, which keeps deleted files open, and so their space on the disk."""
+    """Empty the cache of libvips, which keeps deleted files open, so that their disk space is not freed."""
     pyvips.cache_set_max(0)
     pyvips.cache_set_max(_VIPS_CACHE)
 
 
 def _convert(tiles: Path, part: Path, kind: OutputFormat, codec: Codec, info: ImageInfo) -> None:
+    """Convert the TIFF ``tiles`` to a PNG or JPEG, ``part``."""
     per_mm = _UNKNOWN_PER_MM if info.mpp is None else 1e3 / info.mpp
     try:
         image = pyvips.Image.tiffload(str(tiles), access="sequential", fail_on="error").copy(xres=per_mm, yres=per_mm)

@@ -1,1 +1,1 @@
-"""The report of a translation: one HTML file that shows it beside its source, its seams, and how it was made."""
+"""The report of a translation: one HTML file with source and translation, seams, metrics and settings."""

@@ -1,4 +1,4 @@
-"""Writing the report of a finished translation."""
+"""Gather what a report shows from the finished file: pictures, seams, and metrics of slide and translation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import numpy as np
 
 from kin_cli.concurrency import available_cores
 from kin_cli.errors import InputError, UsageError
-from kin_cli.evaluation.seams import SlideSeams, measure_slide_seams
+from kin_cli.evaluation.seams import SlideSeams, close_up, measure_slide_seams
 from kin_cli.evaluation.settings import Sampling, SeamChoice, SlideChoice
 from kin_cli.evaluation.tiles import Panel, opened, sampled_boxes
-from kin_cli.geometry import Box, Grid, Size
-from kin_cli.metrics.colour import Pixels
-from kin_cli.metrics.seams import DIRECTIONS, STATISTICS, SeamLine, SeamResult, SeamTable, seam_figure
+from kin_cli.geometry import Box, Grid, Pixels, Size
+from kin_cli.metrics.seams import STATISTICS, SeamLine, SeamResult, SeamTable, by_direction, seam_result
 from kin_cli.metrics.sobel import SobelGradient
 from kin_cli.metrics.ssim import Ssim
 from kin_cli.plan import source_view
@@ -31,12 +30,12 @@ _TILES = 200
 _TILE_PX = 512
 
 
-# FROM report.evidence: What a report shows of a slide and its translation: pictures, seams and figures, gathered from the finished file.
-
-
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A close-up, the same box of source and translation at full resolution, and the boundary in its middle."""
+    """A close-up: the same box of source and translation at full resolution.
+
+    ``line`` is the boundary in its middle, if there is one; (``l0_x``, ``l0_y``) its corner in pixels of level 0.
+    """
 
     line: SeamLine | None
     box: Box
@@ -48,7 +47,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Figures over a sample of tiles; the gradient is the mean Sobel magnitude in Y, of 8-bit values."""
+    """Metrics over a sample of tiles: SSIM, and the mean Sobel magnitude in Y, in 8-bit units."""
 
     tiles: int
     ssim: float
@@ -58,10 +57,17 @@ class Sharpness:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Everything that is measured for a report.
+    """Everything that a report shows of the pixels.
 
-    ``own`` holds the seam figures of the source by itself, by direction: what texture alone gives. ``left_out`` says in
-    a line each what could not be measured, and why.
+    Attributes:
+        before: overview of the source.
+        after: overview of the translation.
+        size: size of both at full resolution.
+        seams: the seams of the translation against the source; None if they cannot be measured.
+        own: by direction, the results of the source without a control: what texture alone gives.
+        places: the close-ups.
+        sharpness: metrics over tiles; None if no tile is at least half tissue.
+        left_out: what could not be measured and why, one line each.
     """
 
     before: Pixels
@@ -75,12 +81,13 @@ class Evidence:
 
 
 def gather(settings: Settings, progress: Progress) -> Evidence:
-    """Read source and translation again, and measure.
+    """Read source and translation again, and measure them.
 
-    Memory bound: two overviews of 1400 px with what ``overview`` needs, what ``SeamMeter`` and ``Panel`` need, and
-    twelve close-ups of 512 px, whatever the slide's size.
+    Memory bound: two overviews of 1400 px and the memory of ``overview``, ``SeamMeter`` and ``Panel``, and twelve
+    close-ups of 512 px.
 
-    Raises ``InputError`` where either cannot be read or their sizes differ.
+    Raises:
+        InputError: source or translation cannot be read, or their sizes differ.
     """
     with ExitStack() as stack:
         source = source_view(settings.source)
@@ -102,21 +109,20 @@ def gather(settings: Settings, progress: Progress) -> Evidence:
             overview(translation, _OVERVIEW_PX),
             source.size,
             seams,
-            {} if seams is None else own_figures(seams),
+            {} if seams is None else own_results(seams),
             tuple(pair.places(seams, settings.norm.patch_px)),
             sharpness,
             tuple(left_out),
         )
 
 
-def own_figures(seams: SlideSeams) -> dict[str, SeamResult]:
-    """The seam figures of the source alone, by direction, from the table that holds it as the control."""
-    table, index = seams.report.table, STATISTICS.index(seams.statistic)
+def own_results(seams: SlideSeams) -> dict[str, SeamResult]:
+    """Compute the results of the source without a control, by direction; empty if the seams have no source."""
+    table, index = seams.summary.table, STATISTICS.index(seams.statistic)
     if table.source is None:
         return {}
     alone = SeamTable(table.horizontal, table.cells, table.source, None)
-    chosen = (np.ones(len(table), np.bool_), ~table.horizontal, table.horizontal)
-    return {name: seam_figure(alone.where(rows), index) for name, rows in zip(DIRECTIONS, chosen, strict=True)}
+    return {name: seam_result(part, index) for name, part in by_direction(alone).items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,10 +134,9 @@ class _Pair:
     workers: int
 
     def seams(self, patch_px: int) -> SlideSeams:
-        choice = SeamChoice(patch_px)
         return measure_slide_seams(
             self.translation,
-            choice,
+            SeamChoice(patch_px),
             source=self.source,
             mask=self.mask,
             progress=self.progress,
@@ -141,8 +146,7 @@ class _Pair:
     def sharpness(self) -> Sharpness:
         boxes = sampled_boxes(self.source, self.mask, Sampling(_TILES, tile_px=_TILE_PX))
         ssim, before, after = Ssim(), SobelGradient(), SobelGradient()
-        both = Panel([after], [ssim])
-        both.run(
+        Panel([after], [ssim]).run(
             boxes,
             self.translation.read,
             source=self.source.read,
@@ -153,14 +157,14 @@ class _Pair:
         Panel([before]).run(
             boxes, self.source.read, source=None, stage="source", progress=self.progress, workers=self.workers
         )
-        gradients = [metric.figures()["sobel_y"] for metric in (before, after)]
-        return Sharpness(len(boxes), ssim.figures()["ssim"], *gradients)
+        gradients = [metric.values()["sobel_y"] for metric in (before, after)]
+        return Sharpness(len(boxes), ssim.values()["ssim"], *gradients)
 
     def places(self, seams: SlideSeams | None, patch_px: int) -> list[Place]:
-        """Close-ups of the worst boundaries, none showing what another shows; of the most tissue where none is bad."""
+        """Cut close-ups of the worst boundaries, without overlap; if none, of the patch with most tissue."""
         places: list[Place] = []
-        for line in [] if seams is None else seams.report.worst(seams.statistic):
-            box = close_up(line, self.source.size)
+        for line in [] if seams is None else seams.summary.worst(seams.statistic):
+            box = close_up(*line.middle, side=_CLOSE_UP_PX, size=self.source.size)
             if len(places) < _CLOSE_UPS and all(box.intersection(place.box).empty for place in places):
                 places.append(self._place(line, box))
         if not places:
@@ -173,18 +177,6 @@ class _Pair:
     def _place(self, line: SeamLine | None, box: Box) -> Place:
         l0_x, l0_y = self.source.out_to_l0(float(box.x), float(box.y))
         return Place(line, box, l0_x, l0_y, self.source.read(box), self.translation.read(box))
-
-
-def close_up(line: SeamLine, size: Size) -> Box:
-    """A square around the middle of a boundary, moved inside the image where it would reach beyond."""
-    along = line.length // 2
-    x, y = (line.x, line.y + along) if line.direction == "vertical" else (line.x + along, line.y)
-    width, height = min(_CLOSE_UP_PX, size.width), min(_CLOSE_UP_PX, size.height)
-    left, top = (
-        min(max(0, at - side // 2), full - side)
-        for at, side, full in ((x, width, size.width), (y, height, size.height))
-    )
-    return Box(left, top, width, height)
 
 
 def _workers(settings: Settings) -> int:

@@ -1,1 +1,1 @@
-"""Pixels in: slides and plain images behind one protocol, views of them at a level or a resolution, tissue masks."""
+"""Reading slides and plain images: one interface for all formats, views at a level or resolution, tissue masks."""

@@ -1,6 +1,6 @@
-"""What every slide offers.
+"""``Slide``, the interface of all readers, and the conversion of stored samples to 8-bit RGB.
 
-Two frames occur here: ``l0_`` (pixels of level 0) and the level that is read. A back end only fetches pixels.
+A reader sets the attributes of ``Slide`` and implements ``_fetch``; boxes are in pixels of the level that is read.
 """
 
 from __future__ import annotations
@@ -9,36 +9,29 @@ import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from kin_cli.geometry import Box, Size
-
-Pixels = npt.NDArray[np.uint8]
+from kin_cli.geometry import AnyArray, Box, Pixels, Size
 
 WHITE = (255, 255, 255)
-# what is outside is a print resolution (72 dpi is 353 µm) or a writer's default (libvips: 1000 µm), not a microscope
+# µm per pixel of a microscope; values outside are print resolutions (72 dpi is 353 µm) or defaults (libvips: 1000 µm)
 CREDIBLE_MPP = (0.05, 20.0)
 
 
-# FROM slide.source: What every slide offers. Two frames occur here: ``l0_`` (pixels of level 0) and the level that is read. A back end only fetches pixels.
-
-
 class Slide(ABC):
-    """An image pyramid that can be read box by box from any thread.
+    """An image pyramid, read box by box. Thread-safe.
 
     Attributes:
         path: the file that was opened.
-        format: OpenSlide's name of the vendor ("aperio", "dicom", …), or "tiff", "ome-tiff", "png", "jpeg", "sample".
+        format: OpenSlide's vendor name ("aperio", "dicom", …), or "tiff", "ome-tiff", "png", "jpeg", "sample".
         levels: size of each level, the largest (level 0) first.
-        downsamples: level-0 pixels per pixel of each level, mean of both axes; 1.0 first.
-        mpp: µm per pixel of level 0, mean of both axes; None where unknown or not credible (see ``CREDIBLE_MPP``).
-        objective: nominal magnification of the scanner, None where unknown.
-        icc: embedded ICC profile of the pixels, None where absent.
-        background: RGB colour that shows through where the slide is transparent or was not scanned.
-        has_glass_by_default: whether one expects glass around the subject (slides and TIFF: yes; photographs: no).
+        downsamples: level-0 pixels per pixel of each level, mean of both axes; the first is 1.0.
+        mpp: µm per pixel of level 0, mean of both axes; None if unknown or not credible (see ``CREDIBLE_MPP``).
+        objective: nominal magnification of the objective, e.g. 20.0; None if unknown.
+        icc: embedded ICC profile of the pixels, None if there is none.
+        fill_colour: RGB colour of pixels that are transparent or were not scanned.
+        expects_background: whether background around the subject is likely (slides and TIFF: yes; photographs: no).
     """
 
     path: Path
@@ -48,17 +41,17 @@ class Slide(ABC):
     mpp: float | None = None
     objective: float | None = None
     icc: bytes | None = None
-    background: tuple[int, int, int] = WHITE
+    fill_colour: tuple[int, int, int] = WHITE
     expects_background: bool = True
 
     def read(self, level: int, box: Box) -> Pixels:
-        """Pixels of ``box``, given in the frame of ``level``, as a new contiguous (h, w, 3) uint8 RGB array.
+        """Pixels of ``box``, in pixels of ``level``, as a new contiguous (h, w, 3) uint8 RGB array.
 
-        Thread-safe. Transparent pixels are composited on ``background``.
+        Thread-safe. Transparent pixels are composited on ``fill_colour``.
 
         Raises:
-            ValueError: no such level, or the box does not lie wholly inside it.
-            InputError: the file is damaged there.
+            ValueError: the level does not exist, or the box is not entirely inside it.
+            InputError: the file is damaged at this place.
         """
         if not 0 <= level < len(self.levels):
             raise ValueError(f"{self.path.name} has levels 0 to {len(self.levels) - 1}, not {level}")
@@ -70,9 +63,9 @@ class Slide(ABC):
 
     @abstractmethod
     def _fetch(self, level: int, box: Box) -> Pixels:
-        """The pixels of a box that is not empty and lies inside the level; same array as ``read``."""
+        """Pixels (h, w, 3) uint8 of a box that is not empty and lies inside the level."""
 
-    def close(self) -> None:  # noqa: B027 - most back ends hold something, none must
+    def close(self) -> None:  # noqa: B027 - optional: some readers hold no files
         """Release file handles and caches; no read may be in progress or follow."""
 
     def __enter__(self) -> Slide:
@@ -85,23 +78,20 @@ class Slide(ABC):
 
 
 def downsamples_of(levels: tuple[Size, ...]) -> tuple[float, ...]:
-    """Level-0 pixels per pixel of each level, mean of both axes."""
+    """Level-0 pixels per pixel of each level (mean of both axes), from the sizes of the levels."""
     full = levels[0]
     return tuple((full.width / level.width + full.height / level.height) / 2 for level in levels)
 
 
 def credible_mpp(x: float | None, y: float | None) -> float | None:
-    """Mean of the pixel sizes (µm) of both axes, or the credible one of them, or None."""
+    """Mean of the credible pixel sizes (µm) among those of the two axes; None if neither is credible."""
     low, high = CREDIBLE_MPP
     found = [value for value in (x, y) if value is not None and low <= value <= high]
     return math.fsum(found) / len(found) if found else None
 
 
-# FROM slide.colour: Whatever an image stores, as 8-bit RGB.
-
-
-def to_uint8(values: npt.NDArray[Any]) -> Pixels:
-    """Samples of 1, 8 or 16 bits scaled to 0 to 255; 16 bits are divided by 257 and rounded.
+def to_uint8(values: AnyArray) -> Pixels:
+    """Scale samples of 1, 8 or 16 bits to uint8, 0 to 255; 16-bit values are divided by 257 and rounded.
 
     Raises:
         ValueError: the samples are of another type.
@@ -117,15 +107,15 @@ def to_uint8(values: npt.NDArray[Any]) -> Pixels:
     raise ValueError(f"samples of type {values.dtype}")
 
 
-def composite(rgb: Pixels, alpha: Pixels, *, background: tuple[int, int, int]) -> Pixels:
-    """``rgb`` (h, w, 3), not premultiplied, laid over a colour with opacity ``alpha`` (h, w); rounded to nearest."""
+def composite(rgb: Pixels, alpha: Pixels, *, fill_colour: tuple[int, int, int]) -> Pixels:
+    """Composite ``rgb`` (h, w, 3), not premultiplied, with opacity ``alpha`` (h, w) on a colour; rounded to nearest."""
     opacity = alpha[..., None].astype(np.uint16)
-    under = np.array(background, np.uint16) * (255 - opacity)
-    partial_tiles: Pixels = ((rgb * opacity + under + 127) // 255).astype(np.uint8)
-    return partial_tiles
+    under = np.array(fill_colour, np.uint16) * (255 - opacity)
+    composited: Pixels = ((rgb * opacity + under + 127) // 255).astype(np.uint8)
+    return composited
 
 
-def composite_premultiplied(rgb: Pixels, alpha: Pixels, *, background: tuple[int, int, int]) -> Pixels:
-    """Like ``composite`` for colours that were multiplied with ``alpha`` when they were stored."""
-    under = np.array(background, np.uint16) * (255 - alpha[..., None].astype(np.uint16))
+def composite_premultiplied(rgb: Pixels, alpha: Pixels, *, fill_colour: tuple[int, int, int]) -> Pixels:
+    """Like ``composite``, for colours that are stored multiplied by ``alpha``."""
+    under = np.array(fill_colour, np.uint16) * (255 - alpha[..., None].astype(np.uint16))
     return np.minimum(rgb + (under + 127) // 255, 255).astype(np.uint8)

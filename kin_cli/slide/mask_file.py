@@ -1,4 +1,4 @@
-"""Tissue masks that the user gives: a PNG picture or a GeoJSON file of annotations."""
+"""Tissue masks from a file: a PNG image or GeoJSON annotations; and the choice of a slide's mask."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyvips
 from PIL import Image, ImageDraw
 
 from kin_cli.errors import InputError
-from kin_cli.geometry import Box, Size
-from kin_cli.slide.tissue import Mask, TissueMask, all_tissue, detect_tissue
+from kin_cli.geometry import Box, Doubles, Mask, Size
+from kin_cli.slide.tissue import TissueMask, all_tissue, detect_tissue
 from kin_cli.slide.view import SlideView
 
-Ring = npt.NDArray[np.float64]  # points (n, 2), (x, y)
-Polygon = list[Ring]  # the outer ring, then its holes
+Polygon = list[Doubles]  # rings (n, 2) of points (x, y): the outer ring, then the holes
 
 _MAX_SIDE = 4096
 _CHILDREN = {"FeatureCollection": "features", "Feature": "geometry", "GeometryCollection": "geometries"}
@@ -27,7 +25,9 @@ _GEOJSON_HINT = "export annotations from QuPath as GeoJSON: polygons in pixels o
 
 
 def tissue_mask(view: SlideView, tissue: str | Path) -> TissueMask:
-    """The tissue of a view: detected ("auto"), everything ("none", and photographs by "auto"), or read from a file.
+    """The tissue mask of a view, as the option ``tissue`` says.
+
+    "auto" detects tissue, but takes everything in a photograph; "none" takes everything; a path names a mask file.
 
     Raises:
         InputError: the mask file cannot be used (see ``load_mask``), or the slide is damaged.
@@ -40,16 +40,16 @@ def tissue_mask(view: SlideView, tissue: str | Path) -> TissueMask:
 
 
 def load_mask(path: Path, view: SlideView) -> TissueMask:
-    """The tissue that a file says, for the part of the slide that ``view`` shows.
+    """Read a tissue mask from a file, for the part of the slide that ``view`` shows.
 
-    A PNG covers the whole slide; every value but zero is tissue (of an alpha channel nothing is taken). GeoJSON holds
-    polygons in pixels of level 0: a feature collection, a feature, a geometry, or QuPath's list of features.
+    A PNG covers the whole slide; non-zero values are tissue (an alpha channel is ignored). GeoJSON holds polygons in
+    pixels of level 0: a feature collection, a feature, a geometry, or QuPath's list of features.
 
-    Memory bound: masks have at most 4096 pixels on their longer side; larger ones are shrunk, and a pixel of the result
-    is tissue if anything in it is.
+    Memory bound: the mask has at most 4096 pixels on its longer side. A larger PNG is reduced; a pixel of the reduced
+    mask is tissue if any of its source pixels is.
 
     Raises:
-        InputError: the file is missing, of another kind, damaged, or has no polygon on the slide.
+        InputError: the file is missing, of another format, damaged, or has no polygon on the slide.
     """
     try:
         with path.open("rb") as file:
@@ -62,16 +62,17 @@ def load_mask(path: Path, view: SlideView) -> TissueMask:
 
 
 def _png(path: Path) -> Mask:
+    """The mask in a PNG, reduced to at most 4096 pixels a side."""
     try:
         image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="error")
         if image.hasalpha():
             image = image.extract_band(0, n=image.bands - 1)
-        anything = (image != 0).bandor()
+        tissue = (image != 0).bandor()
         shrink = math.ceil(max(image.width, image.height) / _MAX_SIDE)
         if shrink > 1:
-            # as float, or a little tissue among much glass would round to none
-            anything = anything.cast("float").shrink(shrink, shrink, ceil=True)
-        mask: Mask = anything.numpy() > 0
+            # as float, so that a single tissue pixel in a large area of background does not round to 0
+            tissue = tissue.cast("float").shrink(shrink, shrink, ceil=True)
+        mask: Mask = tissue.numpy() > 0
     except pyvips.Error as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: the mask is not a readable PNG: {reason}", "write it again") from error
@@ -79,18 +80,19 @@ def _png(path: Path) -> Mask:
 
 
 def _mask_size(size: Size) -> Size:
+    """``size`` scaled down to at most 4096 pixels on the longer side."""
     factor = min(1.0, _MAX_SIDE / max(size.width, size.height))
     return Size(max(1, round(size.width * factor)), max(1, round(size.height * factor)))
 
 
 def _stretched(mask: Mask, view: SlideView) -> Mask:
-    """The part of a mask of the whole slide that the view shows, looked up at pixel centres."""
+    """The part of a mask of the whole slide that the view shows, sampled at pixel centres (nearest neighbour)."""
     size, region, frame = _mask_size(view.size), view.region, view.frame
     rows = region.y + (np.arange(size.height) + 0.5) * (region.height / size.height)
     cols = region.x + (np.arange(size.width) + 0.5) * (region.width / size.width)
     height, width = mask.shape
-    places = (rows * (height / frame.height)).astype(np.intp), (cols * (width / frame.width)).astype(np.intp)
-    return mask[np.ix_(*places)]
+    positions = (rows * (height / frame.height)).astype(np.intp), (cols * (width / frame.width)).astype(np.intp)
+    return mask[np.ix_(*positions)]
 
 
 def _json(path: Path) -> Any:
@@ -102,7 +104,7 @@ def _json(path: Path) -> Any:
 
 
 def _polygons(path: Path, node: Any) -> Iterator[Polygon]:
-    """All polygons of a GeoJSON object, whatever they are nested in."""
+    """All polygons in a GeoJSON object, at any depth."""
     kind = node.get("type") if isinstance(node, dict) else None
     try:
         if isinstance(node, list):
@@ -116,7 +118,7 @@ def _polygons(path: Path, node: Any) -> Iterator[Polygon]:
         else:
             raise InputError(f"{path}: the mask holds {kind or 'something'} where a polygon belongs", _GEOJSON_HINT)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: the mask is not sound GeoJSON: {error!r}", _GEOJSON_HINT) from error
+        raise InputError(f"{path}: the mask is not valid GeoJSON: {error!r}", _GEOJSON_HINT) from error
 
 
 def _polygon(rings: list[list[list[float]]]) -> Polygon:
@@ -125,7 +127,7 @@ def _polygon(rings: list[list[list[float]]]) -> Polygon:
     return [_ring(ring) for ring in rings]
 
 
-def _ring(points: list[list[float]]) -> Ring:
+def _ring(points: list[list[float]]) -> Doubles:
     ring = np.array([point[:2] for point in points], np.float64)
     if ring.shape[0] < 3 or ring.shape[1:] != (2,) or not np.isfinite(ring).all():
         raise ValueError("a ring needs at least three points")
@@ -133,6 +135,7 @@ def _ring(points: list[list[float]]) -> Ring:
 
 
 def _drawn(path: Path, polygons: list[Polygon], view: SlideView) -> Mask:
+    """Polygons in pixels of level 0, drawn as a mask of the view; ``InputError`` if none lies on the slide."""
     full = view.slide.levels[0]
     outer = [polygon[0] for polygon in polygons]
     far_corner = (full.width, full.height)
@@ -142,13 +145,13 @@ def _drawn(path: Path, polygons: list[Polygon], view: SlideView) -> Mask:
     scale = np.array([size.width / view.size.width, size.height / view.size.height])
     mask = np.zeros((size.height, size.width), np.bool_)
     for polygon in polygons:
-        # Pillow puts the centre of a pixel at whole coordinates
+        # in Pillow's coordinates the centre of a pixel is an integer
         _draw(mask, [np.stack(view.l0_to_out(ring[:, 0], ring[:, 1]), axis=1) * scale - 0.5 for ring in polygon])
     return mask
 
 
 def _draw(mask: Mask, rings: Polygon) -> None:
-    """Add a polygon in the frame of the mask; pixels on any border count as inside."""
+    """Add a polygon, in pixels of the mask, to the mask; pixels on a ring count as inside."""
     corner = np.floor(rings[0].min(axis=0)).astype(int)
     extent = np.ceil(rings[0].max(axis=0)).astype(int) + 1 - corner
     box = Box(*corner, *extent).clipped(Size(mask.shape[1], mask.shape[0]))

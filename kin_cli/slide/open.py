@@ -1,4 +1,4 @@
-"""The choice of a back end for a file."""
+"""Opening a slide: the choice of the reader for a file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
-    """Open any slide or image that kin can read; ``mpp`` (µm per level-0 pixel) overrides what the file says.
+    """Open any slide or image that kin can read; ``mpp`` (µm per level-0 pixel) overrides the file's own value.
 
-    OpenSlide reads what it recognises. Plain TIFF, OME-TIFF, PNG and JPEG have readers of their own, and so have tiled
-    TIFF files that OpenSlide would show incompletely or blurred (see ``tiff.reads_better``).
+    Formats that OpenSlide recognises are read with OpenSlide. Plain TIFF, OME-TIFF, PNG and JPEG have readers in this
+    package; so do tiled TIFF files that OpenSlide would show incompletely or blurred (see ``tiff.reads_better``).
 
     Raises:
         UsageError: ``mpp`` is not a positive number.
-        InputError: the file is missing, empty, a folder, damaged, or of no known format.
+        InputError: the file is missing, empty, a folder, damaged, or of an unknown format.
     """
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
         raise UsageError(f"a pixel size must be a positive number of µm, got {mpp}")
@@ -46,13 +46,13 @@ def open_source(
     region: Box | None = None,
     fill: bool = False,
 ) -> SlideView:
-    """Open a slide and the view of it that a command's options name; close ``view.slide`` when done.
+    """Open a slide and a view of it; close ``view.slide`` when done.
 
     Args:
         path: the slide's file.
         level, mpp, region: see ``view.open_view``.
-        source_mpp: µm per level-0 pixel where the file is wrong or silent about it.
-        fill: show the background colour where the slide cannot be read, instead of raising; see ``FillingSlide``.
+        source_mpp: µm per level-0 pixel if the file's own value is wrong or missing.
+        fill: show the fill colour where the slide cannot be read, instead of raising; see ``FillingSlide``.
 
     Raises:
         UsageError, InputError: see ``open_slide`` and ``open_view``.
@@ -76,15 +76,15 @@ def _open(path: Path) -> Slide:
     except InputError:
         if vendor != "generic-tiff":
             raise
-        # compressions that OpenSlide does not know, such as JPEG 2000; or a clearer message
+        # TiffSlide reads compressions that OpenSlide does not know, such as JPEG 2000, or raises a clearer error
         return tiff.TiffSlide(path)
 
 
 def _open_plain(path: Path) -> Slide:
-    """Open a PNG, JPEG, TIFF or OME-TIFF file, told by its first bytes.
+    """Open a PNG, JPEG, TIFF or OME-TIFF file, recognised by its first bytes.
 
     Raises:
-        InputError: it is none of these, or damaged.
+        InputError: the file is none of these, or damaged.
     """
     with path.open("rb") as file:
         head = file.read(8)
@@ -98,6 +98,7 @@ def _open_plain(path: Path) -> Slide:
 
 
 def _check_file(path: Path) -> None:
+    """Raise ``InputError`` if ``path`` is missing, a folder, unreadable or empty."""
     try:
         if path.is_dir():
             raise InputError(f"{path}: a folder, not a slide", _folder_hint(path))

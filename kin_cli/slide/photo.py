@@ -1,4 +1,4 @@
-"""Photographs (PNG, JPEG) as slides of one level."""
+"""Photographs (PNG, JPEG) as slides with a single level."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import pyvips
 
 from kin_cli.errors import InputError
-from kin_cli.geometry import Box, Size
-from kin_cli.slide.base import WHITE, Pixels, Slide, composite, credible_mpp, to_uint8
+from kin_cli.geometry import Box, Pixels, Size
+from kin_cli.slide.base import WHITE, Slide, composite, credible_mpp, to_uint8
 
 
 class PhotoSlide(Slide):
-    """A PNG or JPEG picture, decoded once: turned as its EXIF orientation says, alpha composited on white.
+    """A PNG or JPEG picture, decoded once. The EXIF orientation is applied; alpha is composited on white.
 
-    Memory bound: the whole picture, 3 bytes per pixel; up to 24 bytes per pixel while it is opened (16 bits, alpha).
+    Memory bound: the whole picture, 3 bytes per pixel; up to 24 bytes per pixel while opening (16 bits with alpha).
     """
 
     expects_background = False
@@ -60,4 +60,4 @@ def _rgb8(image: pyvips.Image) -> Pixels:
     rgb = values[..., :colours] if colours == 3 else np.repeat(values[..., :1], 3, axis=2)
     if values.shape[2] == colours:
         return np.ascontiguousarray(rgb)
-    return composite(rgb, values[..., colours], background=WHITE)
+    return composite(rgb, values[..., colours], fill_colour=WHITE)

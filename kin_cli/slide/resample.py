@@ -1,37 +1,31 @@
-"""Bicubic resampling in which a pixel depends on its place alone, not on what else is computed with it.
+"""Bicubic resampling and area sums whose values do not depend on the box in which they are computed.
 
-Pillow does the same to within its 8-bit intermediate and its 32-bit coordinates, which make a pixel differ by 2 grey
-levels between one box and another.
+``resample`` is the bicubic interpolation of Pillow, but without Pillow's 8-bit intermediate and 32-bit coordinates,
+which can change a pixel by 2 grey levels from one box to another. ``sums_between`` integrates pixels over rectangles
+with fractional edges, for overviews and tissue fractions.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
-from kin_cli.slide.base import Pixels
+from kin_cli.geometry import AnyArray, Doubles, Floats, Pixels
 
-_SUPPORT = 2.0
-_SHARPNESS = -0.5  # the parameter a of Keys (1981), the value that reproduces straight lines and parabolas
-Edges = npt.NDArray[np.float64]
-Sums = npt.NDArray[np.float32]
-
-
-# FROM slide.resample: Bicubic resampling in which a pixel depends on its place alone, not on what else is computed with it. Pillow does the same to within its 8-bit intermediate and its 32-bit coordinates, which make a pixel differ by 2 grey levels between one box and another.
+_SUPPORT = 2.0  # of the cubic kernel, in pixels to each side
+_SHARPNESS = -0.5  # the parameter a of Keys (1981); this value reproduces straight lines and parabolas
 
 
 @dataclass(frozen=True)
 class ResampledAxis:
-    """How pixels ``start`` to ``stop`` of an axis, brought from ``length`` to ``out_length``, are made.
+    """Weights that compute resampled pixels along one axis from source pixels.
 
     Attributes:
-        first: the first pixel needed.
-        weights: sparse (stop - start, pixels needed), rows of sum 1.
+        first: the first source pixel needed.
+        weights: sparse float32 (resampled pixels, source pixels from ``first`` on); each row sums to 1.
     """
 
     first: int
@@ -39,14 +33,15 @@ class ResampledAxis:
 
     @property
     def needed(self) -> int:
-        """Number of pixels needed, from ``first`` on."""
+        """Number of source pixels needed, from ``first`` on."""
         return int(self.weights.shape[1])
 
 
 def axis(start: int, stop: int, *, length: int, out_length: int) -> ResampledAxis:
-    """Weights of the cubic convolution; where pixels are merged, it is widened to cover them all (antialiasing).
+    """Weights for pixels ``start`` to ``stop`` of an axis that is resampled from ``length`` to ``out_length`` pixels.
 
-    What lies beyond the ends has no weight.
+    Cubic convolution (Keys 1981); for reduction the kernel is widened by the scale (antialiasing). Source positions
+    beyond the ends of the axis get no weight.
     """
     scale = length / out_length
     width = max(scale, 1.0)
@@ -63,44 +58,42 @@ def axis(start: int, stop: int, *, length: int, out_length: int) -> ResampledAxi
 
 
 def resample(pixels: Pixels, *, rows: ResampledAxis, cols: ResampledAxis) -> Pixels:
-    """Pixels (h, w, 3) for the rows and columns of the axes, from the (rows.needed, cols.needed, 3) that they need.
+    """Resample ``pixels`` (rows.needed, cols.needed, 3) to the rows and columns of the two axes, uint8 (h, w, 3).
 
-    Memory bound: 24 bytes per pixel given, and 24 per pixel made.
+    Memory bound: 24 bytes per source pixel, and 24 per resampled pixel.
     """
     by_row = _along_first(pixels.astype(np.float32), rows)
-    made = np.swapaxes(_along_first(np.ascontiguousarray(np.swapaxes(by_row, 0, 1)), cols), 0, 1)
-    return np.rint(made).clip(0, 255).astype(np.uint8, order="C")
+    resampled = np.swapaxes(_along_first(np.ascontiguousarray(np.swapaxes(by_row, 0, 1)), cols), 0, 1)
+    return np.rint(resampled).clip(0, 255).astype(np.uint8, order="C")
 
 
-def _along_first(values: npt.NDArray[np.float32], along: ResampledAxis) -> npt.NDArray[np.float32]:
-    flat: npt.NDArray[np.float32] = along.weights @ values.reshape(len(values), -1)
+def _along_first(values: Floats, along: ResampledAxis) -> Floats:
+    flat: Floats = along.weights @ values.reshape(len(values), -1)
     return flat.reshape(-1, *values.shape[1:])
 
 
-def _cubic(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _cubic(distance: Doubles) -> Doubles:
     x, a = np.abs(distance), _SHARPNESS
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    weight: npt.NDArray[np.float64] = np.where(x < 1, near, np.where(x < _SUPPORT, far, 0.0))
+    weight: Doubles = np.where(x < 1, near, np.where(x < _SUPPORT, far, 0.0))
     return weight
 
 
-# FROM slide.area: Integrals of pixels over boxes with fractional edges.
+def sums_between(values: AnyArray, rows: Doubles, cols: Doubles) -> Floats:
+    """Integrals of ``values`` (h, w, …) over the rectangles between consecutive row edges and column edges.
 
-
-def sums_between(values: npt.NDArray[Any], rows: Edges, cols: Edges) -> Sums:
-    """Integrals of ``values`` (h, w, …) over all boxes between consecutive edges: (len(rows) - 1, len(cols) - 1, …).
-
-    Pixel i fills [i, i + 1); edges ascend within [0, h] and [0, w].
+    Pixel i fills [i, i + 1); edges are ascending, within [0, h] and [0, w]. Returns float32
+    (len(rows) - 1, len(cols) - 1, …).
     """
     by_row = _sums_along_first(values, rows)
     return np.swapaxes(_sums_along_first(np.swapaxes(by_row, 0, 1), cols), 0, 1)
 
 
-def _sums_along_first(values: npt.NDArray[Any], edges: Edges) -> Sums:
-    # a dense matrix of overlaps: BLAS makes it several times faster than cumulative sums
+def _sums_along_first(values: AnyArray, edges: Doubles) -> Floats:
+    # a dense matrix of overlaps, multiplied by BLAS: several times faster than cumulative sums
     starts = np.arange(len(values))
     overlaps = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
     weights = np.maximum(overlaps, 0, out=overlaps).astype(np.float32)
-    flat: Sums = weights @ values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float32)
+    flat: Floats = weights @ values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float32)
     return flat.reshape(len(flat), *values.shape[1:])

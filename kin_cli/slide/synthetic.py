@@ -1,4 +1,10 @@
-"""A made-up H&E slide of any size, computed where it is read."""
+"""A synthetic H&E slide of any size, computed when it is read.
+
+``SampleSlide`` composes periodic textures, which are drawn once from a seed as amounts of haematoxylin and eosin and
+converted to colour by the law of Beer and Lambert. The periods are 16 times numbers without a common factor: textures
+can be halved four times, and a combination of two repeats only after more than 40,000 pixels. Where which texture shows
+is decided by smooth noise on a lattice of nodes, 16 pixels of level 0 apart.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +12,36 @@ import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageChops
 from scipy import ndimage
 
-from kin_cli.geometry import Box, Size
-from kin_cli.slide.base import Pixels, Slide
+from kin_cli.geometry import AnyArray, Box, Doubles, Floats, Indices, Pixels, Size
+from kin_cli.slide.base import Slide
 
-_FACTORS, _LEAST_PX = (1, 4, 16), 128
+_FACTORS, _LEAST_PX = (1, 4, 16), 128  # reduction of the levels, and the least side of a reduced level
 _NODE_PX = 16
-# periods and widths, in nodes, of the noise that draws borders between kinds of tissue and of tissue
+# (period, sigma) in nodes of the noise that shapes the outline of the tissue and the areas of each kind of tissue
 _NOISES = ((503, 18.0), (419, 11.0), (367, 5.0), (331, 2.0), (461, 15.0))
 _SHAPE_NODES = 128
 _TISSUE_FRACTION = 0.55
 _FRAGMENTS = 6
 _EDGE_PX = 24
-# what red, green and blue are multiplied with, for tones 0 (pink) to 255 (violet)
+# factors (of 255) for red, green and blue, for tones 0 (pink) to 255 (violet)
 _TINT = [np.rint(np.linspace(*ends, 256)).astype(int).tolist() for ends in ((255, 236), (232, 246), (240, 255))]
 _MPP, _OBJECTIVE = 0.5, 20.0
-Field = npt.NDArray[np.float32]
-
-# absorbance of red, green and blue by one unit of each stain
+# absorbance of red, green and blue for one unit of each stain
 _HAEMATOXYLIN = np.array([0.65, 0.70, 0.29], np.float32)
 _EOSIN = np.array([0.08, 0.88, 0.45], np.float32)
-_GLASS = (243, 242, 244)
-
-
-# FROM slide.sample: A made-up H&E slide of any size, computed where it is read.
+_BACKGROUND = (243, 242, 244)
 
 
 class SampleSlide(Slide):
-    """A procedural slide: pieces of tissue on glass, with stroma, glands, sheets of cells and lymphocytes.
+    """A synthetic slide: pieces of tissue on background, with stroma, glands, sheets of cells and lymphocytes.
 
-    Every pixel depends only on its place, ``size`` and ``seed``. The pieces scale with the slide (about 55 % of the
-    area), cells do not (nuclei of 6 to 13 px, as at 20×). Larger slides have levels reduced 4 and 16 times.
+    The value of a pixel depends only on its position, ``size`` and ``seed``. The pieces scale with the slide (about
+    55 % of the area), cells do not (nuclei of 6 to 13 px, as at 20×). Larger slides have levels reduced 4 and 16 times.
 
     Memory bound: 60 MB, whatever the size.
     """
@@ -66,7 +65,7 @@ class SampleSlide(Slide):
         nodes = lattice.nodes
         opacity = self._tissue(nodes)
         if not opacity.any():
-            return np.array(_cut(bank.glass, box))
+            return np.array(_cut(bank.background, box))
         tissue = _cut(bank.stroma, box)
         for texture, kind in zip((bank.sheet, bank.glands, bank.lymphocytes), self._kinds(nodes), strict=True):
             if kind.any():
@@ -74,7 +73,7 @@ class SampleSlide(Slide):
         tissue = ImageChops.multiply(tissue, _tint(lattice.enlarged(self._shape.tone(nodes))))
         if opacity.min() == 255:
             return np.array(tissue)
-        picture = _cut(bank.glass, box)
+        picture = _cut(bank.background, box)
         picture.paste(tissue, mask=lattice.enlarged(opacity))
         return np.array(picture)
 
@@ -88,7 +87,7 @@ class SampleSlide(Slide):
 
     def _kinds(self, nodes: Box) -> list[Pixels]:
         """Opacity of the sheets, glands and lymphocytes at the nodes, each (h, w)."""
-        # two periods and what scales with the slide: or the pattern of one period would show on an overview
+        # two periods, and a zone that scales with the slide: a single period would be visible on an overview
         slow = self._noise(nodes, (0, 4), (0.7, 0.7)) + self._shape.zone(nodes)
         middle, fast = (self._noise(nodes, (layer,), (1.0,)) for layer in (1, 2))
         wobble = 0.15 * fast
@@ -97,7 +96,7 @@ class SampleSlide(Slide):
         lymphocytes = 4 * (middle - 0.5 * np.abs(slow) + wobble - 1.25)
         return [_opacity(kind) for kind in (sheets, glands, lymphocytes)]
 
-    def _noise(self, nodes: Box, layers: tuple[int, ...], weights: tuple[float, ...]) -> Field:
+    def _noise(self, nodes: Box, layers: tuple[int, ...], weights: tuple[float, ...]) -> Floats:
         total = np.zeros((nodes.height, nodes.width), np.float32)
         for layer, weight in zip(layers, weights, strict=True):
             bank = self._noises[layer]
@@ -108,11 +107,11 @@ class SampleSlide(Slide):
 
 
 class _Shape:
-    """What scales with the slide: where tissue is, and how strongly it took the stains."""
+    """The properties that scale with the slide: the outline of the tissue, its tone, and its zones."""
 
     def __init__(self, size: Size, rng: np.random.Generator) -> None:
         longest = max(size.width, size.height)
-        # nodes of the shape are whole numbers of nodes apart, so that positions are exact
+        # the nodes of the shape are a power of two nodes apart, so that positions between them are exact
         self._spacing = 1 << max(0, math.ceil(math.log2(longest / (_SHAPE_NODES * _NODE_PX))))
         step = self._spacing * _NODE_PX
         rows, cols = math.ceil(size.height / step) + 2, math.ceil(size.width / step) + 2
@@ -125,19 +124,19 @@ class _Shape:
             smooth_noise(rng, _SHAPE_NODES * 2, sigma=sigma)[:rows, :cols] for sigma in (12.0, 7.0)
         )
 
-    def inside(self, nodes: Box) -> Field:
-        """About how deep in tissue each node (h, w) lies, in long sides of the slide; negative on glass."""
+    def inside(self, nodes: Box) -> Floats:
+        """Approximate depth in the tissue at each node (h, w), in units of the long side; negative on background."""
         return self._at(self._inside, nodes)
 
     def tone(self, nodes: Box) -> Pixels:
-        """0 where eosin is stronger than elsewhere, 255 where haematoxylin is, at each node (h, w)."""
+        """Tone at each node (h, w): 0 where eosin is strongest, 255 where haematoxylin is."""
         return _opacity(0.4 * self._at(self._tone, nodes))
 
-    def zone(self, nodes: Box) -> Field:
-        """Noise (h, w), which decides what kinds of tissue prevail in a part of the slide."""
+    def zone(self, nodes: Box) -> Floats:
+        """Slow noise at each node (h, w): decides which kinds of tissue prevail in a part of the slide."""
         return self._at(0.8 * self._zone, nodes)
 
-    def _at(self, field: Field, nodes: Box) -> Field:
+    def _at(self, field: Floats, nodes: Box) -> Floats:
         rows, cols = (
             np.clip(np.arange(start, stop) / self._spacing, 0, side - 1.001).astype(np.float32)
             for start, stop, side in ((nodes.y, nodes.bottom, field.shape[0]), (nodes.x, nodes.right, field.shape[1]))
@@ -146,15 +145,15 @@ class _Shape:
         down, right = (rows - row)[:, None], cols - col
         upper = field[np.ix_(row, col)] * (1 - right) + field[np.ix_(row, col + 1)] * right
         lower = field[np.ix_(row + 1, col)] * (1 - right) + field[np.ix_(row + 1, col + 1)] * right
-        value: Field = upper * (1 - down) + lower * down
+        value: Floats = upper * (1 - down) + lower * down
         return value
 
 
-def _fragments(rng: np.random.Generator, y: Field, x: Field) -> Field:
-    """Depth in the nearest of some ellipses, for coordinates of 0 to 1 (h, w)."""
+def _fragments(rng: np.random.Generator, y: Floats, x: Floats) -> Floats:
+    """Depth in the nearest of six ellipses, for coordinates of 0 to 1 (h, w)."""
     depth = np.full(y.shape, -9.0, np.float32)
     for number in range(_FRAGMENTS):
-        # spread over a 2 × 3 pattern, so that no two lie on each other
+        # on a 2 × 3 pattern, so that they do not overlap
         cy, cx = (number // 2 + 0.5) / 3, (number % 2 + 0.5) / 2
         cy, cx = cy + rng.uniform(-0.06, 0.06), cx + rng.uniform(-0.08, 0.08)
         ry, rx, angle = rng.uniform(0.11, 0.16), rng.uniform(0.16, 0.24), rng.uniform(-0.5, 0.5)
@@ -166,19 +165,19 @@ def _fragments(rng: np.random.Generator, y: Field, x: Field) -> Field:
 
 
 class _Lattice:
-    """The nodes, ``spacing`` pixels of a level apart, between which the pixels of a box lie."""
+    """The nodes around the pixels of a box; nodes are ``spacing`` pixels of the level apart."""
 
     def __init__(self, box: Box, spacing: int) -> None:
         x, y = box.x // spacing - 1, box.y // spacing - 1
         self.nodes = Box(x, y, (box.right - 1) // spacing + 2 - x, (box.bottom - 1) // spacing + 2 - y)
-        # quotients by a power of two are exact, hence a pixel is the same in every box
+        # quotients by a power of two are exact, so a pixel has the same value in every box
         self._left, self._top = box.x / spacing - x, box.y / spacing - y
         self._width, self._height = box.width, box.height
         self._span = (box.width / spacing, box.height / spacing)
 
     def enlarged(self, values: Pixels) -> Image.Image:
-        """Values at the nodes (h, w), interpolated at the pixels of the box."""
-        # one axis at a time: Pillow rounds in between, and which axis it takes first depends on the sizes
+        """Values at the nodes (h, w), interpolated at the pixels of the box (mode L)."""
+        # one axis at a time: Pillow rounds between the axes, and their order depends on the sizes
         across = (self._left, 0.0, self._left + self._span[0], float(self.nodes.height))
         wide = Image.fromarray(values).resize((self._width, self.nodes.height), Image.Resampling.BILINEAR, box=across)
         down = (0.0, self._top, float(self._width), self._top + self._span[1])
@@ -186,12 +185,12 @@ class _Lattice:
 
 
 def _tint(tone: Image.Image) -> Image.Image:
-    """The colour to multiply with, from a tone (mode L)."""
+    """The colour (mode RGB) to multiply with, from a tone (mode L)."""
     return Image.merge("RGB", [tone.point(ramp) for ramp in _TINT])
 
 
 def _cut(texture: Image.Image, box: Box) -> Image.Image:
-    """The pixels of ``box`` from a texture that repeats for ever."""
+    """The pixels of ``box`` from a texture that repeats without end."""
     period = texture.width
     x, y = box.x % period, box.y % period
     if x + box.width <= period and y + box.height <= period:
@@ -203,35 +202,35 @@ def _cut(texture: Image.Image, box: Box) -> Image.Image:
     return cut
 
 
-def _opacity(inside: npt.NDArray[np.floating[Any]]) -> Pixels:
-    """0 to 255 across a border at 0, over half a unit to both sides."""
+def _opacity(inside: AnyArray) -> Pixels:
+    """Opacity from 0 to 255, rising linearly where ``inside`` goes from -0.5 to 0.5."""
     opacity: Pixels = np.rint(255 * np.clip(inside + 0.5, 0, 1)).astype(np.uint8)
     return opacity
 
 
-# FROM slide.sample_textures: Periodic H&E-like textures, drawn once from a seed: the ink of ``SampleSlide``. Each is drawn as amounts of haematoxylin and eosin and turned into colour by the law of Beer and Lambert. The periods are 16 times numbers without a common factor: textures can be halved four times, and two of them together repeat only after 40,000 pixels and more.
+# Textures
 
 
 @dataclass(frozen=True)
 class Textures:
-    """Square pictures (mode RGB) that continue seamlessly where they end."""
+    """Square images (mode RGB) that are seamless when repeated."""
 
     stroma: Image.Image
     glands: Image.Image
     sheet: Image.Image
     lymphocytes: Image.Image
-    glass: Image.Image
+    background: Image.Image
 
     def reduced(self, factor: int) -> Textures:
-        """The textures at 1/``factor`` of their size."""
+        """The textures reduced ``factor`` times."""
         return Textures(*(getattr(self, field.name).reduce(factor) for field in fields(self)))
 
 
 @lru_cache(maxsize=2)
 def textures(seed: int) -> Textures:
-    """The textures of a seed.
+    """Draw the textures of a seed.
 
-    Memory bound: 30 MB, for each of the last two seeds.
+    Memory bound: 30 MB for each of the last two seeds.
     """
     rng = np.random.default_rng(seed)
     return Textures(
@@ -239,25 +238,26 @@ def textures(seed: int) -> Textures:
         _glands(rng, 16 * 71),
         _sheet(rng, 16 * 61),
         _lymphocytes(rng, 16 * 57),
-        _glass(rng, 16 * 47),
+        _background(rng, 16 * 47),
     )
 
 
-def smooth_noise(rng: np.random.Generator, period: int, *, sigma: float | tuple[float, float]) -> Field:
-    """Gaussian noise (period, period), smoothed by ``sigma`` nodes; periodic, of mean 0 and standard deviation 1."""
-    noise: Field = ndimage.gaussian_filter(rng.standard_normal((period, period), dtype=np.float32), sigma, mode="wrap")
+def smooth_noise(rng: np.random.Generator, period: int, *, sigma: float | tuple[float, float]) -> Floats:
+    """Periodic Gaussian noise (period, period), smoothed by ``sigma``, with mean 0 and standard deviation 1."""
+    noise: Floats = ndimage.gaussian_filter(rng.standard_normal((period, period), dtype=np.float32), sigma, mode="wrap")
     noise -= noise.mean()
     noise /= noise.std()
     return noise
 
 
-def _colour(haematoxylin: Field, eosin: Field) -> Image.Image:
+def _colour(haematoxylin: Floats, eosin: Floats) -> Image.Image:
+    """The colour of amounts of the two stains (h, w), by the law of Beer and Lambert."""
     absorbance = haematoxylin[..., None] * _HAEMATOXYLIN + eosin[..., None] * _EOSIN
-    return Image.fromarray(np.rint(np.array(_GLASS, np.float32) * np.exp(-absorbance)).astype(np.uint8))
+    return Image.fromarray(np.rint(np.array(_BACKGROUND, np.float32) * np.exp(-absorbance)).astype(np.uint8))
 
 
-def _fibres(rng: np.random.Generator, period: int) -> Field:
-    """Wavy strands: noise that is long in x, each column moved by a periodic wave."""
+def _fibres(rng: np.random.Generator, period: int) -> Floats:
+    """Wavy strands: noise elongated in x, with each column shifted by a periodic wave."""
     strands = smooth_noise(rng, period, sigma=(2.2, 18.0))
     turn = 2 * np.pi * np.arange(period) / period
     wave = (35 * np.sin(turn) + 14 * np.sin(3 * turn + 1)).astype(int)
@@ -300,13 +300,15 @@ def _glands(rng: np.random.Generator, period: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Gland:
-    centre: npt.NDArray[np.float64]
+    """Centre (y, x) and radius in pixels, and the noise (period, period) that roughens the outline."""
+
+    centre: Doubles
     radius: float
-    rough: Field
+    rough: Floats
 
 
-def _packed(rng: np.random.Generator, period: int) -> list[tuple[npt.NDArray[np.float64], float]]:
-    """Discs (centre, radius) thrown on a periodic canvas wherever they do not touch one that lies there."""
+def _packed(rng: np.random.Generator, period: int) -> list[tuple[Doubles, float]]:
+    """Random discs (centre, radius) on a periodic canvas; a disc that would touch an earlier one is dropped."""
     centres, radii = np.empty((0, 2)), np.empty(0)
     for _ in range(1500):
         centre, radius = rng.uniform(0, period, 2), rng.uniform(48, 96)
@@ -316,7 +318,8 @@ def _packed(rng: np.random.Generator, period: int) -> list[tuple[npt.NDArray[np.
     return list(zip(centres, radii.tolist(), strict=True))
 
 
-def _draw_gland(haematoxylin: Field, eosin: Field, rng: np.random.Generator, gland: _Gland) -> None:
+def _draw_gland(haematoxylin: Floats, eosin: Floats, rng: np.random.Generator, gland: _Gland) -> None:
+    """Draw an epithelium with a ring of nuclei around a lumen."""
     squeeze, angle = rng.uniform(0.7, 1.0), rng.uniform(0, np.pi)
     place, distance = _ellipse(len(eosin), gland.centre, gland.radius, squeeze, angle)
     distance = distance + gland.rough[place]
@@ -332,28 +335,28 @@ def _draw_gland(haematoxylin: Field, eosin: Field, rng: np.random.Generator, gla
 
 
 def _strew(
-    haematoxylin: Field,
+    haematoxylin: Floats,
     rng: np.random.Generator,
     *,
     spacing: int,
     radius: tuple[float, float],
     slimness: tuple[float, float],
 ) -> None:
+    """Draw nuclei about ``spacing`` pixels apart, with radii and slimness from the given ranges."""
     for centre in _scattered(rng, len(haematoxylin), spacing, jitter=0.38):
         _draw_nucleus(haematoxylin, rng, centre, (rng.uniform(*radius), rng.uniform(*slimness)))
 
 
-def _scattered(rng: np.random.Generator, period: int, spacing: int, jitter: float) -> npt.NDArray[np.float64]:
-    """Points (n, 2) near the nodes of a periodic grid, every other row moved by half a step."""
+def _scattered(rng: np.random.Generator, period: int, spacing: int, jitter: float) -> Doubles:
+    """Points (n, 2) near the nodes of a periodic grid in which every other row is shifted by half a step."""
     steps = max(2, round(period / spacing))
     row, col = np.mgrid[0:steps, 0:steps].reshape(2, -1)
     points = np.stack([row + 0.5, col + 0.5 * (row % 2)], axis=1) + rng.uniform(-jitter, jitter, (steps * steps, 2))
     return points * (period / steps)
 
 
-def _draw_nucleus(
-    haematoxylin: Field, rng: np.random.Generator, centre: npt.NDArray[np.float64], form: tuple[float, float]
-) -> None:
+def _draw_nucleus(haematoxylin: Floats, rng: np.random.Generator, centre: Doubles, form: tuple[float, float]) -> None:
+    """Draw a nucleus; ``form`` is its long radius in pixels and the ratio of the short to the long radius."""
     radius, slimness = form
     place, distance = _ellipse(len(haematoxylin), centre, radius, slimness, rng.uniform(0, np.pi))
     chromatin = 1 - 0.25 * np.cos(4 * distance) * rng.uniform(0, 1)
@@ -362,9 +365,9 @@ def _draw_nucleus(
 
 
 def _ellipse(
-    period: int, centre: npt.NDArray[np.float64], radius: float, slimness: float, angle: float
-) -> tuple[tuple[npt.NDArray[np.intp], ...], Field]:
-    """Index of the pixels around an ellipse on a periodic canvas, and their distance from its centre (border: 1)."""
+    period: int, centre: Doubles, radius: float, slimness: float, angle: float
+) -> tuple[tuple[Indices, ...], Floats]:
+    """Index of the pixels around an ellipse on a periodic canvas, and their distance from its centre (edge: 1)."""
     reach = int(radius * 1.3) + 2
     whole = np.floor(centre).astype(int)
     steps = np.arange(-reach, reach + 1)
@@ -375,12 +378,12 @@ def _ellipse(
     return place, (np.hypot(along, across) / radius).astype(np.float32)
 
 
-def _soft(inside: Field, width: float) -> Field:
-    """0 to 1 across a border at 0, over ``width`` to both sides."""
-    opacity: Field = np.clip(0.5 + inside / (2 * width), 0, 1)
+def _soft(inside: Floats, width: float) -> Floats:
+    """Opacity from 0 to 1, rising linearly where ``inside`` goes from -``width`` to ``width``."""
+    opacity: Floats = np.clip(0.5 + inside / (2 * width), 0, 1)
     return opacity
 
 
-def _glass(rng: np.random.Generator, period: int) -> Image.Image:
+def _background(rng: np.random.Generator, period: int) -> Image.Image:
     noise = 0.7 * smooth_noise(rng, period, sigma=1.2)
-    return Image.fromarray(np.rint(np.array(_GLASS) + noise[..., None]).astype(np.uint8))
+    return Image.fromarray(np.rint(np.array(_BACKGROUND) + noise[..., None]).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""TIFF and OME-TIFF files, read segment by segment."""
+"""Reader for TIFF and OME-TIFF files, segment (tile or strip) by segment."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import tifffile
 
 from kin_cli.errors import InputError
-from kin_cli.geometry import Box
-from kin_cli.slide.base import Pixels, Slide, credible_mpp, downsamples_of
+from kin_cli.geometry import Box, Pixels
+from kin_cli.slide.base import Slide, credible_mpp, downsamples_of
 from kin_cli.slide.tiff_layout import Segment, Unsupported, levels_of, resolution_mpp
 
 _CACHE_BYTES, _STRIPS_CACHE_BYTES = 64 << 20, 512 << 20
@@ -32,7 +32,7 @@ _UM = {
     "in": 25400.0,
 }
 _DAMAGED_HINT = "the file is damaged or incomplete; copy it again from its source"
-# what tifffile, NumPy and the codecs raise over files that are not what they say, and fields full of nonsense
+# what tifffile, NumPy and the codecs raise for damaged files and meaningless fields
 _DECODING_ERRORS = (
     ValueError,
     RuntimeError,
@@ -46,11 +46,11 @@ _DECODING_ERRORS = (
 
 
 def reads_better(path: Path) -> bool:
-    """Whether a file that OpenSlide calls a generic TIFF is better read here.
+    """Whether ``TiffSlide`` reads a file better that OpenSlide recognises as a generic TIFF.
 
-    OpenSlide sees only the first channel of an OME-TIFF with separate channels and no levels in SubIFDs. And where a
-    level's downsample is no whole number it interpolates between the pixels of that level (up to 40 grey levels off in
-    a pyramid whose sizes were halved and rounded down), while the pixels that are stored can be had.
+    OpenSlide shows only the first channel of an OME-TIFF with separate channels, and no levels in SubIFDs. If the
+    downsample of a level is not an integer, OpenSlide interpolates between stored pixels (errors of up to 40 grey
+    levels in a pyramid whose sizes were halved and rounded down); ``TiffSlide`` returns the stored pixels.
     """
     try:
         with tifffile.TiffFile(path, _multifile=False) as file:
@@ -62,14 +62,14 @@ def reads_better(path: Path) -> bool:
 
 
 class TiffSlide(Slide):
-    """A TIFF or OME-TIFF picture, flat or a pyramid (reduced pages or SubIFDs).
+    """A TIFF or OME-TIFF image, flat or a pyramid (reduced pages or SubIFDs).
 
-    Grey, palette and CMYK become RGB, 16 bits become 8, alpha is composited on white; the orientation tag is ignored,
-    as slide viewers do.
+    Grey, palette and CMYK are converted to RGB, 16 bits to 8, alpha is composited on white. The orientation tag is
+    ignored, as in slide viewers.
 
-    Memory bound: 64 MiB of decoded tiles, one tile per reading thread, and 16 bytes per stored tile. For compressed
-    strips, which are as wide as the picture, it is 1280 rows of the picture but at most 512 MiB, or the largest strip.
-    Uncompressed pictures are read in place.
+    Memory bound: 64 MiB of decoded tiles, one tile per reading thread, and 16 bytes per stored tile. Of compressed
+    strips, which are as wide as the image, 1280 rows of the image are kept, but at most 512 MiB, or the largest strip.
+    Uncompressed images are read in place.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,6 +98,7 @@ class TiffSlide(Slide):
         self._cache.clear()
 
     def _describe(self, file: tifffile.TiffFile) -> None:
+        """Set format, pixel size, objective and ICC profile."""
         page = file.series[0].keyframe
         self.format = "ome-tiff" if file.is_ome else "tiff"
         x, y = resolution_mpp(page)
@@ -109,6 +110,7 @@ class TiffSlide(Slide):
         self.icc = bytes(profile) if profile and is_rgb else None
 
     def _check_extent(self) -> None:
+        """Raise ``InputError`` if a tile or strip lies beyond the end of the file."""
         extent = self.path.stat().st_size
         for level in self._levels:
             lost = sum(plane.beyond(extent) for plane in level.planes)
@@ -121,7 +123,7 @@ class TiffSlide(Slide):
         full = self._levels[0]
         if full.segment.width < full.size.width:
             return _CACHE_BYTES
-        # a window needs all strips that it crosses; were they forgotten, every window would decode them anew
+        # all windows in a row need the same strips; without a cache of this size each window would decode them again
         return max(_CACHE_BYTES, min(_STRIPS_CACHE_BYTES, 3 * full.size.width * _STRIPS_CACHE_ROWS))
 
     def _fetch(self, level: int, box: Box) -> Pixels:
@@ -138,7 +140,7 @@ class TiffSlide(Slide):
             return found
         if 3 * segment.box.width * segment.box.height < _BIG_SEGMENT_BYTES:
             return self._cache.put(key, self._decoded(level, segment))
-        # a picture in one strip: let one thread decode it and the others wait for the result
+        # e.g. an image in a single strip: one thread decodes it while the others wait for the result
         with self._big_lock:
             found = self._cache.get(key)
             return found if found is not None else self._cache.put(key, self._decoded(level, segment))
@@ -149,7 +151,7 @@ class TiffSlide(Slide):
             planes = [plane.samples(self._bytes, segment) for plane in layout.planes]
             samples = [plane for plane in planes if plane is not None]
             if len(samples) < len(planes):
-                return np.full((box.height, box.width, 3), self.background, np.uint8)
+                return np.full((box.height, box.width, 3), self.fill_colour, np.uint8)
             rgb = layout.to_rgb(samples[0] if len(samples) == 1 else np.concatenate(samples, axis=-1))
             if rgb.shape[0] < box.height or rgb.shape[1] < box.width:
                 raise ValueError(f"only {rgb.shape[1]}×{rgb.shape[0]} pixels are stored")
@@ -164,7 +166,7 @@ class TiffSlide(Slide):
 
 
 class _Cache:
-    """The segments used last, up to a number of bytes, or one that is larger."""
+    """The most recently used segments, up to ``capacity`` bytes in total; at least one, however large."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -195,7 +197,7 @@ class _Cache:
 
 
 def _ome_facts(xml: str) -> tuple[float | None, float | None, float | None]:
-    """Pixel size in x and y (µm) of the first image of an OME-XML, and the nominal magnification of its objective."""
+    """Pixel size in x and y (µm) and objective magnification of the first image in OME-XML; None if unknown."""
     root = ElementTree.fromstring(xml)
     pixels = root.find("{*}Image/{*}Pixels")
     lens = root.find("{*}Instrument/{*}Objective")

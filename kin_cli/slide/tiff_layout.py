@@ -1,4 +1,4 @@
-"""How a TIFF file stores its levels: segments (tiles or strips), planes, and what their samples mean."""
+"""How a TIFF file stores its levels: segments (tiles or strips), planes, and the meaning of the samples."""
 
 from __future__ import annotations
 
@@ -9,54 +9,55 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import tifffile
 
-from kin_cli.geometry import Box, Size
-from kin_cli.slide.base import WHITE, Pixels, composite, composite_premultiplied, to_uint8
+from kin_cli.geometry import AnyArray, Box, Integers, Pixels, Size
+from kin_cli.slide.base import WHITE, composite, composite_premultiplied, to_uint8
 
-Samples = npt.NDArray[Any]
-ReadAt = Callable[[int, int], bytes]
+ReadAt = Callable[[int, int], bytes]  # (offset, number of bytes) → bytes of the file
 
 _JPEG = {6, 7, 34892}
-# these codecs give RGB, whatever the file calls their colour space
+# compressions whose decoders return RGB, whatever colour space the file names
 _GIVES_RGB = _JPEG | {34712, 34933, 34934, 50001, 50002, 52546}
 _RAW_SEGMENT_PX = 512
-_ASSOCIATED, _UNASSOCIATED = 1, 2
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # values of the tag ExtraSamples: alpha, premultiplied or not
 
 
 class Unsupported(Exception):
-    """What was seen in the file that kin cannot read."""
+    """The file stores a kind of image that kin cannot read; the message names it."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A tile or strip: its row-major number, and the pixels of the level that it holds."""
+    """A tile or strip of a level: its row-major number and its box, clipped to the level."""
 
     number: int
     box: Box
 
 
 class Plane(Protocol):
-    """Samples of one level that are stored together, all of them or one colour."""
+    """Samples of one level that are stored together: all colours, or one."""
 
     @property
     def stored(self) -> int:
-        """How many pieces of the plane the file holds."""
+        """Number of tiles or strips stored."""
 
     def beyond(self, extent: int) -> int:
-        """How many of them do not lie within the first ``extent`` bytes of the file."""
+        """Number of tiles or strips that reach beyond the first ``extent`` bytes of the file."""
 
-    def samples(self, read: ReadAt, segment: Segment) -> Samples | None:
-        """Samples (h, w, n) of a segment, perhaps some beyond the level's border; None where nothing is stored."""
+    def samples(self, read: ReadAt, segment: Segment) -> AnyArray | None:
+        """Samples (h, w, n) of a segment, perhaps larger than its box; None if the segment is not stored."""
 
 
 @dataclass(frozen=True)
 class _SegmentPlane:
-    """Tiles or strips in row-major order: place, length in bytes, and (bytes, number, tables) → samples."""
+    """Tiles or strips in row-major order: their offsets and sizes in bytes, and their decoder.
 
-    offsets: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
+    ``decode`` is ``TiffPage.decode`` of tifffile, ``tables`` are the JPEG tables that the tiles share.
+    """
+
+    offsets: Integers
+    counts: Integers
     decode: Callable[..., Any]
     tables: bytes | None
 
@@ -67,18 +68,18 @@ class _SegmentPlane:
     def beyond(self, extent: int) -> int:
         return int(np.count_nonzero(self.offsets + self.counts > extent))
 
-    def samples(self, read: ReadAt, segment: Segment) -> Samples | None:
+    def samples(self, read: ReadAt, segment: Segment) -> AnyArray | None:
         number = segment.number
         if self.counts[number] == 0:
             return None
         data = read(int(self.offsets[number]), int(self.counts[number]))
-        decoded: Samples = self.decode(data, number, jpegtables=self.tables)[0][0]
+        decoded: AnyArray = self.decode(data, number, jpegtables=self.tables)[0][0]
         return decoded
 
 
 @dataclass(frozen=True)
 class _RawPlane:
-    """Uncompressed rows one after another, of which any part can be read."""
+    """Uncompressed rows one after another; any part of them can be read."""
 
     offset: int
     size: Size
@@ -90,7 +91,7 @@ class _RawPlane:
     def beyond(self, extent: int) -> int:
         return int(self.offset + self.size.pixels * self.depth * self.dtype.itemsize > extent)
 
-    def samples(self, read: ReadAt, segment: Segment) -> Samples | None:
+    def samples(self, read: ReadAt, segment: Segment) -> AnyArray | None:
         box, pixel_bytes = segment.box, self.depth * self.dtype.itemsize
         starts = (self.offset + (y * self.size.width + box.x) * pixel_bytes for y in range(box.y, box.bottom))
         data = b"".join(read(start, box.width * pixel_bytes) for start in starts)
@@ -100,20 +101,23 @@ class _RawPlane:
 
 @dataclass(frozen=True)
 class TiffLevel:
-    """One level: its size, the size of its segments, its planes (several if colours are stored apart)."""
+    """One level: its size, the size of its segments, its planes, and the conversion of samples (h, w, n) to RGB.
+
+    There are several planes if the colours are stored apart.
+    """
 
     size: Size
     segment: Size
     planes: tuple[Plane, ...]
-    to_rgb: Callable[[Samples], Pixels]
+    to_rgb: Callable[[AnyArray], Pixels]
 
     @property
     def across(self) -> int:
-        """Segments in a row."""
+        """Number of segments in a row."""
         return math.ceil(self.size.width / self.segment.width)
 
     def segments_in(self, box: Box) -> Iterator[Segment]:
-        """The segments that share a pixel with a box inside the level."""
+        """The segments that overlap a box inside the level."""
         width, height = self.segment.width, self.segment.height
         for row in range(box.y // height, (box.bottom - 1) // height + 1):
             for col in range(box.x // width, (box.right - 1) // width + 1):
@@ -121,10 +125,10 @@ class TiffLevel:
 
 
 def levels_of(series: tifffile.TiffPageSeries) -> tuple[TiffLevel, ...]:
-    """The pyramid of a series, largest level first.
+    """The levels of a series, the largest first.
 
     Raises:
-        Unsupported: stacks, fluorescence channels, sample types and colour spaces that are no RGB or grey picture.
+        Unsupported: stacks, fluorescence channels, and sample types and colour spaces that are not RGB or grey.
     """
     return tuple(_level(level) for level in series.levels)
 
@@ -142,10 +146,11 @@ def _level(series: tifffile.TiffPageSeries) -> TiffLevel:
 
 
 def _check_samples(series: tifffile.TiffPageSeries, first: tifffile.TiffPage, pages: int) -> None:
+    """Raise ``Unsupported`` unless a level is one RGB or grey image."""
     stored = math.prod(series.shape)
     seen = f"{'×'.join(map(str, series.shape))} samples ({series.axes}) of type {series.dtype}"
     one_picture = pages == 1 and stored == first.imagewidth * first.imagelength * first.samplesperpixel
-    # three 8-bit channels in pages of their own are how some writers store RGB; deeper ones are fluorescence
+    # some writers store RGB as three 8-bit channels in separate pages; channels of more bits are fluorescence
     rgb_in_pages = pages == 3 and first.samplesperpixel == 1 and first.dtype == np.uint8
     apart = rgb_in_pages and set("CS").intersection(series.axes) and stored == 3 * first.imagewidth * first.imagelength
     if not (one_picture or apart):
@@ -164,6 +169,7 @@ def _segment_size(page: tifffile.TiffPage) -> Size:
 
 
 def _is_raw(page: tifffile.TiffPage) -> bool:
+    """Whether the rows of a page are uncompressed and follow each other in the file."""
     plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1
     return bool(plain and not page.is_tiled and page.is_contiguous and page.bitspersample in (8, 16))
 
@@ -179,7 +185,8 @@ def _planes(page: tifffile.TiffPage) -> list[Plane]:
     return [_SegmentPlane(offsets[plane], counts[plane], page.decode, page.jpegtables) for plane in range(count)]
 
 
-def _to_rgb(page: tifffile.TiffPage, pages: int) -> Callable[[Samples], Pixels]:
+def _to_rgb(page: tifffile.TiffPage, pages: int) -> Callable[[AnyArray], Pixels]:
+    """The conversion of samples (h, w, n) to RGB; ``Unsupported`` if the colour space has none."""
     name = getattr(page.photometric, "name", str(page.photometric))
     if name == "YCBCR" and page.compression not in _GIVES_RGB:
         raise Unsupported(f"YCbCr colours with {page.compression.name} compression")
@@ -196,7 +203,7 @@ def _to_rgb(page: tifffile.TiffPage, pages: int) -> Callable[[Samples], Pixels]:
     return partial(_additive_to_rgb, colours, int(alpha), name == "MINISWHITE")
 
 
-def _additive_to_rgb(colours: int, alpha: int, inverted: bool, samples: Samples) -> Pixels:
+def _additive_to_rgb(colours: int, alpha: int, inverted: bool, samples: AnyArray) -> Pixels:
     values = to_uint8(samples)
     rgb = values[..., :colours]
     if inverted:
@@ -204,23 +211,23 @@ def _additive_to_rgb(colours: int, alpha: int, inverted: bool, samples: Samples)
     if colours == 1:
         rgb = np.repeat(rgb, 3, axis=-1)
     if alpha == _UNASSOCIATED:
-        return composite(rgb, values[..., colours], background=WHITE)
+        return composite(rgb, values[..., colours], fill_colour=WHITE)
     if alpha == _ASSOCIATED:
-        return composite_premultiplied(rgb, values[..., colours], background=WHITE)
+        return composite_premultiplied(rgb, values[..., colours], fill_colour=WHITE)
     return rgb
 
 
-def _palette_to_rgb(colours: Pixels, samples: Samples) -> Pixels:
+def _palette_to_rgb(colours: Pixels, samples: AnyArray) -> Pixels:
     return colours[samples[..., 0].astype(np.intp)]
 
 
-def _cmyk_to_rgb(samples: Samples) -> Pixels:
+def _cmyk_to_rgb(samples: AnyArray) -> Pixels:
     light = 255 - to_uint8(samples).astype(np.uint16)
     return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
 
 
 def resolution_mpp(page: tifffile.TiffPage) -> tuple[float | None, float | None]:
-    """µm per pixel in x and y of the resolution tags, None where absent or without a unit."""
+    """µm per pixel in x and y from the resolution tags; None if a tag is missing or has no unit."""
     unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))
 
     def mpp(tag: str) -> float | None:

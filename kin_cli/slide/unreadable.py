@@ -1,4 +1,9 @@
-"""Slides with parts that cannot be read: the parts are filled, told, and everything else goes on."""
+"""Damaged slides: fill what cannot be read, remember where, and go on (``--on-read-error fill``).
+
+``FillingSlide`` wraps a slide and returns its fill colour for blocks that cannot be read; it calls a listener with each
+such block. ``Faults`` is the listener of a translation: it keeps, in a store with the unfinished work, which tiles of
+the output show filled pixels and which patches could not be measured, so that an interrupted run does not forget them.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +15,22 @@ from dataclasses import replace
 import numpy as np
 
 from kin_cli.errors import InputError
-from kin_cli.geometry import Box, Cell, Grid
-from kin_cli.slide.base import Pixels, Slide
+from kin_cli.geometry import Box, Cell, Grid, Pixels
+from kin_cli.slide.base import Slide
 from kin_cli.slide.view import SlideView
 from kin_cli.store.blobs import BlobStore
 
 _BLOCK_PX = 256
 _BICUBIC_SUPPORT = 2
-Listener = Callable[[int, Box], None]
-_LISTED = 100
-
-
-# FROM slide.faults: Slides with parts that cannot be read: the parts are filled, told, and everything else goes on.
+_LISTED = 100  # tiles in the summary
+Listener = Callable[[int, Box], None]  # called with the level and the box of a filled block
 
 
 class FillingSlide(Slide):
-    """A slide whose unreadable blocks of 256 px show its background colour; closes the slide that it wraps.
+    """A slide whose unreadable blocks of 256 px show its fill colour; closes the slide that it wraps.
 
-    A box that can be read is never touched, and in one that cannot each block of a fixed grid is judged by itself: what
-    is filled depends neither on the order of reads nor on what failed before.
+    If the read of a box fails, each block of a fixed grid that overlaps the box is read on its own, and only the blocks
+    that fail are filled. So the result depends neither on the order of reads nor on earlier failures.
     """
 
     def __init__(self, slide: Slide) -> None:
@@ -36,15 +38,15 @@ class FillingSlide(Slide):
         self.path, self.format = slide.path, slide.format
         self.levels, self.downsamples = slide.levels, slide.downsamples
         self.mpp, self.objective, self.icc = slide.mpp, slide.objective, slide.icc
-        self.background, self.expects_background = slide.background, slide.expects_background
+        self.fill_colour, self.expects_background = slide.fill_colour, slide.expects_background
         self._faults: dict[tuple[int, Box], None] = {}
         self._listener: Listener | None = None
         self._lock = threading.Lock()
 
     def listen(self, listener: Listener) -> None:
-        """Call ``listener`` with level and box of every block that was or will be filled, once each, one at a time.
+        """Call ``listener`` once for each block that was or will be filled; calls never overlap.
 
-        What it raises fails the read that met the block.
+        An exception of the listener is raised by the read that met the block.
         """
         with self._lock:
             self._listener = listener
@@ -73,7 +75,7 @@ class FillingSlide(Slide):
                 return self.inner.read(level, block)
             except InputError:
                 self._note(level, block)
-        return np.full((block.height, block.width, 3), self.background, np.uint8)
+        return np.full((block.height, block.width, 3), self.fill_colour, np.uint8)
 
     def _note(self, level: int, block: Box) -> None:
         with self._lock:
@@ -84,12 +86,12 @@ class FillingSlide(Slide):
 
 
 def strict(view: SlideView) -> SlideView:
-    """The same view, in which whatever cannot be read is an error."""
+    """The same view without filling: what cannot be read raises ``InputError``."""
     return replace(view, slide=view.slide.inner) if isinstance(view.slide, FillingSlide) else view
 
 
 def filled_box(view: SlideView, level: int, block: Box) -> Box:
-    """Where a filled block of a level shows in the ``out_`` frame; empty for a level that the view does not read."""
+    """The box of the ``out_`` frame that a filled block influences; empty if the view does not read that level."""
     if level != view.level:
         return Box(0, 0, 0, 0)
     read = view.slide.levels[level]
@@ -103,13 +105,10 @@ def filled_box(view: SlideView, level: int, block: Box) -> Box:
     return box.shifted(-view.region.x, -view.region.y).clipped(view.size)
 
 
-# FROM passes.faults: What of a slide could not be read, kept with the unfinished work so that no interruption forgets it.
-
-
 class Faults:
-    """The tiles that show filled pixels, and the patches that were not measured because they could not be read.
+    """Tiles that show filled pixels, and patches without statistics because they could not be read. Thread-safe.
 
-    Each is durable before the pixels that it warns of can be. ``store`` has room for ``capacity_for`` keys.
+    An entry is durable before the pixels that it concerns are returned. ``store`` has room for ``capacity_for`` keys.
     """
 
     def __init__(self, store: BlobStore, view: SlideView, *, tiles: Grid, patches: Grid) -> None:
@@ -120,15 +119,15 @@ class Faults:
 
     @staticmethod
     def capacity_for(*, tiles: Grid, patches: Grid) -> int:
-        """Keys that the store needs: one for every tile and every patch."""
+        """Number of keys that the store needs: one per tile and one per patch."""
         return len(tiles) + len(patches)
 
     def add_block(self, level: int, block: Box) -> None:
-        """A block of a level of the slide is filled."""
+        """Note that a block of a level of the slide is filled."""
         self._add([self._tiles.index(tile) for tile in self._tiles.cells_in(filled_box(self._view, level, block))])
 
     def add_patch(self, patch: Cell) -> None:
-        """A patch has no statistics."""
+        """Note that a patch has no statistics."""
         self._add([len(self._tiles) + self._patches.index(patch)])
 
     def _add(self, keys: list[int]) -> None:
@@ -138,7 +137,7 @@ class Faults:
             self._store.commit()
 
     def summary(self) -> dict[str, object]:
-        """Numbers of filled tiles and of unmeasured patches, and (row, col) of up to 100 of the tiles."""
+        """Number of filled ``tiles`` and of unmeasured ``patches``; ``where``: [row, col] of up to 100 of the tiles."""
         count = len(self._tiles)
         found = [key for key in range(count) if key in self._store]
         patches = sum(key in self._store for key in range(count, self._store.capacity))

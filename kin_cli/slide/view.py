@@ -1,6 +1,7 @@
-"""A slide seen at one level or one resolution, perhaps cropped: the ``out_`` frame of a translation.
+"""A slide at one level or one resolution, perhaps cropped: the source image of a translation.
 
-Coordinates are continuous: pixel (x, y) fills [x, x + 1) × [y, y + 1), in every frame.
+Frames (prefixes of variables): ``l0_`` is level 0 of the slide, ``read_`` the level that is read, ``out_`` the image
+that is written. Coordinates are continuous: in every frame pixel (x, y) fills [x, x + 1) × [y, y + 1).
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import InputError, UsageError
-from kin_cli.geometry import Box, Size
-from kin_cli.slide.base import Pixels, Slide
-from kin_cli.slide.resample import Edges, Sums, axis, resample, sums_between
+from kin_cli.geometry import Box, Doubles, Floats, Indices, Pixels, Size
+from kin_cli.slide.base import Slide
+from kin_cli.slide.resample import axis, resample, sums_between
 
-Number = TypeVar("Number", float, npt.NDArray[np.float64])
+Number = TypeVar("Number", float, Doubles)
 
 _RESAMPLED_AT_ONCE_PX = 2 << 20
 _OVERVIEW_BLOCK_PX = 512
@@ -29,16 +29,16 @@ _OVERVIEW_THREADS = 4
 
 @dataclass(frozen=True)
 class SlideView:
-    """What is translated: a slide, the level to read, the frame it is brought to, and the part of it that counts.
+    """A slide at one resolution: the level to read, its size after resampling, and the region that is translated.
 
-    All levels are taken to cover the same area, also where halving rounded their sizes.
+    All levels are assumed to cover exactly the same area, even if their sizes were rounded when the levels were made.
 
     Attributes:
         slide: the slide.
         level: the level that is read.
-        frame: size of the whole slide at the wanted resolution.
-        region: the crop, a box within ``frame``; the ``out_`` frame starts at its corner.
-        mpp: µm per ``out_`` pixel, None where unknown.
+        frame: size of the whole slide at the resolution of the view.
+        region: the crop, a box within ``frame``; its corner is the origin of the ``out_`` frame.
+        mpp: µm per ``out_`` pixel, None if unknown.
     """
 
     slide: Slide
@@ -54,17 +54,17 @@ class SlideView:
 
     @property
     def read_px_per_out(self) -> float:
-        """Pixels of the level per ``out_`` pixel, mean of both axes; 1.0 if nothing is resampled."""
+        """Pixels of the level that is read per ``out_`` pixel, mean of both axes; 1.0 without resampling."""
         read = self.slide.levels[self.level]
         return (read.width / self.frame.width + read.height / self.frame.height) / 2
 
     def read(self, box: Box) -> Pixels:
         """Pixels of any box of the ``out_`` frame as a new contiguous (h, w, 3) uint8 RGB array; thread-safe.
 
-        What lies beyond the frame is its mirror image, the edge pixel not repeated (``numpy.pad`` mode "reflect"), so
-        that a pixel depends only on its place.
+        Beyond the frame the image is mirrored without repeating the edge pixel (``numpy.pad`` mode "reflect"), so that
+        the value of a pixel depends on its position only, not on the box.
 
-        Memory bound: 6 bytes per pixel of the box, and 64 MiB where the view is resampled.
+        Memory bound: 6 bytes per pixel of the box, and 64 MiB if the view is resampled.
         """
         if box.empty:
             return np.empty((box.height, box.width, 3), np.uint8)
@@ -78,14 +78,14 @@ class SlideView:
         return pixels.take(rows - y, axis=0).take(cols - x, axis=1)
 
     def l0_to_out(self, x: Number, y: Number) -> tuple[Number, Number]:
-        """Level-0 coordinates (scalars or arrays) in the ``out_`` frame."""
+        """Convert level-0 coordinates (scalars or arrays) to the ``out_`` frame."""
         full = self.slide.levels[0]
         return x * (self.frame.width / full.width) - self.region.x, y * (
             self.frame.height / full.height
         ) - self.region.y
 
     def out_to_l0(self, x: Number, y: Number) -> tuple[Number, Number]:
-        """``out_`` coordinates (scalars or arrays) in the frame of level 0."""
+        """Convert ``out_`` coordinates (scalars or arrays) to level 0."""
         full = self.slide.levels[0]
         return (x + self.region.x) * (full.width / self.frame.width), (y + self.region.y) * (
             full.height / self.frame.height
@@ -110,14 +110,15 @@ class SlideView:
 def open_view(
     slide: Slide, *, level: int | None = None, mpp: float | None = None, region: Box | None = None
 ) -> SlideView:
-    """The view of ``slide`` at a level (0 if nothing is said) or at ``mpp`` µm per pixel, cropped to ``region``.
+    """The view of ``slide`` at ``level`` (default 0) or at ``mpp`` µm per pixel, cropped to ``region``.
 
-    A resolution is resampled (bicubic, antialiased) from the level nearest to it on a logarithmic scale; its size is
-    the rounded quotient. ``region`` counts in pixels of that level or resolution.
+    For ``mpp`` the level with the nearest resolution, on a logarithmic scale, is resampled (bicubic, antialiased); the
+    sides of the result are rounded to whole pixels. ``region`` is in pixels of that level or resolution.
 
     Raises:
-        UsageError: both a level and a resolution, no such level, or a region that is not wholly inside.
-        InputError: a resolution is asked of a slide without pixel size.
+        UsageError: both a level and a resolution are given, the level does not exist, or the region is empty or not
+            entirely inside.
+        InputError: ``mpp`` is given, but the pixel size of the slide is unknown.
     """
     if level is not None and mpp is not None:
         raise UsageError("a level and a resolution exclude each other", "give --level or --mpp")
@@ -131,11 +132,11 @@ def open_view(
 
 
 def overview(view: SlideView, max_side: int = 2048) -> Pixels:
-    """The whole view as (h, w, 3) uint8, averaged over areas so that its longer side has at most ``max_side`` pixels.
+    """The whole view as (h, w, 3) uint8, reduced to at most ``max_side`` pixels on the longer side by area averaging.
 
-    It is never enlarged. It is read from the smallest level that has the pixels, in blocks, by 4 threads.
+    A smaller view is not enlarged. Read in blocks by 4 threads from the smallest level that has enough pixels.
 
-    Memory bound: 16 bytes per pixel of the overview and 64 MiB, whatever the slide's size and number of levels.
+    Memory bound: 16 bytes per pixel of the overview, and 64 MiB, whatever the slide's size and number of levels.
 
     Raises:
         InputError: the slide is damaged.
@@ -154,16 +155,17 @@ def overview(view: SlideView, max_side: int = 2048) -> Pixels:
     return np.rint(means, out=means).astype(np.uint8)
 
 
-def _mirrored(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
-    """The pixels that stand at ``start`` to ``stop`` of an axis reflected at both ends again and again."""
+def _mirrored(start: int, stop: int, length: int) -> Indices:
+    """Indices of the pixels at positions ``start`` to ``stop`` of an axis that is mirrored at both ends repeatedly."""
     if length == 1:
         return np.zeros(stop - start, np.intp)
     period = 2 * (length - 1)
-    places = np.arange(start, stop, dtype=np.intp) % period
-    return np.minimum(places, period - places)
+    positions = np.arange(start, stop, dtype=np.intp) % period
+    return np.minimum(positions, period - positions)
 
 
 def _halves(box: Box) -> tuple[int, tuple[Box, Box]]:
+    """A box cut across its longer side: the array axis along which the halves follow each other, and the halves."""
     if box.height >= box.width:
         top = box.height // 2
         return 0, (Box(box.x, box.y, box.width, top), Box(box.x, box.y + top, box.width, box.height - top))
@@ -172,6 +174,7 @@ def _halves(box: Box) -> tuple[int, tuple[Box, Box]]:
 
 
 def _nearest_level(slide: Slide, mpp: float) -> tuple[int, Size]:
+    """The level whose resolution is nearest to ``mpp``, and the size of the whole slide at ``mpp``."""
     if not (math.isfinite(mpp) and mpp > 0):
         raise UsageError(f"a resolution must be a positive number of µm per pixel, got {mpp}")
     if slide.mpp is None:
@@ -202,8 +205,8 @@ def _checked_region(slide: Slide, frame: Size, region: Box | None) -> Box:
     return region
 
 
-def _overview_source(view: SlideView, out: Size) -> tuple[int, Edges, Edges]:
-    """The level to average, and where in it the rows and columns of the overview begin and end."""
+def _overview_source(view: SlideView, out: Size) -> tuple[int, Doubles, Doubles]:
+    """The level to average, and the edges of the overview's rows and columns in pixels of this level."""
     left, top = view.region.x / view.frame.width, view.region.y / view.frame.height
     right, bottom = view.region.right / view.frame.width, view.region.bottom / view.frame.height
     for level in reversed(range(len(view.slide.levels))):
@@ -216,21 +219,23 @@ def _overview_source(view: SlideView, out: Size) -> tuple[int, Edges, Edges]:
     return level, rows.clip(0, size.height), cols.clip(0, size.width)
 
 
-def _blocks(rows: Edges, cols: Edges) -> Iterator[Box]:
+def _blocks(rows: Doubles, cols: Doubles) -> Iterator[Box]:
+    """Blocks of a fixed grid, clipped to the pixels that the overview covers."""
     span = Box(int(cols[0]), int(rows[0]), math.ceil(cols[-1]) - int(cols[0]), math.ceil(rows[-1]) - int(rows[0]))
     for y in range(span.y - span.y % _OVERVIEW_BLOCK_PX, span.bottom, _OVERVIEW_BLOCK_PX):
         for x in range(span.x - span.x % _OVERVIEW_BLOCK_PX, span.right, _OVERVIEW_BLOCK_PX):
             yield Box(x, y, _OVERVIEW_BLOCK_PX, _OVERVIEW_BLOCK_PX).intersection(span)
 
 
-def _block_sums(slide: Slide, level: int, rows: Edges, cols: Edges, box: Box) -> tuple[tuple[slice, slice], Sums]:
-    """What one block adds to the overview: the rows and columns it touches, and the integrals over them."""
+def _block_sums(slide: Slide, level: int, rows: Doubles, cols: Doubles, box: Box) -> tuple[tuple[slice, slice], Floats]:
+    """The part of the overview that one block overlaps, and the integrals of the block over its pixels."""
     touched_rows, row_edges = _touched(rows, box.y, box.bottom)
     touched_cols, col_edges = _touched(cols, box.x, box.right)
     return (touched_rows, touched_cols), sums_between(slide.read(level, box), row_edges, col_edges)
 
 
-def _touched(edges: Edges, start: int, stop: int) -> tuple[slice, Edges]:
+def _touched(edges: Doubles, start: int, stop: int) -> tuple[slice, Doubles]:
+    """Overview pixels of one axis that overlap [start, stop), and their edges, clipped and relative to ``start``."""
     first = max(0, int(np.searchsorted(edges, start, "right")) - 1)
     last = min(len(edges) - 1, int(np.searchsorted(edges, stop, "left")))
     return slice(first, last), edges[first : last + 1].clip(start, stop) - start

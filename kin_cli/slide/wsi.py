@@ -1,4 +1,4 @@
-"""Slides that OpenSlide reads."""
+"""Slides read by OpenSlide."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import openslide
 from PIL import ImageCms
 
 from kin_cli.errors import InputError
-from kin_cli.geometry import Box, Size
-from kin_cli.slide.base import WHITE, Pixels, Slide, composite, credible_mpp
+from kin_cli.geometry import Box, Pixels, Size
+from kin_cli.slide.base import WHITE, Slide, composite, credible_mpp
 
 _BLOCK_PX = 512
 _DAMAGED_HINT = "the file is damaged or incomplete; copy it again from the scanner, or look at it with another viewer"
 
 
 def detect(path: Path) -> str | None:
-    """OpenSlide's name for the format of a file, None where it knows none."""
+    """OpenSlide's vendor name for the format of a file; None if OpenSlide does not recognise it."""
     vendor: str | None = openslide.OpenSlide.detect_format(str(path))
     return vendor
 
 
 class WholeSlide(Slide):
-    """A slide behind one OpenSlide handle that all threads share."""
+    """A slide opened with OpenSlide; all threads share one handle."""
 
     def __init__(self, path: Path, vendor: str) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class WholeSlide(Slide):
         self.downsamples = tuple(self._handle.level_downsamples)
         self.mpp = credible_mpp(_number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y"))
         self.objective = _number(properties, "openslide.objective-power")
-        self.background = _colour(properties.get("openslide.background-color"))
+        self.fill_colour = _colour(properties.get("openslide.background-color"))
         self.icc = self._profile()
 
     def close(self) -> None:
@@ -47,9 +47,9 @@ class WholeSlide(Slide):
     def _fetch(self, level: int, box: Box) -> Pixels:
         if level == 0 or self.downsamples[level].is_integer():
             return self._region(level, box)
-        # OpenSlide takes a level-0 corner in whole pixels. Where the downsample is no whole number, that corner falls
-        # between two pixels of the level, and OpenSlide interpolates: the same pixel would differ from box to box.
-        # Reading fixed blocks makes every pixel a function of its place.
+        # OpenSlide takes the corner in whole level-0 pixels. If the downsample is not an integer, the corner falls
+        # between two pixels of the level and OpenSlide interpolates, so the value of a pixel would depend on the box.
+        # With fixed blocks it depends on the position only.
         pixels = np.empty((box.height, box.width, 3), np.uint8)
         for block in _blocks(box, self.levels[level]):
             part = block.intersection(box)
@@ -64,8 +64,8 @@ class WholeSlide(Slide):
             return self._read_afresh(level, box)
 
     def _read_afresh(self, level: int, box: Box) -> Pixels:
-        # After any error an OpenSlide handle fails for ever, in every thread. The second try has a handle of its own,
-        # which becomes the shared one only if it succeeds: so one bad tile never fails the reads beside it.
+        # After any error an OpenSlide handle fails for ever, in every thread. So the second try has its own handle,
+        # which becomes the shared one only if it succeeds: one damaged tile never makes other reads fail.
         with self._reopening:
             handle = self._opened()
             try:
@@ -75,7 +75,7 @@ class WholeSlide(Slide):
                 raise InputError(
                     f"{self.path}: level {level} cannot be read at {box}: {error}", _DAMAGED_HINT
                 ) from error
-            # the old handle may still be in use by other threads; it is freed with its last reference
+            # other threads may still use the old handle; it is closed when the last reference to it goes
             self._handle = handle
             return pixels
 
@@ -86,13 +86,13 @@ class WholeSlide(Slide):
         alpha = rgba[..., 3]
         if alpha.min() == 255:
             return rgba[..., :3]
-        return composite(rgba[..., :3], alpha, background=self.background)
+        return composite(rgba[..., :3], alpha, fill_colour=self.fill_colour)
 
     def _profile(self) -> bytes | None:
         try:
             profile = self._handle.color_profile
         except ImageCms.PyCMSError:
-            # what no colour engine can parse is of no use to anybody further on
+            # a profile that LittleCMS cannot parse is useless in the output, too
             return None
         return None if profile is None else bytes(profile.tobytes())
 
@@ -104,7 +104,7 @@ class WholeSlide(Slide):
 
 
 def _blocks(box: Box, size: Size) -> list[Box]:
-    """The blocks of a fixed grid that share pixels with ``box``, cut at the level's border."""
+    """The blocks of a fixed grid over a level of ``size`` that overlap ``box``, clipped to the level."""
     rows = range(box.y - box.y % _BLOCK_PX, box.bottom, _BLOCK_PX)
     cols = range(box.x - box.x % _BLOCK_PX, box.right, _BLOCK_PX)
     return [Box(x, y, _BLOCK_PX, _BLOCK_PX).clipped(size) for y in rows for x in cols]

@@ -1,1 +1,1 @@
-"""Unfinished work on the disk: the folder beside the output, and the payloads in it."""
+"""Unfinished work on disk: the work folder beside the output, the claim on it, and the stores in it."""

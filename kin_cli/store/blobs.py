@@ -1,4 +1,11 @@
-"""The records by which a blob store remembers what it holds: 28 bytes each, little-endian, each with its own CRC."""
+"""Numbered payloads (encoded tiles, statistics) in append-only files that several jobs fill together.
+
+Each writer, called a shard, appends payloads to ``<name>-<shard>.dat`` and, once they are on disk, one record per
+payload to ``<name>-<shard>.journal``. No process writes the files of another shard, so shards on different machines
+need no lock between them. A record has 28 bytes, little-endian: key (uint64), offset (uint64) and size (uint32) of the
+payload in the data file, CRC-32 of the payload, CRC-32 of these four fields. After a crash everything up to the last
+sound record is there, and what follows is cut off.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +31,14 @@ from kin_cli.store.files import os_errors_as_output_errors, output_error, read_a
 _FIELDS = struct.Struct("<QQII")  # key, offset, size, CRC-32 of the payload
 _CRC = struct.Struct("<I")  # CRC-32 of the fields
 RECORD_BYTES = _FIELDS.size + _CRC.size
-_OWN = 0  # number of our own shard in a store that is written
+_OWN = 0  # index of this process's own shard in a store that is written
 _COMMIT_PUTS = 256
 _COMMIT_SECONDS = 5.0
 _REPLAY_BYTES = RECORD_BYTES << 16  # read at once from a journal
 
 
-# FROM store.journal: The records by which a blob store remembers what it holds: 28 bytes each, little-endian, each with its own CRC.
-
-
 class Record(NamedTuple):
-    """Where one payload lies in the data file, and its CRC-32."""
+    """Key of a payload, its offset and size in the data file, and its CRC-32."""
 
     key: int
     offset: int
@@ -42,15 +46,15 @@ class Record(NamedTuple):
     crc: int
 
     def packed(self) -> bytes:
-        """The record's 28 bytes."""
+        """The record as 28 bytes: the fields and their own CRC-32."""
         fields = _FIELDS.pack(*self)
         return fields + _CRC.pack(zlib.crc32(fields))
 
 
 def sound_records(journal: bytes, data_bytes: int) -> Iterator[Record]:
-    """The records of ``journal`` in order, up to the first that is torn, damaged or beyond the data file's end.
+    """The records of ``journal`` in order, up to the first that is damaged or points beyond the data file.
 
-    What follows a bad record is not trusted: records are appended only after their payloads are on the disk.
+    A record is appended only after its payload is on disk, so nothing behind a bad record can be trusted.
     """
     for start in range(0, len(journal) - RECORD_BYTES + 1, RECORD_BYTES):
         fields = journal[start : start + _FIELDS.size]
@@ -63,11 +67,8 @@ def sound_records(journal: bytes, data_bytes: int) -> Iterator[Record]:
         yield record
 
 
-# FROM store.blobs: Numbered payloads (encoded tiles) in append-only files that several jobs fill together and that survive any crash. Each writer, called a shard, appends payloads to ``<name>-<shard>.dat`` and, once they are on the disk, their records to ``<name>-<shard>.journal``. Nobody writes another's files, so shards on different machines need no lock between them.
-
-
 class _Shard:
-    """The two files of one writer, and how far its journal has been read or written."""
+    """The data file and the journal of one writer, and how far they have been read or written."""
 
     def __init__(self, folder: Path, stem: str, *, flags: int = os.O_RDONLY) -> None:
         self.data_path = folder / f"{stem}.dat"
@@ -88,12 +89,12 @@ class _Shard:
                 f"{self.journal_path}: another process is writing to it", "wait for it, or stop it"
             ) from error
         except OSError as error:
-            # network file systems without locks: the claim of the work folder must do
+            # network file systems without locks: only the claim of the work folder protects them
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
                 raise output_error(self.journal_path, error) from error
 
     def new_records(self) -> Iterator[Record]:
-        """The sound records behind those read before; each moves the two ends along."""
+        """The sound records that have not been read yet; advances ``journal_end`` and ``data_end`` with each."""
         more = True
         while more:
             raw = read_at(self.journal.fileno(), self.journal_end, _REPLAY_BYTES)
@@ -105,14 +106,14 @@ class _Shard:
             more = self.journal_end == until
 
     def cut(self) -> None:
-        """Cut off what follows the last sound record: leftovers of a crash."""
+        """Cut off what a crash left behind the last sound record, in both files."""
         with os_errors_as_output_errors(self.data_path):
             os.ftruncate(self.data.fileno(), self.data_end)
         with os_errors_as_output_errors(self.journal_path):
             os.ftruncate(self.journal.fileno(), self.journal_end)
 
     def append(self, records: list[Record]) -> None:
-        """Make the payloads durable, then the records that vouch for them."""
+        """Make the payloads written so far durable, then append ``records`` and make these durable, too."""
         with os_errors_as_output_errors(self.data_path):
             sync_data(self.data.fileno())
         with os_errors_as_output_errors(self.journal_path):
@@ -126,15 +127,15 @@ class _Shard:
 
 
 class BlobStore:
-    """Payloads under the keys 0 … ``capacity`` − 1, each written once; all methods may be called from several threads.
+    """Payloads under the keys 0 … ``capacity`` − 1, each written once. Thread-safe.
 
-    Opening reads every shard of ``name`` in ``folder`` and continues the shard named ``shard``: whatever a crash left
-    behind its last sound record is cut off. Where several shards hold a key, our own counts, else the first by name.
-    ``remedy`` is the hint of an error that the store cannot mend.
-    Memory bound: 19 bytes a key, plus a few hundred records that are not committed yet.
+    Opening reads all shards of ``name`` in ``folder`` and continues the one named ``shard`` (unless ``read_only``):
+    whatever a crash left behind its last sound record is cut off. If several shards hold a key, this process's own
+    counts, else the first by name. ``remedy`` is the hint of errors that the user must resolve.
+    Memory bound: 19 bytes per key, plus at most a few hundred records that are not committed yet.
 
-    Raises ``OutputError`` where a file cannot be read or written, where the shard has a live writer already, and where
-    a journal names a key of another, larger store.
+    Raises ``OutputError`` if a file cannot be read or written, if the shard has a live writer already, or if a journal
+    names a key beyond ``capacity``.
     """
 
     def __init__(
@@ -173,10 +174,10 @@ class BlobStore:
             raise
 
     def put(self, key: int, payload: bytes) -> None:
-        """Store ``payload`` under ``key``; a key that is already there is left as it is.
+        """Store ``payload`` under ``key``; does nothing if the key is present.
 
-        Durable after the next commit, which comes by itself every 256 puts, or when the oldest uncommitted is 5 s old
-        as another comes.
+        Durable after the next ``commit``. ``put`` commits by itself after 256 payloads, or if the oldest uncommitted
+        payload is more than 5 s old.
         """
         own = self._writable()
         if not 0 <= key < self.capacity:
@@ -198,7 +199,7 @@ class BlobStore:
             self.commit()
 
     def get(self, key: int) -> bytes:
-        """The payload of ``key``, committed or not; ``KeyError`` if absent, ``OutputError`` if damaged on the disk."""
+        """The payload of ``key``, committed or not; ``KeyError`` if absent, ``OutputError`` if damaged on disk."""
         if key not in self:
             raise KeyError(key)
         shard = self._shards[self._shard[key]]
@@ -213,19 +214,19 @@ class BlobStore:
         return payload
 
     def size(self, key: int) -> int:
-        """Bytes of the payload of ``key``; ``KeyError`` if absent."""
+        """Size in bytes of the payload of ``key``; ``KeyError`` if absent."""
         if key not in self:
             raise KeyError(key)
         return int(self._size[key])
 
     def crc(self, key: int) -> int:
-        """CRC-32 that the payload of ``key`` had when it was put; ``KeyError`` if absent."""
+        """CRC-32 of the payload of ``key`` as it was put; ``KeyError`` if absent."""
         if key not in self:
             raise KeyError(key)
         return int(self._crc[key])
 
     def missing(self, keys: Iterable[int]) -> Iterator[int]:
-        """Those of ``keys`` that are not here, in their order."""
+        """The ``keys`` that the store lacks, in the given order."""
         return (key for key in keys if key not in self)
 
     def __contains__(self, key: int) -> bool:
@@ -235,7 +236,7 @@ class BlobStore:
         return self._count
 
     def commit(self) -> None:
-        """Make all that was put durable: first the payloads, then the records that vouch for them."""
+        """Make all payloads that were put durable: first the payloads, then their records."""
         own = self._writable()
         with self._commit_lock:
             with self._put_lock:
@@ -250,7 +251,7 @@ class BlobStore:
                 raise
 
     def refresh(self) -> None:
-        """Take in what other shards have committed since they were last read, and shards that are new."""
+        """Read what other shards, new ones included, have committed since the last refresh."""
         with self._put_lock:
             known = {shard.journal_path for shard in self._shards}
             for path in sorted(self.folder.glob(f"{self._name}-*.journal")):
@@ -277,12 +278,12 @@ class BlobStore:
         try:
             self.close()
         except OutputError:
-            # the failure that ended the block is the one to report, and often the cause of this one
+            # an error that ended the block is the one to raise; it is often the cause of this one
             if error is None:
                 raise
 
     def _resumed(self, stem: str) -> _Shard:
-        """Our own shard, locked, its journal replayed, and what follows the last sound record cut off."""
+        """Open and lock this process's own shard, read its journal, and cut off what a crash left."""
         own = _Shard(self.folder, stem, flags=os.O_RDWR | os.O_CREAT)
         self._shards.append(own)
         own.lock()

@@ -1,4 +1,4 @@
-"""A claim on a work folder: which process, on which host, is writing there."""
+"""Claims on a work folder: files that name the process, and its host, that is writing there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BEAT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class _Holder:
-    """A process, told from a later one with the same number by its time of start."""
+    """The process that holds a claim; its start time tells it from a later process with the same pid."""
 
     host: str
     pid: int
@@ -40,7 +40,7 @@ class _Holder:
 
     @classmethod
     def parsed(cls, content: bytes) -> _Holder | None:
-        """None for what is not a claim, such as the empty file of a process that died while making it."""
+        """The holder that a claim file names; None if it is no claim, e.g. left empty by a crash."""
         try:
             fields = json.loads(content)
             job, restarts = str(fields.get("job", "")), int(fields.get("restarts", 0))
@@ -54,7 +54,7 @@ class _Holder:
 
     @property
     def lives(self) -> bool:
-        """Whether the process, which must be one of this host, is still running."""
+        """Whether the process, which must be one of this host, is still running (a zombie is not)."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -65,7 +65,7 @@ class _Holder:
 
     @property
     def was_requeued(self) -> bool:
-        """Whether Slurm has started the holder's job anew, as ours: it had ended the holder before."""
+        """Whether this process belongs to a later start of the holder's Slurm job, so that the holder has ended."""
         this = _Holder.this_process()
         return self.job != "" and self.job == this.job and self.restarts < this.restarts
 
@@ -73,9 +73,9 @@ class _Holder:
 class Claim:
     """The file ``claim-<shard>`` in a folder, held by this process until ``release``.
 
-    A claim whose process is dead is taken over at once if it ran on this host, or in this Slurm job before the job was
-    requeued; otherwise, as its end cannot be seen from here, when it was not touched for 10 minutes. A thread of its
-    own touches it every minute.
+    A daemon thread renews the file's time stamp every minute. The claim of a dead process is taken over at once if the
+    process ran on this host, or in this Slurm job before the job was requeued. Whether a process on another host is
+    alive cannot be seen from here: its claim is taken over once it has not been renewed for 10 minutes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,7 +85,7 @@ class Claim:
 
     @classmethod
     def take(cls, folder: Path, shard: str, *, of: Path) -> Claim:
-        """Claim ``folder``, the work of the output ``of``; ``OutputError`` if a live process has it."""
+        """Claim ``shard`` of ``folder``, the work of the output ``of``; ``OutputError`` if a live process has it."""
         claim = cls(folder / f"{_PREFIX}{shard}")
         content = json.dumps(asdict(claim._holder)).encode()
         with os_errors_as_output_errors(folder), _one_at_a_time(folder):
@@ -96,7 +96,7 @@ class Claim:
         return claim
 
     def touch(self) -> None:
-        """Renew the claim; ``OutputError`` if another process has taken it over meanwhile."""
+        """Renew the time stamp of the claim; ``OutputError`` if another process has taken the claim over."""
         with os_errors_as_output_errors(self._path):
             if not self._ours():
                 raise OutputError(f"{self._path}: another process has taken over this work", "let only one run")
@@ -109,7 +109,7 @@ class Claim:
                 _refuse_if_live(path, self._path.parent)
 
     def release(self) -> None:
-        """Give the claim up, if it is still ours."""
+        """Give the claim up if this process still holds it."""
         self._released.set()
         with suppress(OSError):
             if self._ours():
@@ -117,7 +117,7 @@ class Claim:
 
     @staticmethod
     def owns(path: Path) -> bool:
-        """Whether a file of the folder belongs to the claims rather than to the work."""
+        """Whether a file of a work folder is a claim, a temporary file of one, or the lock of the claims."""
         return path.name.lstrip(".").startswith((_PREFIX, _LOCK))
 
     @staticmethod
@@ -128,7 +128,7 @@ class Claim:
                 path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        # a lost claim or a failing disk is for the working threads to find, not for this one
+        # the working threads meet a lost claim or a failing disk themselves and raise
         with suppress(OutputError):
             while not self._released.wait(_BEAT_SECONDS):
                 self.touch()
@@ -141,6 +141,7 @@ class Claim:
 
 
 def _refuse_if_live(path: Path, output: Path) -> None:
+    """Raise ``OutputError``, naming ``output``, if the claim at ``path`` belongs to a live process."""
     try:
         holder, age = _Holder.parsed(path.read_bytes()), time.time() - path.stat().st_mtime
     except FileNotFoundError:
@@ -158,7 +159,7 @@ def _refuse_if_live(path: Path, output: Path) -> None:
 
 
 def _start_of(pid: int) -> str:
-    """Boot and clock tick at which a process started; "" for a zombie, and where the system does not tell."""
+    """Boot id and clock tick at which a process started; "" for a zombie and on systems without ``/proc``."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         # field 2, the command, may hold spaces and parentheses: count from its end to state (3) and start (22)
@@ -170,10 +171,10 @@ def _start_of(pid: int) -> str:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Between seeing that a claim is stale and replacing it, no other process of this host may do the same."""
+    """Hold the lock file for the block, so that only one process of this host replaces a stale claim."""
     fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        with suppress(OSError):  # without locks on this file system, the window of a few ms stays open
+        with suppress(OSError):  # a file system without locks: a race of a few ms remains possible
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:

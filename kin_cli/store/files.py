@@ -1,4 +1,4 @@
-"""Writing files so that they survive a crash, and turning the system's errors into ours."""
+"""Crash-safe file writing, the names of work folders, and system errors as ``OutputError`` with a hint."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from kin_cli.errors import OutputError
 
 WORK_ENDING = ".kin-work"
+_BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _AGAIN = "run the same command again: it continues where it stopped"
 _CAUSES: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("no space left on the disk", f"free some space and {_AGAIN}"),
@@ -34,7 +35,7 @@ def work_folder(output: Path) -> Path:
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
-    """The error that a user sees for a failed operation on ``path``: its name, the cause, and what to do."""
+    """An ``OutputError`` for a failed operation on ``path``: its name, the cause, and what to do."""
     cause, hint = _CAUSES.get(error.errno or 0, (error.strerror or str(error), _AGAIN))
     return OutputError(f"{path}: {cause}", hint)
 
@@ -50,31 +51,35 @@ def os_errors_as_output_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def working_folder(folder: Path) -> Iterator[Path]:
-    """Make ``folder`` for the block, unless it is there; a failure that left nothing in it takes it away again."""
+    """Create ``folder`` if it does not exist; remove it again if the block fails and has left it empty."""
     with os_errors_as_output_errors(folder):
         folder.mkdir(exist_ok=True)
     try:
         yield folder
     except BaseException:
-        with suppress(OSError):  # it holds unfinished work
+        with suppress(OSError):  # not empty: it holds unfinished work
             folder.rmdir()
         raise
 
 
-def amount(size: int) -> str:
-    """A number of bytes as people read it."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+def bytes_text(count: float) -> str:
+    """An amount of bytes in a binary unit, to three significant figures: "512 MiB", "1.50 GiB"."""
+    unit = 0
+    while count >= 1023.5 and unit < len(_BINARY_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    number = f"{count:.0f}" if unit == 0 or count >= 100 else f"{count:#.3g}".rstrip(".")
+    return f"{number} {_BINARY_UNITS[unit]}"
 
 
 def write_all(fd: int, payload: bytes) -> None:
-    """Write all of ``payload`` at the file's position; a single ``os.write`` may write less than it was given."""
+    """Write all of ``payload`` at the file's position (a single ``os.write`` may write only a part of it)."""
     view = memoryview(payload)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def write_at(fd: int, offset: int, payload: bytes) -> None:
-    """Write ``payload`` at ``offset``, the end of the file, or on any failure leave the file that long."""
+    """Write ``payload`` at ``offset``, the end of the file; on any failure cut the file to that length again."""
     os.lseek(fd, offset, os.SEEK_SET)
     try:
         write_all(fd, payload)
@@ -99,12 +104,12 @@ sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable: what was created, renamed or removed there."""
+    """Make changes to the names in ``folder`` (created, renamed, removed files) durable."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
     except OSError as error:
-        # some network file systems refuse to sync a folder and are durable without
+        # some network file systems refuse to sync a folder; they are durable without it
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
@@ -112,7 +117,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace ``path`` by a file of ``content``: after a crash the old or the new one is there, whole.
+    """Replace ``path`` by a file with ``content``; after a crash either the old or the new file is there, complete.
 
     Raises ``OSError``.
     """
@@ -122,9 +127,9 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def create_atomic(path: Path, content: bytes) -> bool:
-    """Create ``path`` with ``content`` if there is no such file; False where there is one already.
+    """Create ``path`` with ``content``; False if the file exists already.
 
-    Of several processes one wins, and no reader sees a part of the content. Raises ``OSError``.
+    Of several processes one succeeds, and no reader sees a part of the content. Raises ``OSError``.
     """
     temporary = _written_beside(path, content)
     try:
@@ -132,7 +137,7 @@ def create_atomic(path: Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError:
-        # a file system without hard links: O_EXCL is as exclusive, but shows an empty file for a moment
+        # a file system without hard links: O_EXCL is exclusive, too, but others see an empty file for a moment
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -148,7 +153,7 @@ def create_atomic(path: Path, content: bytes) -> bool:
 
 
 def _written_beside(path: Path, content: bytes) -> Path:
-    """A new file of ``content`` in the folder of ``path``, synced."""
+    """Write ``content`` to a temporary file in the folder of ``path``, sync it, and return its path."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
@@ -164,9 +169,9 @@ def _written_beside(path: Path, content: bytes) -> Path:
 
 
 def publish(finished: Path, destination: Path) -> None:
-    """Give a complete file its final name, replacing any of that name, such that a crash leaves the whole file or none.
+    """Give a complete file its final name, replacing any file of that name; after a crash it is there whole or not.
 
-    Both must be in the same folder. Raises ``OSError``.
+    Both names must be in the same folder. Raises ``OSError``.
     """
     fd = os.open(finished, os.O_RDONLY)
     try:

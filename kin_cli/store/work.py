@@ -1,4 +1,18 @@
-"""The folder ``<output>.kin-work/`` that holds unfinished work, so that the same command continues it."""
+"""The folder ``<output>.kin-work/``: unfinished work, kept so that the same command continues where it stopped.
+
+What lies in the folder:
+
+- ``fingerprint.json``: every setting that changes a pixel of the output. A command with another fingerprint is refused;
+  the error names the settings that differ.
+- ``begun.json`` and other small JSON files: see ``WorkFolder.write_state``.
+- ``<store>-<shard>.dat`` and ``.journal``: finished tiles, statistics and the like, see ``store.blobs``.
+- ``claim-<shard>`` and ``claim.lock``: which processes are writing here, see ``store.claim``. Each process claims its
+  shard before it touches anything else in the folder, and gives the claim up when it ends.
+
+A table that the user keeps (``kept_store``) lies in a folder of the same kind, with two differences: the user names the
+folder, which outlives the output; and as soon as the table is complete it is opened read-only and without a claim, so
+that any number of processes use it at once.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +28,7 @@ from kin_cli.errors import OutputError
 from kin_cli.store.blobs import BlobStore
 from kin_cli.store.claim import Claim
 from kin_cli.store.files import (
-    amount,
+    bytes_text,
     create_atomic,
     os_errors_as_output_errors,
     sync_folder,
@@ -22,17 +36,14 @@ from kin_cli.store.files import (
     write_atomic,
 )
 
-_FINGERPRINT = "fingerprint.json"
-_OVERWRITE_HINT = "--overwrite starts afresh"
-_BEGUN = "begun"
 ALONE = "0"  # the shard of a process that does all the work
-
-
-# FROM store.work: The folder ``<output>.kin-work/`` that holds unfinished work, so that the same command continues it.
+_FINGERPRINT = "fingerprint.json"
+_BEGUN = "begun"
+_OVERWRITE_HINT = "--overwrite starts afresh"
 
 
 class WorkFolder:
-    """Finished parts of one output, claimed by this process, with the fingerprint of everything that changes pixels.
+    """The claimed work folder of one output.
 
     A context manager: leaving the block gives up the claim and keeps the folder, unless ``remove`` was called.
     """
@@ -43,13 +54,13 @@ class WorkFolder:
 
     @classmethod
     def open(
-        cls, output: Path, fingerprint: Mapping[str, object], *, overwrite: bool = False, shard: str = "0"
+        cls, output: Path, fingerprint: Mapping[str, object], *, overwrite: bool = False, shard: str = ALONE
     ) -> WorkFolder:
-        """Create the work folder of ``output``, or continue the one there if its fingerprint is the same.
+        """Create the work folder of ``output``, or continue an existing one with the same fingerprint.
 
-        ``fingerprint`` must be JSON; ``overwrite`` removes what is there first. Jobs that fill the folder together
-        each claim it under their own ``shard``. Raises ``OutputError`` where the fingerprint differs (naming what
-        does), where a live process holds the claim, and where the folder cannot be written.
+        ``fingerprint`` must be JSON; ``overwrite`` removes existing work first. Jobs that fill the folder together
+        each claim it under their own ``shard``. Raises ``OutputError`` if the fingerprints differ (naming the settings
+        that do), if a live process holds the claim, or if the folder cannot be written.
         """
         parent = output.parent
         if not parent.is_dir():
@@ -63,21 +74,23 @@ class WorkFolder:
         claim = Claim.take(folder, shard, of=output)
         work = cls(folder, claim)
         try:
-            with os_errors_as_output_errors(folder):
-                if overwrite:
+            if overwrite:
+                with os_errors_as_output_errors(folder):
                     work._clear()
-                work._agree(as_json(fingerprint))
+            if _holds_foreign_files(folder):
+                raise OutputError(f"{folder}: holds files but no {_FINGERPRINT}", _OVERWRITE_HINT)
+            _agree(folder, fingerprint, contents="unfinished work", hint=_OVERWRITE_HINT)
         except BaseException:
             claim.release()
             raise
         return work
 
     def path(self, name: str) -> Path:
-        """Where the file ``name`` of the work lies."""
+        """Path of the file ``name`` in the folder."""
         return self.folder / name
 
     def read_state(self, name: str) -> dict[str, Any] | None:
-        """What ``write_state`` stored last under ``name``; None if nothing was."""
+        """The JSON object last stored under ``name``; None if there is none."""
         path = self.path(f"{name}.json")
         with os_errors_as_output_errors(path):
             try:
@@ -87,13 +100,13 @@ class WorkFolder:
         return parsed(path, content, hint=_OVERWRITE_HINT)
 
     def write_state(self, name: str, state: Mapping[str, object]) -> None:
-        """Store a small JSON object under ``name`` (not ``fingerprint``); after a crash the old or the new is there."""
+        """Store a small JSON object under ``name`` (not ``fingerprint``); a crash leaves the old or the new one."""
         path = self.path(f"{name}.json")
         with os_errors_as_output_errors(path):
             write_atomic(path, as_text(state))
 
     def touch(self) -> None:
-        """Show other hosts that we live, as happens every minute by itself; ``OutputError`` if the claim was lost."""
+        """Renew the claim, as a thread does every minute; ``OutputError`` if another process has taken it over."""
         self._claim.touch()
 
     def remove(self) -> None:
@@ -102,12 +115,12 @@ class WorkFolder:
             self._clear()
             self._claim.release()
             Claim.remove_dead(self.folder)
-            with suppress(OSError):  # a process that claimed the folder this very moment keeps it
+            with suppress(OSError):  # another process may have claimed the folder at this very moment
                 self.folder.rmdir()
             sync_folder(self.folder.parent)
 
     def close(self) -> None:
-        """Give up the claim, keep the work."""
+        """Give up the claim and keep the work."""
         self._claim.release()
 
     def __enter__(self) -> WorkFolder:
@@ -119,7 +132,7 @@ class WorkFolder:
         self.close()
 
     def _clear(self) -> None:
-        """Delete all but the claims; the fingerprint goes last, lest a crash leave tiles that nothing describes."""
+        """Delete everything but the claims; the fingerprint last, so that a crash leaves no tiles without it."""
         self._claim.refuse_others()
         for path in sorted(self.folder.iterdir()):
             if path.name != _FINGERPRINT and not Claim.owns(path):
@@ -127,19 +140,8 @@ class WorkFolder:
         self.path(_FINGERPRINT).unlink(missing_ok=True)
         sync_folder(self.folder)
 
-    def _agree(self, wanted: dict[str, Any]) -> None:
-        path = self.path(_FINGERPRINT)
-        if not path.exists():
-            # hidden files are what a crash left of the fingerprint's own writing
-            if any(not Claim.owns(other) for other in self.folder.iterdir() if not other.name.startswith(".")):
-                raise OutputError(f"{self.folder}: holds files but no {_FINGERPRINT}", _OVERWRITE_HINT)
-            create_atomic(path, as_text(wanted))
-        found = parsed(path, path.read_bytes(), hint=_OVERWRITE_HINT)
-        if differing := differences(found, wanted):
-            raise OutputError(f"{self.folder}: holds unfinished work of other settings ({differing})", _OVERWRITE_HINT)
 
-
-# FROM store.begin: Beginning work on an output, or going on with it: what an earlier run left, and whether the disk has room.
+# Beginning work on an output
 
 
 def open_work(
@@ -147,13 +149,13 @@ def open_work(
 ) -> WorkFolder:
     """The claimed work folder of ``output``: as an interrupted run with the same fingerprint left it, or a fresh one.
 
-    ``overwrite`` clears what a run without it left, and goes on where a run with it was interrupted. Raises what
+    ``overwrite`` deletes the work of a run without ``overwrite``, but continues an interrupted run with it. Raises what
     ``WorkFolder.open`` raises.
     """
     try:
         work = WorkFolder.open(output, fingerprint, shard=shard)
     except OutputError:
-        # Other settings, which overwrite clears; or another job of an array made the folder this very moment.
+        # other settings, which overwrite clears; or another job of an array has created the folder at this very moment
         work = WorkFolder.open(output, fingerprint, overwrite=overwrite, shard=shard)
     try:
         begun = work.read_state(_BEGUN)
@@ -170,24 +172,25 @@ def open_work(
 
 
 def made_by(work: WorkFolder, output: Path) -> bool:
-    """Whether ``output`` is there and was not when this work began: so an earlier run of this work has finished it."""
+    """Whether an earlier run of this work finished ``output``: it exists, and is new since the work began."""
     begun, found = work.read_state(_BEGUN), _identity(output)
     return begun is not None and found is not None and found != begun["found"]
 
 
 def check_disk(output: Path, bytes_needed: int) -> None:
-    """Raise ``OutputError`` unless the disk has room for ``bytes_needed``, counting what the work holds already."""
+    """Raise ``OutputError`` unless the disk has room for ``bytes_needed``, less what the work folder holds already."""
     with os_errors_as_output_errors(output):
         held = sum(path.stat().st_size for path in work_folder(output).glob("*-*.dat"))
         free = shutil.disk_usage(output.parent).free
     if free < bytes_needed - held:
         raise OutputError(
-            f"{output}: needs up to {amount(bytes_needed - held)} more, but {amount(free)} are free there",
+            f"{output}: needs up to {bytes_text(bytes_needed - held)} more, but {bytes_text(free)} are free there",
             "free some space or choose another disk, then run the same command again",
         )
 
 
 def _identity(file: Path) -> list[int] | None:
+    """Size and time of the last change (ns) of a file; None if it does not exist."""
     try:
         stat = file.stat()
     except FileNotFoundError:
@@ -195,7 +198,7 @@ def _identity(file: Path) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-# FROM store.kept: A store that outlives the work that filled it, in a folder of its own with the fingerprint of what it holds.
+# A table that outlives the output
 
 
 @contextmanager
@@ -208,18 +211,25 @@ def kept_store(
     capacity: int,
     wanted: Iterable[int],
 ) -> Iterator[BlobStore]:
-    """The store ``name`` in ``folder``, which is made where it is missing, for as long as the block runs.
+    """Open the store ``name`` in ``folder`` for the block; the folder is created if it does not exist.
 
-    Where all keys ``wanted`` are there it is opened to be read only, so that any number of processes share it;
-    otherwise it is claimed and written, by jobs of different ``shard`` together, and survives any crash.
+    If the store holds all keys ``wanted``, it is opened read-only, so that any number of processes share it. Otherwise
+    it is claimed and written, by jobs of different ``shard`` together, and survives any crash.
 
-    Raises ``OutputError`` where the folder holds something else or a store of another ``fingerprint`` (naming what
-    differs), and where a live process is writing this shard.
+    Raises ``OutputError`` if the folder holds something else or a store of another ``fingerprint`` (naming the settings
+    that differ), or if a live process is writing this shard.
     """
     hint = f"choose another folder, or remove {folder}"
-    _agree(folder, as_json(fingerprint), name=name, hint=hint)
-    complete = BlobStore(folder, name, capacity=capacity, read_only=True, remedy=hint)
-    with complete:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is not a folder with a {name}", "name a folder, a new one or one made before")
+    with os_errors_as_output_errors(folder):
+        if not folder.exists():
+            folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
+    if _holds_foreign_files(folder):
+        raise OutputError(f"{folder}: holds files but no {name}", "name a new folder, or an empty one")
+    _agree(folder, fingerprint, contents=f"a {name}", hint=hint)
+    with BlobStore(folder, name, capacity=capacity, read_only=True, remedy=hint) as complete:
         if all(key in complete for key in wanted):
             yield complete
             return
@@ -231,39 +241,22 @@ def kept_store(
         claim.release()
 
 
-def _agree(folder: Path, wanted: dict[str, object], *, name: str, hint: str) -> None:
-    path = folder / _FINGERPRINT
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is not a folder with a {name}", "name a folder, a new one or one made before")
-    with os_errors_as_output_errors(folder):
-        if not folder.exists():
-            folder.mkdir(exist_ok=True)
-            sync_folder(folder.parent)
-        if not path.exists():
-            if any(not Claim.owns(other) for other in folder.iterdir() if not other.name.startswith(".")):
-                raise OutputError(f"{folder}: holds files but no {name}", "name a new folder, or an empty one")
-            create_atomic(path, as_text(wanted))
-        found = parsed(path, path.read_bytes(), hint=hint)
-    if differing := differences(found, wanted):
-        raise OutputError(f"{folder}: holds a {name} of other settings ({differing})", hint)
-
-
-# FROM store.fingerprint: Fingerprints: everything that decides some result, as JSON, and how two of them differ.
+# Fingerprints: every setting that decides a result, as JSON
 
 
 def as_text(state: Mapping[str, object]) -> bytes:
-    """The mapping as JSON with its keys in order."""
+    """The mapping as JSON in UTF-8, keys in order."""
     return json.dumps(dict(state), sort_keys=True, ensure_ascii=False, indent=1).encode()
 
 
 def as_json(state: Mapping[str, object]) -> dict[str, Any]:
-    """The mapping as it will be read back, tuples as lists."""
+    """The mapping as it is read back from JSON: tuples become lists."""
     result: dict[str, Any] = json.loads(as_text(state))
     return result
 
 
 def parsed(path: Path, content: bytes, *, hint: str) -> dict[str, Any]:
-    """The JSON object that ``path`` held; ``OutputError`` with ``hint`` where it is none."""
+    """The JSON object in the ``content`` of ``path``; ``OutputError`` with ``hint`` if it is not one."""
     try:
         state = json.loads(content)
     except ValueError:
@@ -274,7 +267,7 @@ def parsed(path: Path, content: bytes, *, hint: str) -> dict[str, Any]:
 
 
 def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    """``name: old → new`` for every entry that differs, in one line; "" where none does."""
+    """One line with ``name: old → new`` for every entry that differs; empty if none does."""
     return "; ".join(
         f"{name}: {_shown(found, name)} → {_shown(wanted, name)}"
         for name in sorted(found.keys() | wanted.keys())
@@ -284,3 +277,23 @@ def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> st
 
 def _shown(settings: Mapping[str, object], name: str) -> str:
     return json.dumps(settings[name], ensure_ascii=False) if name in settings else "(not set)"
+
+
+def _holds_foreign_files(folder: Path) -> bool:
+    """Whether a folder without fingerprint holds files that no claim explains."""
+    with os_errors_as_output_errors(folder):
+        if (folder / _FINGERPRINT).exists():
+            return False
+        # hidden files are temporary ones that a crash left while the fingerprint was written
+        return any(not (path.name.startswith(".") or Claim.owns(path)) for path in folder.iterdir())
+
+
+def _agree(folder: Path, fingerprint: Mapping[str, object], *, contents: str, hint: str) -> None:
+    """Store ``fingerprint`` in a new folder, or raise ``OutputError`` if the one stored there differs."""
+    path, wanted = folder / _FINGERPRINT, as_json(fingerprint)
+    with os_errors_as_output_errors(folder):
+        if not path.exists():
+            create_atomic(path, as_text(wanted))
+        found = parsed(path, path.read_bytes(), hint=hint)
+    if differing := differences(found, wanted):
+        raise OutputError(f"{folder}: holds {contents} of other settings ({differing})", hint)

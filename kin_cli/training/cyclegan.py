@@ -1,4 +1,4 @@
-"""CycleGAN (Zhu et al., ICCV 2017): two generators that undo each other, two discriminators."""
+"""CycleGAN (Zhu et al., ICCV 2017): generators G_AB and G_BA that invert each other, and two discriminators."""
 
 from __future__ import annotations
 
@@ -11,50 +11,44 @@ from kin_cli.training.framework import (
     PatchBatch,
     Phase,
     adam,
+    adversarial_loss,
     build_discriminators,
     build_generator,
-    fooled,
-    warm_terms,
 )
 from kin_cli.training.settings import CycleGanLosses, NetworkSettings
 
 
 def build_cyclegan(network: NetworkSettings, losses: CycleGanLosses) -> Framework:
-    """Networks, optimizers and phases of a CycleGAN."""
+    """Networks, optimizers and phases of a CycleGAN; G_AB, from source to target, is the generator."""
     g_ab, g_ba = build_generator(network), build_generator(network)
-    against = build_discriminators(network, ["target", "source"], pool=losses.pool)
-    generators = CycleObjective(g_ab, g_ba, discriminators=against.discriminators, losses=losses)
+    discriminators = build_discriminators(network, ["target", "source"], pool=losses.pool)
+    objective = CycleObjective(g_ab, g_ba, discriminators=discriminators.by_stain, losses=losses)
     return Framework(
         generator=g_ab,
-        networks={"generator": g_ab, "back": g_ba, **against.networks},
-        phases=(Phase("generators", generators, adam(g_ab, g_ba)), against.phase),
-        pools=against.pools,
+        networks={"G_AB": g_ab, "G_BA": g_ba, **discriminators.networks},
+        phases=(Phase("generators", objective, adam(g_ab, g_ba)), discriminators.phase),
+        pools=discriminators.pools,
     )
 
 
 class CycleObjective(Objective):
-    """LSGAN in both directions + λ (cycle + identity share · identity) in L1."""
+    """Adversarial loss of both directions + λ (cycle + w · identity), both in L1."""
 
     def __init__(
         self, g_ab: nn.Module, g_ba: nn.Module, *, discriminators: dict[str, nn.Module], losses: CycleGanLosses
     ) -> None:
         super().__init__()
-        self.g_ab, self.g_ba = g_ab, g_ba
-        self._discriminators, self._losses = (
-            dict(discriminators),
-            losses,
-        )  # a plain dict: not among this objective's parameters
+        self.g_ab, self.g_ba, self._losses = g_ab, g_ba, losses
+        self._discriminators = dict(discriminators)  # a plain dict does not register them as parameters
 
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:  # noqa: D102
-        if batch.warm:
-            return warm_terms(self.g_ab, batch)
         source, target = batch.source, batch.target
         fake_target, fake_source = self.g_ab(source), self.g_ba(target)
-        batch.made = {"target": fake_target.detach(), "source": fake_source.detach()}
+        batch.fakes = {"target": fake_target.detach(), "source": fake_source.detach()}
         weight = self._losses.cycle
         terms = {
-            "gan_target": fooled(self._discriminators["target"], fake_target),
-            "gan_source": fooled(self._discriminators["source"], fake_source),
+            "gan_target": adversarial_loss(self._discriminators["target"], fake_target),
+            "gan_source": adversarial_loss(self._discriminators["source"], fake_source),
             "cycle_source": weight * _l1(self.g_ba(fake_target), source),
             "cycle_target": weight * _l1(self.g_ab(fake_source), target),
         }
@@ -65,5 +59,5 @@ class CycleObjective(Objective):
         return terms
 
 
-def _l1(made: Tensor, wanted: Tensor) -> Tensor:
-    return F.l1_loss(made.float(), wanted)
+def _l1(output: Tensor, expected: Tensor) -> Tensor:
+    return F.l1_loss(output.float(), expected)

@@ -1,4 +1,4 @@
-"""One process or several: torch's DistributedDataParallel where ``torchrun`` started several."""
+"""Training in one process, or in several that ``torchrun`` started (DistributedDataParallel)."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from kin_cli.passes.devices import resolve_device
 from kin_cli.training.framework import Framework, PatchBatch, Phase
 from kin_cli.training.settings import TrainSettings
 
-_PATIENCE = timedelta(hours=2)
+_TIMEOUT = timedelta(hours=2)  # while rank 0 surveys the slides or evaluates, the other processes wait
 
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among ``world``; ``rank`` 0 writes files. ``bf16`` runs networks under autocast."""
+    """One of ``world`` processes, number ``index`` from 0. ``bf16`` runs networks under autocast."""
 
     device: torch.device
     bf16: bool
-    rank: int = 0
+    index: int = 0
     world: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes and reports."""
-        return self.rank == 0
+        """Whether this process writes files and shows progress."""
+        return self.index == 0
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Channels last where it is faster: on a GPU, and for bf16 on a CPU."""
+        """The faster one: channels last on a GPU and for bf16 on a CPU."""
         last = self.device.type == "cuda" or self.bf16
         return torch.channels_last if last else torch.contiguous_format
 
@@ -46,30 +46,29 @@ class Rank:
         for module in (*framework.networks.values(), *framework.fixed):
             module.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
-    def wrap(self, phase: Phase, *, unused: bool) -> nn.Module:
-        """The phase's objective, averaging gradients over all processes; ``unused`` where some may get none."""
-        if self.world == 1:
-            return phase.objective
-        return DistributedDataParallel(phase.objective, find_unused_parameters=unused)
+    def wrap(self, phase: Phase) -> nn.Module:
+        """The phase's objective, made to average gradients over all processes."""
+        return phase.objective if self.world == 1 else DistributedDataParallel(phase.objective)
 
     def terms(self, objective: nn.Module, batch: PatchBatch) -> dict[str, Tensor]:
-        """The terms of an objective, under autocast if asked for."""
+        """The terms of an objective for a batch, under autocast with bf16."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return cast(dict[str, Tensor], objective(batch))
 
     def barrier(self) -> None:
-        """Wait for the other processes."""
+        """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier()
 
 
 @contextmanager
 def this_rank(settings: TrainSettings) -> Iterator[Rank]:
-    """This process as a worker: alone, or as one of those that ``torchrun`` started.
+    """Join the processes that ``torchrun`` started, if it did, and give this one's rank.
 
-    Raises ``DeviceError`` where the device is not there.
+    Raises:
+        DeviceError: The device is not available.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     name = settings.device
     if world > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -80,10 +79,9 @@ def this_rank(settings: TrainSettings) -> Iterator[Rank]:
     if world == 1:
         yield Rank(device, bf16)
         return
-    # the others wait while the first evaluates, and at the very beginning while it reads the slides
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
-        yield Rank(device, bf16, rank, world)
+        yield Rank(device, bf16, index, world)
     finally:
         dist.destroy_process_group()
 
@@ -93,7 +91,7 @@ def _bf16_is_fast(device: torch.device) -> bool:
 
 
 def unsynchronised(objective: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Keep gradients of all but the ``last`` accumulated batch within this process."""
+    """Context in which gradients are averaged over processes only for the ``last`` of the accumulated batches."""
     if last or not isinstance(objective, DistributedDataParallel):
         return nullcontext()
     return cast(AbstractContextManager[None], objective.no_sync())

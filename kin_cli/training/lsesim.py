@@ -1,7 +1,7 @@
 """LSeSim (Zheng et al., CVPR 2021): patches keep their self-similarity, in fixed (F-) or learned (L-) VGG16 features.
 
-Features are compared as cosines in both variants. VGG16 itself is never trained, as in the authors' code, where its
-learning rate is 0. The heads step after the generator instead of before it.
+Both variants compare features by cosine. VGG16 itself is never trained, as in the authors' code, where its learning
+rate is 0. The heads step after the generator instead of before it.
 """
 
 from __future__ import annotations
@@ -17,54 +17,53 @@ from kin_cli.training.framework import (
     PatchBatch,
     Phase,
     adam,
+    adversarial_loss,
     build_discriminators,
     build_generator,
-    fooled,
-    warm_terms,
 )
-from kin_cli.training.losses import correlation_map, map_contrast, spatial_correlation
+from kin_cli.training.losses import LOCATIONS, correlation_map, map_contrast, spatial_correlation
 from kin_cli.training.networks import VggFeatures, frozen, initialise, random_places
-from kin_cli.training.patches import recoloured
 from kin_cli.training.settings import LsesimLosses, NetworkSettings
+
+_DISCRIMINATOR_RATE = 2.0  # the discriminator's learning rate, relative to the generator's; the authors'
 
 
 def build_lsesim(network: NetworkSettings, losses: LsesimLosses) -> Framework:
-    """Networks, optimizers and phases of F-LSeSim, and of L-LSeSim with one phase more."""
+    """Networks, optimizers and phases of F-LSeSim, or of L-LSeSim, which has one phase more."""
     generator = build_generator(network)
-    against = build_discriminators(network, ["target"], pool=losses.pool, rate=losses.disc_rate)
+    discriminators = build_discriminators(network, ["target"], pool=losses.pool, rate=_DISCRIMINATOR_RATE)
     vgg = VggFeatures(losses.layers)
     if losses.vgg is not None:
         vgg.load(losses.vgg)
     maps = CorrelationMaps(vgg, losses)
-    spatial = SpatialObjective(generator, maps, discriminator=against.discriminators["target"], losses=losses)
+    spatial = SpatialObjective(generator, maps, discriminator=discriminators.by_stain["target"], losses=losses)
     phases = [Phase("generator", spatial, adam(generator))]
-    networks: dict[str, nn.Module] = {"generator": generator, **against.networks}
+    networks: dict[str, nn.Module] = {"generator": generator, **discriminators.networks}
     if losses.learned:
-        initialise(maps.heads, kind="normal", gain=0.02)  # whatever the other networks begin with, as the authors do
-        phases.append(Phase("maps", MapObjective(maps, losses), adam(maps.heads)))
+        initialise(maps.heads, kind="normal", gain=0.02)  # as the authors do, whatever ``network.init`` is
+        phases.append(Phase("maps", MapObjective(maps), adam(maps.heads)))
         networks["maps"] = maps.heads
-    return Framework(generator, networks, (*phases, against.phase), against.pools, fixed=(vgg,))
+    return Framework(generator, networks, (*phases, discriminators.phase), discriminators.pools, fixed=(vgg,))
 
 
 class CorrelationMaps:
-    """From images to self-similarity maps, layer by layer; ``heads`` are the learned part, empty in F-LSeSim."""
+    """Self-similarity maps of images, layer by layer; ``heads`` are the learned part, empty in F-LSeSim."""
 
     def __init__(self, vgg: VggFeatures, losses: LsesimLosses) -> None:
-        self._vgg, self._losses = vgg, losses
+        self._vgg, self._window = vgg, losses.window
         self.heads = nn.ModuleList(_head(c) for c in vgg.channels) if losses.learned else nn.ModuleList()
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Features (B, C, h, w) of images (B, 3, H, W) in [-1, 1], through the heads if there are any."""
-        found: list[Tensor] = self._vgg(images)
+        """Features (B, C, h, w) of images (B, 3, H, W) in [-1, 1], after the heads if there are any."""
+        features: list[Tensor] = self._vgg(images)
         if not self.heads:
-            return found
-        return [head(layer) for head, layer in zip(self.heads, found, strict=True)]
+            return features
+        return [head(layer) for head, layer in zip(self.heads, features, strict=True)]
 
     def maps(self, features: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, N, M) at the same places of every image."""
+        """One tensor of maps (B, N, M) per layer, at the same flat places (N,) of every image."""
         return [
-            correlation_map(layer, place, window=self._losses.window)
-            for layer, place in zip(features, places, strict=True)
+            correlation_map(layer, place, window=self._window) for layer, place in zip(features, places, strict=True)
         ]
 
 
@@ -74,53 +73,60 @@ def _head(channels: int) -> nn.Module:
 
 
 class SpatialObjective(Objective):
-    """LSGAN + λ · spatially-correlative loss between a patch and its translation."""
+    """Adversarial loss + λ · spatially-correlative loss between a patch and its translation."""
 
     def __init__(
         self, generator: nn.Module, maps: CorrelationMaps, *, discriminator: nn.Module, losses: LsesimLosses
     ) -> None:
         super().__init__()
         self.generator = generator
-        self._maps, self._discriminators, self._losses = (
-            maps,
-            (discriminator,),
-            losses,
-        )  # a tuple: not among the parameters
+        self._maps, self._weight = maps, losses.spatial
+        self._discriminators = (discriminator,)  # a tuple does not register it among the parameters
 
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:  # noqa: D102
-        if batch.warm:
-            return warm_terms(self.generator, batch)
-        made = self.generator(batch.source)
-        batch.made = {"target": made.detach()}
+        fake = self.generator(batch.source)
+        batch.fakes = {"target": fake.detach()}
         with frozen(self._maps.heads):
-            translated = self._maps.features(made)
+            translated = self._maps.features(fake)
             with torch.no_grad():
                 source = self._maps.features(batch.source)
-        places = random_places(source, self._losses.locations)
+        places = random_places(source, LOCATIONS)
         pairs = zip(self._maps.maps(source, places), self._maps.maps(translated, places), strict=True)
         distance = torch.stack([spatial_correlation(a, b) for a, b in pairs]).mean()
-        return {"gan": fooled(self._discriminators[0], made), "spatial": self._losses.spatial * distance}
+        return {"gan": adversarial_loss(self._discriminators[0], fake), "spatial": self._weight * distance}
 
 
 class MapObjective(Objective):
-    """What trains the heads of L-LSeSim: a patch against its translation and against itself in other colours.
+    """Contrastive loss of the heads of L-LSeSim: a patch against its translation and against itself recoloured.
 
-    Negatives come from patches of the target stain, turned by 180° so that a common layout is no cue.
+    Negatives come from patches of the target stain, rotated by 180° so that equal positions are no cue.
     """
 
-    def __init__(self, maps: CorrelationMaps, losses: LsesimLosses) -> None:
+    def __init__(self, maps: CorrelationMaps) -> None:
         super().__init__()
         self.heads = maps.heads
-        self._maps, self._losses = maps, losses
+        self._maps = maps
 
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:  # noqa: D102
         first = torch.cat([batch.source, batch.source])
-        second = torch.cat([batch.made["target"].to(batch.source), recoloured(batch.source)])
+        second = torch.cat([batch.fakes["target"].to(batch.source), recoloured(batch.source)])
         other = torch.cat([batch.target, recoloured(batch.target)]).flip(2, 3)
         views = [self._maps.features(images) for images in (first, second, other)]
-        places = random_places(views[0], self._losses.locations)
+        places = random_places(views[0], LOCATIONS)
         a, b, c = (self._maps.maps(view, places) for view in views)
-        contrasts = [
-            map_contrast(*pair, other=negative, tau=self._losses.tau) for *pair, negative in zip(a, b, c, strict=True)
-        ]
+        contrasts = [map_contrast(*pair, other=negative) for *pair, negative in zip(a, b, c, strict=True)]
         return {"maps": torch.stack(contrasts).mean()}
+
+
+def recoloured(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] with the same structure in other, random colours; same shape and range.
+
+    Gain and gamma of each channel and a blend with grey are drawn per image from torch's CPU generator.
+    """
+    count = len(images)
+    gain, gamma, mix = torch.rand(3, count, 3, 1, 1).to(images.device)
+    unit = images.float() * 0.5 + 0.5
+    varied = (0.6 + 0.4 * gain) * unit.clamp(1e-3, 1.0) ** (0.5 + gamma)
+    blend = 0.8 * mix[:, :1]
+    blended: Tensor = (1.0 - blend) * varied + blend * varied.mean(1, keepdim=True)
+    return blended * 2.0 - 1.0

@@ -1,4 +1,4 @@
-"""The networks that judge a generator: PatchGAN, the projection head of PatchNCE, VGG16 features."""
+"""Networks beside the generator: PatchGAN, PatchNCE's projection head, VGG16 features, image pool, EMA."""
 
 from __future__ import annotations
 
@@ -21,11 +21,8 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-# FROM training.networks: The networks that judge a generator: PatchGAN, the projection head of PatchNCE, VGG16 features.
-
-
 def initialise(module: nn.Module, *, kind: Literal["normal", "xavier"], gain: float) -> None:
-    """Draw the weights of every convolution and linear layer anew, in place; biases become 0."""
+    """Redraw the weights of every convolution and linear layer, in place, and set biases to 0."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             if kind == "normal":
@@ -38,7 +35,7 @@ def initialise(module: nn.Module, *, kind: Literal["normal", "xavier"], gain: fl
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Let gradients through the modules but not into them, for graphs that are built inside the block."""
+    """In graphs built inside the ``with`` block, pass gradients through the modules but not into their parameters."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -50,18 +47,19 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al., CVPR 2017): (B, 3, H, W) to one raw score per overlapping patch, (B, 1, h, w).
+    """PatchGAN (Isola et al., CVPR 2017): images (B, 3, H, W) to raw scores (B, 1, h, w), one per receptive field.
 
-    ``layers`` halvings, 70-px patches with 3; ``antialias`` halves by blurring, as CUT's does, instead of by striding.
+    The receptive field is 70 px for 3 downsampling ``layers``. With ``antialias`` they blur, as in CUT, instead of
+    striding.
     """
 
     def __init__(self, width: int, *, layers: int = 3, antialias: bool = False) -> None:
         super().__init__()
-        stages: list[nn.Module] = [*_halving(3, width, antialias=antialias, norm=False)]
+        stages: list[nn.Module] = _downsampling(3, width, antialias=antialias, norm=False)
         channels = width
         for number in range(1, layers):
             wider = width * min(2**number, 8)
-            stages += _halving(channels, wider, antialias=antialias, norm=True)
+            stages += _downsampling(channels, wider, antialias=antialias, norm=True)
             channels = wider
         wider = width * min(2**layers, 8)
         stages += [nn.Conv2d(channels, wider, 4, padding=1), nn.InstanceNorm2d(wider), nn.LeakyReLU(0.2, inplace=True)]
@@ -72,7 +70,7 @@ class PatchDiscriminator(nn.Module):
         return cast(Tensor, self.model(x))
 
 
-def _halving(channels: int, wider: int, *, antialias: bool, norm: bool) -> list[nn.Module]:
+def _downsampling(channels: int, wider: int, *, antialias: bool, norm: bool) -> list[nn.Module]:
     layers: list[nn.Module] = [nn.Conv2d(channels, wider, 4, stride=1 if antialias else 2, padding=1)]
     if norm:
         layers.append(nn.InstanceNorm2d(wider))
@@ -81,14 +79,14 @@ def _halving(channels: int, wider: int, *, antialias: bool, norm: bool) -> list[
 
 
 class PatchProjection(nn.Module):
-    """CUT's head: features at the same random places of each layer, through a small MLP, to unit length."""
+    """CUT's projection head: features at given places pass a small MLP per layer and are scaled to unit length."""
 
-    def __init__(self, channels: Sequence[int], *, dim: int = 256) -> None:
+    def __init__(self, channels: Sequence[int], *, dim: int = 256) -> None:  # Park et al., ECCV 2020
         super().__init__()
         self.heads = nn.ModuleList(nn.Sequential(nn.Linear(c, dim), nn.ReLU(), nn.Linear(dim, dim)) for c in channels)
 
     def forward(self, features: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
-        """Project each layer's (B, C, h, w) at its flat places (N,): (B, N, dim) float32 of unit length."""
+        """Project each layer (B, C, h, w) at its flat places (N,) to unit vectors (B, N, dim) float32."""
         projected = []
         for head, layer, place in zip(self.heads, features, places, strict=True):
             picked = layer.flatten(2)[:, :, place].transpose(1, 2)
@@ -97,37 +95,37 @@ class PatchProjection(nn.Module):
 
 
 def random_places(features: Sequence[Tensor], count: int) -> list[Tensor]:
-    """For each layer (B, C, h, w) up to ``count`` different flat indices into h·w, from torch's CPU generator."""
+    """Up to ``count`` distinct flat indices into h·w for each layer (B, C, h, w), from torch's CPU generator."""
     sizes = [layer.shape[-2] * layer.shape[-1] for layer in features]
-    # on the CPU so that a seed means the same on every device
+    # on the CPU, so that a seed gives the same places on every device
     return [torch.randperm(size)[:count].to(layer.device) for size, layer in zip(sizes, features, strict=True)]
 
 
 def forward_with_features(model: nn.Sequential, x: Tensor, *, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    """Output of a generator's ``model`` and what the layers of these indices returned, in the order of the network."""
+    """Output of a generator's ``model``, and the features of the ``layers`` (indices), in the order of the network."""
     features = []
     for index, layer in enumerate(model):
         x = layer(x)
         if index in layers:
-            features.append(_kept(x, model, index))
+            features.append(_protected(x, model, index))
     return x, features
 
 
 def encode(model: nn.Sequential, x: Tensor, *, layers: Sequence[int]) -> list[Tensor]:
-    """The same features without running the network beyond the last of them."""
+    """The features of ``forward_with_features`` alone; layers after the last of them are not run."""
     return forward_with_features(cast(nn.Sequential, model[: max(layers) + 1]), x, layers=layers)[1]
 
 
-def _kept(x: Tensor, model: nn.Sequential, index: int) -> Tensor:
-    # a ReLU that works in place would overwrite what was just kept
+def _protected(x: Tensor, model: nn.Sequential, index: int) -> Tensor:
+    # an in-place ReLU would overwrite the features
     following = model[index + 1] if index + 1 < len(model) else None
     return x.clone() if getattr(following, "inplace", False) else x
 
 
 class VggFeatures(nn.Module):
-    """The convolutions of VGG16 without gradients of their own: images in [-1, 1] to features after chosen ReLUs.
+    """The convolutions of VGG16, not trained: images in [-1, 1] to the features after some of its ReLUs.
 
-    ``layers`` count the 13 ReLUs from 0. Keys are torchvision's (``features.N.weight``).
+    ``layers`` are numbers of ReLUs, 0 to 12. Keys are torchvision's (``features.N.weight``).
     """
 
     mean: Tensor
@@ -152,7 +150,11 @@ class VggFeatures(nn.Module):
         self.requires_grad_(False)
 
     def load(self, path: Path) -> None:
-        """Take the weights of a file with torchvision's keys; a whole classifier's is fine. Raises ``ModelError``."""
+        """Load weights with torchvision's keys; the file may hold the whole classifier.
+
+        Raises:
+            ModelError: The file is absent, unreadable, or holds other weights.
+        """
         if not path.is_file():
             raise ModelError(f"{path}: no such file", "--vgg takes torchvision's vgg16 file; it is not downloaded")
         tensors = read_weights(path).tensors
@@ -177,13 +179,11 @@ class VggFeatures(nn.Module):
         return kept
 
 
-# FROM training.pool: Earlier fakes, kept so that a discriminator does not forget them.
-
-
 class ImagePool:
-    """Up to ``size`` earlier fakes, so that a discriminator sees more than the last (Shrivastava et al., CVPR 2017).
+    """Up to ``size`` earlier translations for a discriminator, so that it does not forget them.
 
-    Kept on the CPU as 8-bit, as real patches are: a quarter of the memory and of the checkpoint.
+    Shrivastava et al., CVPR 2017. They are kept on the CPU as uint8, which real patches are anyway: a quarter of the
+    memory and of the state file.
     """
 
     def __init__(self, size: int) -> None:
@@ -191,7 +191,7 @@ class ImagePool:
         self.images: list[Tensor] = []
 
     def query(self, fakes: Tensor) -> Tensor:
-        """Each fake of a batch, or half of the time, once the pool is full, an earlier one that it replaces."""
+        """Return the ``fakes`` (B, 3, H, W); in a full pool each is swapped for an earlier one half of the time."""
         if self.size == 0:
             return fakes
         return torch.stack([self._swap(fake) for fake in fakes])
@@ -212,13 +212,10 @@ def _as_bytes(image: Tensor) -> Tensor:
     return ((image.detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
-# FROM training.average: The exponential moving average of a generator, which is what a run hands out.
-
-
 class Ema:
-    """A generator whose parameters follow another's: p ← d p + (1 - d) p', d = min(decay, (1 + n) / (10 + n)).
+    """Exponential moving average of a generator: p ← d p + (1 - d) p', d = min(decay, (1 + n) / (10 + n)).
 
-    The shorter memory of the first updates n lets the random start be forgotten.
+    The smaller decay of the first updates n lets the random start fade. A run saves this generator as its result.
     """
 
     def __init__(self, generator: ResnetGenerator, decay: float) -> None:
@@ -227,13 +224,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self, generator: ResnetGenerator) -> None:
-        """Follow the generator by one step."""
+        """Average in the generator's present parameters."""
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        for mine, theirs in zip(self.module.parameters(), generator.parameters(), strict=True):
-            mine.lerp_(theirs, 1.0 - decay)
+        for average, parameter in zip(self.module.parameters(), generator.parameters(), strict=True):
+            average.lerp_(parameter, 1.0 - decay)
         self._updates += 1
 
     def restore(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """Continue after ``updates`` updates."""
+        """Take the state after ``updates`` updates."""
         self.module.load_state_dict(state)
         self._updates = updates

@@ -1,6 +1,6 @@
-"""The state of a run in one file, so that the same command continues it bit for bit.
+"""State and log of a run. With the state file the same command continues a run bit for bit.
 
-Random numbers need no place in it: every step seeds its own, and patches are numbered.
+It holds no random state: every step is seeded by its number, and patches are drawn by number.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from kin_cli.training.networks import Ema
 
 STATE_FILE = "state.pt"
 _OVERWRITE_HINT = "--overwrite starts afresh"
-# the length of the schedule may change: step n then has the learning rate that the new one gives it
+# may change between a run and its continuation: step n then has the learning rate of the new schedule
 _LENGTH = {f"schedule {name}" for name in ("steps", "epochs", "epoch_patches", "decay_fraction")}
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Steps done so far, and whether their schedule had another length than the present one."""
+class Resumed:
+    """Number of steps done, and whether they were done under a schedule of another length."""
 
     step: int = 0
     rescheduled: bool = False
@@ -37,15 +37,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunState:
-    """All that changes from step to step."""
+    """Everything that changes from step to step: networks, optimizers, image pools, EMA."""
 
     framework: Framework
     ema: Ema
 
     def save(self, folder: Path, *, step: int, fingerprint: Mapping[str, Any]) -> None:
-        """Write the state after ``step`` steps, whole or not at all; ``OutputError`` where that fails.
+        """Write the state after ``step`` steps, atomically.
 
         Memory bound: the size of the file, about 12 bytes per parameter and the pools.
+
+        Raises:
+            OutputError: The file cannot be written.
         """
         framework = self.framework
         content = {
@@ -53,7 +56,7 @@ class RunState:
             "fingerprint": json.dumps(fingerprint, sort_keys=True),
             "networks": {name: module.state_dict() for name, module in framework.networks.items()},
             "optimizers": {phase.name: phase.optimizer.state_dict() for phase in framework.phases},
-            "average": self.ema.module.state_dict(),
+            "ema": self.ema.module.state_dict(),
             "pools": {name: pool.images for name, pool in framework.pools.items()},
         }
         buffer = io.BytesIO()
@@ -61,22 +64,23 @@ class RunState:
         with os_errors_as_output_errors(folder / STATE_FILE):
             write_atomic(folder / STATE_FILE, buffer.getvalue())
 
-    def restore(self, folder: Path, *, fingerprint: Mapping[str, Any]) -> Progress:
-        """Take the state of ``folder``, if there is one, and tell how far it is. The schedule may have another length.
+    def restore(self, folder: Path, *, fingerprint: Mapping[str, Any]) -> Resumed:
+        """Load the state from ``folder``, if there is one, and return how far it is.
 
-        Raises ``OutputError`` where it is damaged or belongs to other settings, naming the first that differs.
+        Raises:
+            OutputError: The file is damaged, or of other settings; the message names the first that differs.
         """
         path = folder / STATE_FILE
         if not path.exists():
-            return Progress()
+            return Resumed()
         content = _loaded(path)
         found, wanted = json.loads(content["fingerprint"]), json.loads(json.dumps(fingerprint))
-        _agree(path, found, wanted)
+        _require_equal(path, found, wanted)
         try:
             self._take(content)
         except (KeyError, RuntimeError, ValueError) as error:
             raise OutputError(f"{path}: of another version of these networks: {error}", _OVERWRITE_HINT) from None
-        return Progress(int(content["step"]), rescheduled=found != wanted)
+        return Resumed(int(content["step"]), rescheduled=found != wanted)
 
     def _take(self, content: Mapping[str, Any]) -> None:
         framework = self.framework
@@ -86,31 +90,31 @@ class RunState:
             phase.optimizer.load_state_dict(content["optimizers"][phase.name])
         for name, pool in framework.pools.items():
             pool.images = content["pools"][name]
-        self.ema.restore(content["average"], content["step"])
+        self.ema.restore(content["ema"], content["step"])
 
 
 def _loaded(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: content[name] for name in ("step", "fingerprint", "networks", "optimizers", "average", "pools")}
+        return {name: content[name] for name in ("step", "fingerprint", "networks", "optimizers", "ema", "pools")}
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise OutputError(f"{path}: not a readable state of a training run: {error}", _OVERWRITE_HINT) from None
 
 
-def _agree(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> None:
+def _require_equal(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> None:
     for name in sorted(found.keys() | wanted.keys()):
-        here, g_ab = wanted.get(name), found.get(name)
-        if isinstance(here, dict) and isinstance(g_ab, dict):
-            _agree(path, g_ab, here, f"{prefix}{name} ")
-        elif here != g_ab and prefix + name not in _LENGTH:
+        before, now = found.get(name), wanted.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            _require_equal(path, before, now, f"{prefix}{name} ")
+        elif before != now and prefix + name not in _LENGTH:
             raise OutputError(
-                f"{path.parent}: was begun with {prefix}{name} {g_ab}, not {here}",
+                f"{path.parent}: was begun with {prefix}{name} {before}, not {now}",
                 f"give the same settings to continue it, another --output, or {_OVERWRITE_HINT}",
             )
 
 
 class CsvLog:
-    """``log.csv``: one row of averages every so many steps. Rows of steps that will be done again are dropped."""
+    """A CSV file with one row per logged step; on resuming, rows after ``step`` are dropped and computed again."""
 
     def __init__(self, path: Path, *, step: int) -> None:
         self._path = path
@@ -121,12 +125,16 @@ class CsvLog:
         self._write()
 
     def add(self, row: Mapping[str, str]) -> None:
-        """Append a row; columns may differ from row to row. ``OutputError`` where the file cannot be written."""
+        """Append a row; columns may differ from row to row.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
         self._rows.append(dict(row))
         self._write()
 
     def _write(self) -> None:
-        # rewritten whole: a new column, as after the warm start, changes the header; a run has some thousand rows
+        # rewritten as a whole, since a new column changes the header; a run has only some thousand rows
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns, restval="")

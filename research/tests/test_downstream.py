@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import downstream
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
-from scipy import stats
-from skimage.color import hdx_from_rgb, separate_stains
-
-from kin_cli.errors import InputError
-from kin_cli.evaluation.classifier import PatchClassifier, accuracy, auc, shrunk
-from kin_cli.evaluation.downstream import (
+from classifier import PatchClassifier, accuracy, auc, shrunk
+from crops import (
     UNDECIDED,
     Crops,
     Limits,
@@ -33,11 +26,17 @@ from kin_cli.evaluation.downstream import (
     trained,
     with_tissue,
 )
+from dab import brown_fraction, dab_density
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+from skimage.color import hdx_from_rgb, separate_stains
+
+from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Size
-from kin_cli.metrics.dab import brown_share, dab_density
 from kin_cli.slide.tissue import TissueMask
 
-SCRIPT = Path(__file__).resolve().parents[1] / "downstream.py"
 BROWN, BLUE, WHITE = (120, 80, 40), (140, 150, 200), (250, 250, 250)
 
 
@@ -50,10 +49,10 @@ def test_dab_density_is_scikit_images_up_to_its_unit() -> None:
     assert (ours[theirs == 0] < 1e-3).all()
 
 
-def test_brown_share_counts_brown_pixels() -> None:
+def test_brown_fraction_counts_brown_pixels() -> None:
     image = np.full((10, 10, 3), WHITE, np.uint8)
     image[:3], image[3:6] = BROWN, BLUE
-    assert brown_share(image) == pytest.approx(0.3)
+    assert brown_fraction(image) == pytest.approx(0.3)
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 63), st.integers(0, 63))
@@ -154,7 +153,7 @@ def test_shrinking_keeps_a_step_in_colour() -> None:
 
 
 def _slide(path: Path, seed: int, *, brown: float) -> Path:
-    """Tissue of blue dots, of which a share that grows to the right is brown."""
+    """Tissue of blue dots; the fraction of brown ones grows to the right."""
     rng = np.random.default_rng(seed)
     picture = np.full((384, 512, 3), (225, 215, 225), np.uint8)
     for _ in range(1500):
@@ -169,15 +168,10 @@ def _slide(path: Path, seed: int, *, brown: float) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    spec = importlib.util.spec_from_file_location("downstream", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "downstream", script)
-    spec.loader.exec_module(script)
-
     def called(*arguments: object) -> tuple[int, str, str]:
         shared = ["--patch-size", "64", "--device", "cpu", "-j", "1"]
         monkeypatch.setattr(sys, "argv", ["downstream.py", *map(str, arguments), *shared])
-        code = script.main()
+        code = downstream.main()
         return (code, *capsys.readouterr())
 
     return called

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
+import predict_guide
 import pytest
 import tifffile
+from dab import dab_density
+from guide_file import write_flat
 from scipy import ndimage
 
 from kin_cli.geometry import Size
-from kin_cli.metrics.dab import dab_density
-from kin_cli.training.guide_file import write_flat
 
 SCRIPT = Path(__file__).resolve().parents[1] / "predict_guide.py"
 UM = 0.5
@@ -25,39 +24,29 @@ EOSIN, HAEMATOXYLIN, DAB = (
 )
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("predict_guide", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_regression_is_ridge_with_the_distribution_of_its_region(script: ModuleType) -> None:
+def test_the_regression_is_ridge_with_the_distribution_of_its_region() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(40, 30, 5)) * [1, 10, 0.1, 1, 0]
     truth = features @ [1.0, 0.3, -4.0, 0.0, 0.0]
     density = np.exp(0.3 * truth)
     fit = np.zeros((40, 30), bool)
     fit[:25] = True
-    found = script.predicted(features, density, fit)
+    found = predict_guide.predicted(features, density, fit)
     assert np.corrcoef(found[~fit], density[~fit])[0, 1] > 0.95
     np.testing.assert_allclose(np.sort(found[fit]), np.sort(density[fit]))
     assert density[fit].min() <= found.min() <= found.max() <= density[fit].max()
 
 
-def test_ranks_are_of_a_piece_and_do_not_see_its_staining(script: ModuleType) -> None:
+def test_ranks_are_of_a_piece_and_do_not_see_its_staining() -> None:
     rng = np.random.default_rng(4)
     tissue, pieces = rng.random((30, 40)) < 0.7, np.zeros((30, 40), np.int32)
     pieces[:, 20:] = 1
     features = rng.normal(size=(30, 40, 3))
-    scores = script.ranked_by_piece(features, tissue, pieces)
+    scores = predict_guide.ranked_by_piece(features, tissue, pieces)
     assert (scores[~tissue] == 0).all()
     deeper = features.copy()
     deeper[:, 20:] = np.exp(2.0 * features[:, 20:]) + 7.0
-    np.testing.assert_array_equal(script.ranked_by_piece(deeper, tissue, pieces), scores)
+    np.testing.assert_array_equal(predict_guide.ranked_by_piece(deeper, tissue, pieces), scores)
     for piece in (0, 1):
         own = scores[tissue & (pieces == piece)]
         np.testing.assert_allclose([own.mean(), own.std()], [0.0, 1.0], atol=0.03)
@@ -81,13 +70,13 @@ def test_a_flat_guide_has_each_cells_density_in_its_middle(tmp_path: Path) -> No
     assert halfway == pytest.approx(density[0, :2].mean(), abs=0.03)
 
 
-def test_the_look_of_a_cell_does_not_depend_on_its_block(script: ModuleType) -> None:
+def test_the_look_of_a_cell_does_not_depend_on_its_block() -> None:
     pixels = np.random.default_rng(2).integers(60, 240, (320, 384, 3), dtype=np.uint8)
-    whole = script.look(pixels)
+    whole = predict_guide.look(pixels)
     assert whole.shape[:2] == (320 // 32 - 4, 384 // 32 - 4)
-    part = script.look(pixels[64:, 96:])
+    part = predict_guide.look(pixels[64:, 96:])
     np.testing.assert_allclose(part[1:, 1:], whole[3:, 4:], rtol=1e-6)
-    assert script.look(np.full((192, 192, 3), 250, np.uint8))[..., 0].min() == 1.0
+    assert predict_guide.look(np.full((192, 192, 3), 250, np.uint8))[..., 0].min() == 1.0
 
 
 def test_what_one_region_teaches_holds_beyond_it(tmp_path: Path) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sharpen_guide
 import tifffile
+from dab import dab_density
 from numpy.typing import NDArray
-
-from kin_cli.metrics.dab import dab_density
 
 SCRIPT = Path(__file__).resolve().parents[1] / "sharpen_guide.py"
 UM = 0.5
@@ -43,7 +42,7 @@ def sharpen(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_what_is_a_little_browner_becomes_dense(tmp_path: Path, region: tuple[str, ...]) -> None:
     draw(tmp_path, brown=0.03)
     fraction = DISCS.sum() / TISSUE.sum()
-    result = sharpen(tmp_path, "--share", f"{fraction:.3f}", *region)
+    result = sharpen(tmp_path, "--fraction", f"{fraction:.3f}", *region)
     assert result.returncode == 0, result.stderr
     density = dab_density(tifffile.imread(tmp_path / "guide.tif"), white=251.0)
     assert density.shape == X.shape
@@ -57,17 +56,12 @@ def test_what_is_a_little_browner_becomes_dense(tmp_path: Path, region: tuple[st
 
 
 def test_pale_tissue_is_compared_with_what_is_around_it() -> None:
-    spec = importlib.util.spec_from_file_location("sharpen_guide", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     rng = np.random.default_rng(1)
     scores, tissue = rng.normal(size=(403, 4001)), np.ones((403, 4001), bool)
     paler = scores.copy()
     paler[:, 2000:] = scores[:, 2000:] - 3.0
     paler[:200, 1900:2100], tissue[:200, 1900:2100] = 50.0, False
-    found = script.standing_out(paler, tissue)
+    found = sharpen_guide.standing_out(paler, tissue)
     far = np.r_[0:900, 3100:4001]  # three standard deviations from where the staining changes
     np.testing.assert_allclose(found[:, far], scores[:, far], atol=0.15)
 

@@ -1,43 +1,31 @@
-"""A generator that rehearses is normalised as kin's own table norms do it, and learns under that."""
+"""A generator in fine-tuning is normalised as kin's table norms do it, and learns under that."""
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+import train_with_kin
 from scipy import ndimage
 
 from kin_cli.geometry import Cell
 from kin_cli.models.checkpoint import load_generator, save_generator
 from kin_cli.models.exchange import exchange_norms
-from kin_cli.models.images import to_tensor
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
 from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import open_view
+from kin_cli.training.patches import to_tensor
 
 SCRIPT = Path(__file__).resolve().parents[1] / "train_with_kin.py"
 SIDE = (1100, 1300)
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_with_kin", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_with_kin"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_weights_are_those_of_the_kernel_over_tissue(script: ModuleType) -> None:
+def test_weights_are_those_of_the_kernel_over_tissue() -> None:
     tissue = np.random.default_rng(1).random((9, 11)) < 0.6
     values = np.where(tissue, np.random.default_rng(2).random((9, 11)), 0.0)
     kernel = Kernel.parse("gaussian:5:2")
@@ -70,15 +58,15 @@ def test_weights_are_those_of_the_kernel_over_tissue(script: ModuleType) -> None
         for layer in (values, tissue.astype(float))
     )
     cells = [Cell(int(row), int(col)) for row, col in np.argwhere(tissue)]
-    found = script.kernel_weights(cells, kernel) @ torch.from_numpy(values[tissue]).float()
+    found = train_with_kin.kernel_weights(cells, kernel) @ torch.from_numpy(values[tissue]).float()
     np.testing.assert_allclose(found.numpy(), (sums / known)[tissue], rtol=1e-5)
 
 
-def test_a_patch_is_translated_as_kin_does_it(script: ModuleType, folder: Path) -> None:
+def test_a_patch_is_translated_as_kin_does_it(folder: Path) -> None:
     start = folder / "start.safetensors"
     with open_slide(folder / "he.tif") as slide, open_slide(folder / "guide.tif") as other:
         source = open_view(slide)
-        rehearsal = script.Rehearsal(
+        rehearsal = train_with_kin.Rehearsal(
             load_generator(start).module, source, open_view(other), kernel=Kernel.parse("gaussian:7"), bf16=False
         )
         rehearsal.measure(np.random.default_rng(3))
@@ -102,11 +90,11 @@ def run(folder: Path, output: Path, *options: str) -> subprocess.CompletedProces
     return subprocess.run([*command, *options], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_it_learns(script: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "_PX", 128)
+def test_it_learns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_with_kin, "_PX", 128)
     torch.manual_seed(0)
     with open_slide(folder / "he.tif") as slide, open_slide(folder / "guide.tif") as other:
-        rehearsal = script.Rehearsal(
+        rehearsal = train_with_kin.Rehearsal(
             load_generator(folder / "start.safetensors").module,
             open_view(slide),
             open_view(other),
@@ -118,11 +106,14 @@ def test_it_learns(script: ModuleType, folder: Path, monkeypatch: pytest.MonkeyP
             rehearsal.measure(rng)
             with torch.no_grad():
                 drawn = [rehearsal.draw(rng) for _ in range(20)]
-                found = [script.distance(rehearsal.translated(number, patch), *rest) for number, patch, *rest in drawn]
+                found = [
+                    train_with_kin.distance(rehearsal.translated(number, patch), *rest)
+                    for number, patch, *rest in drawn
+                ]
             return float(torch.stack(found).mean())
 
         before = error()
-        script.train(rehearsal, steps=60, every=40, rate=3e-3, seed=0)
+        train_with_kin.train(rehearsal, steps=60, every=40, rate=3e-3, seed=0)
         assert error() < 0.5 * before
 
 

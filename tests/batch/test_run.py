@@ -16,14 +16,17 @@ import pytest
 
 from kin_cli.batch import run as batch_run
 from kin_cli.batch.child import ChildProcess
-from kin_cli.batch.jobs import SlideTask
-from kin_cli.batch.run import SlideBatch, run_batch
+from kin_cli.batch.run import BatchStatus, SlideBatch, SlideStatus, agree_on_slides, run_batch
 from kin_cli.batch.shard import Shard
-from kin_cli.errors import InputError, KinError, Stopped
-from kin_cli.settings import OutputSettings, Settings, SourceSettings
-from tests.helpers.batch_slides import Watcher, break_tile, digest, kin, write_slide
+from kin_cli.batch.tasks import SlideTask
+from kin_cli.errors import InputError, OutputError, Stopped, UsageError
+from kin_cli.settings import Settings
+from tests.helpers.processes import kin
+from tests.helpers.progress import Watcher
+from tests.helpers.slides import break_tile, write_slide
+from tests.helpers.translations import SMALL, digest, settings
 
-SMALL = ("--patch-size", "128", "--tissue", "none", "-j", "2")
+OUT = Path("out")
 
 
 def rows(folder: Path, stem: str = "status") -> dict[str, dict[str, str]]:
@@ -61,36 +64,7 @@ def test_one_bad_slide_never_stops_the_others(tmp_path: Path, tiny_generator: Pa
     assert digest(out / "a.kin.ome.tif") == before
 
 
-def settings(slide: Path, model: Path, output: Path) -> Settings:
-    return Settings(SourceSettings(slide, tissue="none"), model, OutputSettings(output))
-
-
-def test_a_child_that_dies_takes_only_its_slide_along(tmp_path: Path, tiny_generator: Path) -> None:
-    slide = write_slide(tmp_path / "a.tif", width=260, height=130)
-    worker = ChildProcess()
-
-    def abort(stage: str, _done: int) -> None:
-        if stage == "measure" and worker._child is not None:
-            os.kill(worker._child.process.pid, signal.SIGABRT)
-
-    try:
-        with pytest.raises(KinError, match=r"a\.tif: its process died of SIGABRT"):
-            worker.translate(settings(slide, tiny_generator, tmp_path / "a.ome.tif"), Watcher(abort))
-        record = worker.translate(settings(slide, tiny_generator, tmp_path / "a.ome.tif"), Watcher())
-        assert record["plan"]["size"] == [260, 130]
-        with pytest.raises(KinError, match="no such file") as caught:
-            worker.translate(settings(tmp_path / "absent.svs", tiny_generator, tmp_path / "b.ome.tif"), Watcher())
-        assert not isinstance(caught.value, Stopped)
-        assert worker._child is not None, "a healthy child goes on to the next slide"
-        os.kill(worker._child.process.pid, signal.SIGTERM)
-        with pytest.raises(Stopped):
-            worker.translate(settings(slide, tiny_generator, tmp_path / "c.ome.tif"), Watcher())
-    finally:
-        worker.close()
-    assert not list(tmp_path.glob("*.kin-work"))
-
-
-class FakeWorker:
+class FakeChild:
     """Does what the table says to each slide, in this process."""
 
     outcomes: ClassVar[dict[str, Any]] = {}
@@ -112,18 +86,18 @@ class FakeWorker:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
-    monkeypatch.setattr(batch_run, "Worker", FakeWorker)
-    monkeypatch.setattr(FakeWorker, "outcomes", {})
-    return FakeWorker
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeChild]:
+    monkeypatch.setattr(batch_run, "ChildProcess", FakeChild)
+    monkeypatch.setattr(FakeChild, "outcomes", {})
+    return FakeChild
 
 
 def fake_batch(tmp_path: Path, count: int, shard: Shard | None = None) -> SlideBatch:
-    jobs = [SlideTask(Path(f"{number}.svs"), tmp_path / f"{number}.tif") for number in range(count)]
-    return SlideBatch(jobs, lambda job: settings(job.slide, Path("m.pth"), job.output), tmp_path, shard)
+    tasks = [SlideTask(Path(f"{number}.svs"), tmp_path / f"{number}.tif") for number in range(count)]
+    return SlideBatch(tasks, lambda task: settings(task.slide, Path("m.pth"), task.output), tmp_path, shard)
 
 
-def test_a_stop_is_written_down_and_passed_on(tmp_path: Path, fake: type[FakeWorker]) -> None:
+def test_a_stop_is_written_down_and_passed_on(tmp_path: Path, fake: type[FakeChild]) -> None:
     fake.outcomes = {"1.svs": InputError("1.svs: is odd", "mend it"), "2.svs": Stopped("stopped", exit_code=75)}
     with pytest.raises(Stopped) as caught:
         run_batch(fake_batch(tmp_path, 4), Watcher())
@@ -133,7 +107,7 @@ def test_a_stop_is_written_down_and_passed_on(tmp_path: Path, fake: type[FakeWor
     assert fake.closed
 
 
-def test_parts_do_all_slides_between_them(tmp_path: Path, fake: type[FakeWorker]) -> None:
+def test_shards_do_all_slides_between_them(tmp_path: Path, fake: type[FakeChild]) -> None:
     for index in (1, 2, 3):
         run_batch(fake_batch(tmp_path, 7, Shard(index, 3)), Watcher())
     done = [name for index in (1, 2, 3) for name in outcome(tmp_path, f"status-{index}-of-3")]
@@ -166,22 +140,6 @@ def test_bad_requests_are_refused_before_any_work(tmp_path: Path, tiny_generator
     shown = kin("batch", slides / "a.tif", *out, "--dry-run")
     assert shown.out.strip() == f"{slides / 'a.tif'} → {tmp_path / 'out' / 'a.kin.ome.tif'}"
     assert not (tmp_path / "out").exists()
-
-
-def test_the_script_for_a_folder_becomes_kin(tmp_path: Path) -> None:
-    stub = tmp_path / "kin"
-    stub.write_text("#!/bin/sh\nprintf '%s\\n' $$ \"$@\"\nexit 75\n")
-    stub.chmod(0o755)
-    script = Path(__file__).resolve().parents[2] / "scripts" / "translate_folder.sh"
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        [script, "my slides", "out", "--seamless"], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    shown, _ = process.communicate()
-    wanted = [str(process.pid), "batch", "my slides", "--recursive", "-o", "out", "--skip-existing", "--seamless"]
-    assert shown.splitlines() == wanted, "signals to the script must reach kin"
-    assert process.returncode == 75
-    assert subprocess.run([script, "my slides"], capture_output=True, check=False).returncode == 2
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -253,10 +211,12 @@ def test_memory_and_files_do_not_grow_with_the_number_of_slides(tmp_path: Path, 
             handles.append(tuple(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids))
             return record
 
-    jobs = [SlideTask(path, tmp_path / f"{path.stem}.ome.tif") for path in sorted(slides.iterdir())]
+    tasks = [SlideTask(path, tmp_path / f"{path.stem}.ome.tif") for path in sorted(slides.iterdir())]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch_run, "Worker", Counting)
-        run_batch(SlideBatch(jobs, lambda job: settings(job.slide, tiny_generator, job.output), tmp_path), Watcher())
+        patch.setattr(batch_run, "ChildProcess", Counting)
+        run_batch(
+            SlideBatch(tasks, lambda task: settings(task.slide, tiny_generator, task.output), tmp_path), Watcher()
+        )
     assert len(resident) == 200
     for process in (0, 1):
         assert resident[-1][process] <= 1.1 * resident[9][process]
@@ -265,3 +225,43 @@ def test_memory_and_files_do_not_grow_with_the_number_of_slides(tmp_path: Path, 
 
 def rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_shards_of_one_batch_agree(tmp_path: Path) -> None:
+    tasks = [SlideTask(Path(f"{name}.svs"), OUT / f"{name}.tif") for name in "abc"]
+    for index in (1, 2, 1):
+        agree_on_slides(tmp_path, tasks, Shard(index, 2))
+    with pytest.raises(UsageError, match="begun in 2 shards, not 1") as caught:
+        agree_on_slides(tmp_path, tasks, Shard(1, 1))
+    assert "slides.json" in str(caught.value.hint)
+    with pytest.raises(UsageError, match=r"not those that this batch was begun with, such as c\.svs"):
+        agree_on_slides(tmp_path, tasks[:2], Shard(1, 2))
+    with pytest.raises(UsageError, match="their order is another"):
+        agree_on_slides(tmp_path, tasks[::-1], Shard(1, 2))
+    (tmp_path / "slides.json").write_text('{"shards": 2')
+    with pytest.raises(OutputError, match="is damaged"):
+        agree_on_slides(tmp_path, tasks, Shard(1, 2))
+
+
+def test_the_status_is_whole_in_both_files(tmp_path: Path) -> None:
+    status = BatchStatus(
+        tmp_path, "status", [SlideTask(Path("a, \udcff.svs"), OUT / "a.tif"), SlideTask(Path("b.svs"), OUT / "b.tif")]
+    )
+    status.slides[0].status, status.slides[0].reason = "failed", 'it said "no",\nand died'
+    status.save()
+    csv, summary = ((tmp_path / f"status.{kind}").read_bytes() for kind in ("csv", "json"))
+    assert csv.startswith(b"slide,output,status,reason,seconds,width,height,mpp,patches,tiles,unreadable_tiles")
+    assert b'"a, \xff.svs"' in csv
+    assert json.loads(summary.decode(errors="surrogateescape"))["counts"] == {"failed": 1, "pending": 1}
+
+
+def test_a_record_makes_a_status() -> None:
+    plan = {"size": [10, 20], "mpp": 0.5, "patches_with_tissue": 3, "tiles": 4}
+    record = {"plan": plan, "unreadable": {"tiles": 0, "patches": 0}, "output_bytes": 5, "peak_rss_bytes": 6}
+    row = SlideStatus("a.svs", "a.tif")
+    row.take(record)
+    assert (row.status, row.width, row.height, row.patches) == ("done", 10, 20, 3)
+    row.take({**record, "skipped": True})
+    assert row.status == "skipped"
+    row.take({**record, "unreadable": {"tiles": 1, "patches": 0}})
+    assert (row.status, row.unreadable_tiles) == ("filled", 1)

@@ -18,8 +18,7 @@ from kin_cli.errors import OutputError
 from kin_cli.evaluation.seams import chroma_tile_px, measure_slide_seams, seam_grid, seam_map
 from kin_cli.evaluation.settings import SeamChoice, SlideChoice
 from kin_cli.evaluation.tiles import opened
-from kin_cli.geometry import Box, Size
-from kin_cli.metrics.colour import Pixels
+from kin_cli.geometry import Box, Pixels, Size
 from kin_cli.progress import SilentProgress
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.tissue import all_tissue
@@ -95,7 +94,7 @@ def test_a_jpeg_of_the_slide_itself_has_no_seams(tissue: Pixels, tmp_path: Path)
             )
         assert found.statistic == headline
         assert (found.note is None) == (headline == "step")
-        assert found.figure.headline == pytest.approx(1, abs=0.06)
+        assert found.result.headline == pytest.approx(1, abs=0.06)
 
 
 def test_the_map_shows_the_wrong_tile_and_nothing_else(tissue: Pixels, spoiled: Pixels, tmp_path: Path) -> None:
@@ -126,7 +125,7 @@ def test_kin_seams_names_the_worst_boundaries(tissue: Pixels, spoiled: Pixels, t
     for file, pixels in zip(files, (tissue, spoiled), strict=True):
         Image.fromarray(pixels).save(file)
     heatmap = tmp_path / "map.png"
-    options = (files[1], "--source", files[0], "--tile", 128, "--heatmap", heatmap)
+    options = (files[1], "--source", files[0], "--patch-size", 128, "--heatmap", heatmap)
     text = run(seams, *options)
     worst = text.partition("worst boundaries")[2]
     assert all(place in worst for place in ("640,384", "768,384", "640,512"))
@@ -135,16 +134,16 @@ def test_kin_seams_names_the_worst_boundaries(tissue: Pixels, spoiled: Pixels, t
     record = json.loads(run(seams, *options, "--json"))
     assert record["worst"][0]["excess"] > 10
     assert record["vertical"]["step"]["n"] + record["horizontal"]["step"]["n"] == record["both"]["step"]["n"] == 112
-    part = run(seams, files[1], "--tile", 128, "--source", files[0], "--source-region", "0,0,1024,1024", "--json")
+    part = run(seams, files[1], "--patch-size", 128, "--source", files[0], "--source-region", "0,0,1024,1024", "--json")
     assert json.loads(part)["both"] == record["both"]
     with pytest.raises(OutputError, match="nowhere"):
         run(seams, *options[:-1], tmp_path / "nowhere" / "map.png")
 
 
 def test_kin_evaluate_prints_a_table_json_and_csv(spoiled: Pixels, tmp_path: Path) -> None:
-    slide, table = tmp_path / "slide.png", tmp_path / "figures.csv"
+    slide, table = tmp_path / "slide.png", tmp_path / "values.csv"
     Image.fromarray(spoiled).save(slide)
-    options = (slide, "--metrics", "sobel, piqe", "--patches", 2, "--authors", "--csv", table)
+    options = (slide, "--metrics", "sobel, piqe", "--tiles", 2, "--authors", "--csv", table)
     text = run(evaluate, *options)
     assert [line.split()[0] for line in text.splitlines()] == [
         *("sobel_y", "sobel_cb", "sobel_cr", "sobel_authors", "piqe", "piqe_authors")
@@ -153,6 +152,6 @@ def test_kin_evaluate_prints_a_table_json_and_csv(spoiled: Pixels, tmp_path: Pat
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["metric"], float(row["value"])) for row in rows] == [
-        (figure["metric"], figure["value"]) for figure in record["figures"]
+        (value["metric"], value["value"]) for value in record["values"]
     ]
     assert rows[0]["slide"] == str(slide)

@@ -32,8 +32,9 @@ from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.models.unet import UnetSpec
 from kin_cli.norm.kernel import Kernel
 from kin_cli.progress import SilentProgress
-from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
-from tests.helpers.batch_slides import kin
+from tests.helpers.processes import kin
+from tests.helpers.slides import write_photo
+from tests.helpers.translations import settings
 
 PATCH = 32
 ROWS, COLS = 5, 7
@@ -126,19 +127,12 @@ def test_layer_blocks_are_those_of_the_layout(spec: Spec, names: list[str], side
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    draws = np.random.default_rng(1)
-    coarse = Image.fromarray(draws.integers(0, 255, (4, 5, 3), np.uint8))
-    smooth = np.asarray(coarse.resize((COLS * PATCH, ROWS * PATCH), Image.Resampling.BICUBIC), float)
-    pixels = smooth + draws.normal(size=(ROWS * PATCH, COLS * PATCH, 1)) * 20
     file = tmp_path_factory.mktemp("photo") / "photo.png"
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
-    return file
+    return write_photo(file, (COLS * PATCH, ROWS * PATCH), coarse=(5, 4), seed=1, noise=(20,))
 
 
-def settings(photo: Path, model: Path, folder: Path, **changes: object) -> AnalysisSettings:
-    norm = NormSettings(kernel=Kernel.parse("gaussian:3"), patch_px=PATCH)
-    output = OutputSettings(folder / "base.tif")
-    base = Settings(SourceSettings(photo), model, output, norm, ComputeSettings(device="cpu", workers=1))
+def analysis_settings(photo: Path, model: Path, folder: Path, **changes: object) -> AnalysisSettings:
+    base = settings(photo, model, folder / "base.tif", patch_px=PATCH, tissue="auto", workers=1)
     return AnalysisSettings(base, folder / "table", **changes)  # type: ignore[arg-type]
 
 
@@ -158,7 +152,7 @@ def own(photo: Path, tiny_generator: Path) -> tuple[np.ndarray, list[LayerBlock]
 
 @pytest.fixture(scope="module")
 def found(photo: Path, tiny_generator: Path, tmp_path_factory: pytest.TempPathFactory) -> Analysis:
-    return analyse(settings(photo, tiny_generator, tmp_path_factory.mktemp("a")), SilentProgress())
+    return analyse(analysis_settings(photo, tiny_generator, tmp_path_factory.mktemp("a")), SilentProgress())
 
 
 def test_curves_are_those_of_all_pairs(found: Analysis, own: tuple[np.ndarray, list[LayerBlock]]) -> None:
@@ -201,10 +195,10 @@ def test_standins_are_compared_with_every_patch(found: Analysis, own: tuple[np.n
 
 
 def test_reach_and_draw_limit_the_pairs(photo: Path, tiny_generator: Path, tmp_path: Path, found: Analysis) -> None:
-    near = analyse(settings(photo, tiny_generator, tmp_path, reach_px=2 * PATCH), SilentProgress())
+    near = analyse(analysis_settings(photo, tiny_generator, tmp_path, reach_px=2 * PATCH), SilentProgress())
     assert near.curve.distance.max() < 2.5
     np.testing.assert_allclose(near.curve.mean, found.curve.mean[:, :, :2])
-    drawn = analyse(settings(photo, tiny_generator, tmp_path, patches=5, reach_px=10_000), SilentProgress())
+    drawn = analyse(analysis_settings(photo, tiny_generator, tmp_path, patches=5, reach_px=10_000), SilentProgress())
     total = ROWS * COLS
     assert (drawn.patches, drawn.drawn) == (total, 5)
     assert drawn.curve.pairs[0, 0].sum() == 5 * (total - 5) + 5 * 4 // 2  # each pair once
@@ -221,7 +215,7 @@ def test_the_figure_shows_the_curves_and_the_boxes(found: Analysis) -> None:
 def test_too_few_patches_are_refused(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
     Image.open(photo).crop((0, 0, PATCH, PATCH)).save(tmp_path / "one.png")
     with pytest.raises(InputError, match="no pairs"):
-        analyse(settings(tmp_path / "one.png", tiny_generator, tmp_path), SilentProgress())
+        analyse(analysis_settings(tmp_path / "one.png", tiny_generator, tmp_path), SilentProgress())
 
 
 def test_kin_analyse_writes_picture_csv_and_json(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""``kin compare`` and ``kin sweep``: every column is what ``kin translate`` writes, all of them from one table."""
+"""``kin compare`` and ``kin sweep``: every column is what ``kin translate`` writes, all of them from one
+table; corners and close-ups: the worst first, apart from each other, inside the image.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +15,38 @@ import numpy as np
 import pytest
 import pyvips
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from kin_cli.commands.compare import kinds_from
 from kin_cli.errors import UsageError
-from kin_cli.figures.compare import CompareSettings, Comparison, Look, Variant, Yardstick, clean_up, compare
-from kin_cli.figures.sheet import comparison_sheet, csv_rows, figures_text, sweep_sheet
-from kin_cli.geometry import Size
-from kin_cli.metrics.seams import measure_seams
+from kin_cli.evaluation.seams import close_up
+from kin_cli.figures.compare import (
+    CompareSettings,
+    Comparison,
+    Corner,
+    Look,
+    Variant,
+    Yardstick,
+    clean_up,
+    compare,
+    worst_corners,
+)
+from kin_cli.figures.sheet import comparison_sheet, csv_rows, sweep_sheet, values_text
+from kin_cli.geometry import Box, Size
+from kin_cli.metrics.seams import SeamLine
 from kin_cli.norm.kernel import Kernel
 from kin_cli.passes.engine import Engine
 from kin_cli.progress import SilentProgress
-from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
+from kin_cli.settings import NormSettings, Settings
 from kin_cli.translate import translate
-from tests.helpers.batch_slides import Watcher, kin
+from tests.helpers.processes import kin
+from tests.helpers.progress import Watcher
+from tests.helpers.seams import measure_seams
+from tests.helpers.slides import write_photo
+from tests.helpers.translations import PATCH, settings
 
-PATCH = 64
 WIDTH, HEIGHT = 330, 290
 COMMON = ("--patch-size", PATCH, "--device", "cpu", "-j", 1)
 NORMS = {
@@ -42,22 +60,16 @@ NORMS = {
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Colours and contrast that change over the picture, so that every patch has statistics of its own."""
-    draws = np.random.default_rng(0)
-    coarse = draws.integers(0, 255, (4, 5, 3), np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), float)
-    pixels = smooth + draws.normal(size=(HEIGHT, WIDTH, 1)) * np.linspace(2, 40, WIDTH)[:, None]
     file = tmp_path_factory.mktemp("photo") / "photo.png"
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
-    return file
+    return write_photo(file, (WIDTH, HEIGHT), coarse=(5, 4), noise=(2, 40))
 
 
 def base(photo: Path, model: Path, path: Path) -> Settings:
-    output = OutputSettings(path, compression="deflate", icc="drop", skip_existing=True)
-    norm = NormSettings(patch_px=PATCH)
-    return Settings(SourceSettings(photo), model, output, norm, ComputeSettings(device="cpu", workers=1))
+    own = {"kernel": None, "tissue": "auto", "icc": "drop", "skip_existing": True, "workers": 1}
+    return settings(photo, model, path, **own)
 
 
-def settings(photo: Path, model: Path, folder: Path, **changes: object) -> CompareSettings:
+def comparison_settings(photo: Path, model: Path, folder: Path, **changes: object) -> CompareSettings:
     variants = tuple(Variant(name, name.upper(), norm) for name, norm in NORMS.items())
     wanted = CompareSettings(base(photo, model, folder / "base.tif"), variants, folder, look=Look(2))
     return dataclasses.replace(wanted, **changes)
@@ -66,7 +78,7 @@ def settings(photo: Path, model: Path, folder: Path, **changes: object) -> Compa
 @pytest.fixture(scope="module")
 def found(photo: Path, tiny_generator: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     folder = tmp_path_factory.mktemp("comparison") / "work"
-    comparison = compare(settings(photo, tiny_generator, folder), SilentProgress())
+    comparison = compare(comparison_settings(photo, tiny_generator, folder), SilentProgress())
     assert [path.name for path in folder.iterdir()] == ["table"]  # all translations are gone
     clean_up(comparison.settings)
     assert not folder.exists()
@@ -84,16 +96,16 @@ def test_every_column_shows_and_measures_what_translate_writes(
         translate(dataclasses.replace(wanted, norm=NORMS[column.name]), SilentProgress())
         pixels = tifffile.imread(wanted.output.path)
         np.testing.assert_array_equal(column.overview, pixels)
-        for box, close_up in zip(found.boxes, column.close_ups, strict=True):
-            np.testing.assert_array_equal(close_up, pixels[box.slices()])
-        report = measure_seams(
+        for box, shown in zip(found.boxes, column.close_ups, strict=True):
+            np.testing.assert_array_equal(shown, pixels[box.slices()])
+        summary = measure_seams(
             lambda box, pixels=pixels: pixels[box.slices()],
             Size(WIDTH, HEIGHT),
-            tile=PATCH,
+            patch_px=PATCH,
             source=lambda box: source[box.slices()],
         )
         for direction in ("both", "vertical", "horizontal"):
-            assert column.seam(direction) == report.figure("step", direction)
+            assert column.seam(direction) == summary.result("step", direction)
     np.testing.assert_array_equal(found.source.overview, source)
 
 
@@ -120,7 +132,7 @@ def test_the_sheet_holds_every_picture_and_every_figure(found: Comparison) -> No
         assert seam is not None
         assert column.title in texts
         assert f"{seam.excess:.2f}" in texts
-        assert f"{seam.excess:.2f}" in figures_text(found)
+        assert f"{seam.excess:.2f}" in values_text(found)
     assert_nothing_is_cut_off(figure)
     narrow = sweep_sheet(dataclasses.replace(found, notes=("a rather long note " * 20,)), [("constant", ["in"])])
     assert_nothing_is_cut_off(narrow)
@@ -145,14 +157,14 @@ def test_statistics_are_measured_once(
     measured = []
     measure = Engine.measure
     monkeypatch.setattr(Engine, "measure", lambda self, images: measured.append(len(images)) or measure(self, images))
-    compare(settings(photo, tiny_generator, tmp_path / "work"), SilentProgress())
+    compare(comparison_settings(photo, tiny_generator, tmp_path / "work"), SilentProgress())
     assert sum(measured) == 6 * 5 + 1  # and the thumbnail
 
 
 def test_translations_are_kept_where_asked_and_taken_from_there(
     photo: Path, tiny_generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeping = settings(photo, tiny_generator, tmp_path / "kept", keep=True)
+    keeping = comparison_settings(photo, tiny_generator, tmp_path / "kept", keep=True)
     first = compare(keeping, SilentProgress())
     clean_up(keeping)
     assert {path.name for path in (tmp_path / "kept").glob("*.tif")} == {f"{name}.tif" for name in NORMS}
@@ -171,7 +183,7 @@ def test_an_interrupted_comparison_goes_on(photo: Path, tiny_generator: Path, tm
             raise Killed
 
     watcher = Watcher(die)
-    wanted = settings(photo, tiny_generator, tmp_path / "work")
+    wanted = comparison_settings(photo, tiny_generator, tmp_path / "work")
     with pytest.raises(Killed):
         compare(wanted, watcher)
     again = Watcher()
@@ -183,7 +195,7 @@ def test_a_picture_without_any_corner_or_tile_still_makes_a_sheet(
     photo: Path, tiny_generator: Path, tmp_path: Path
 ) -> None:
     Image.open(photo).crop((0, 0, 100, 90)).save(tmp_path / "small.png")
-    found = compare(settings(tmp_path / "small.png", tiny_generator, tmp_path / "work"), SilentProgress())
+    found = compare(comparison_settings(tmp_path / "small.png", tiny_generator, tmp_path / "work"), SilentProgress())
     assert found.corners == (None,)
     assert any("only seams are measured" in note for note in found.notes)
     comparison_sheet(found)
@@ -245,7 +257,7 @@ def test_other_metrics_are_taken_from_kin_evaluate(photo: Path, tiny_generator: 
     assert "nowhere.svs: no such file" in kin("compare", *common, "--reference", tmp_path / "nowhere.svs").err
     weights = ("--reference", photo, "--inception", tmp_path / "nowhere.pth")
     assert "nowhere.pth" in kin("compare", *common, *weights).err
-    assert "seams cannot be measured on tiles of 32 px" in kin("sweep", *common, "--patch-size", 32).err
+    assert "seams cannot be measured between patches of 32 px" in kin("sweep", *common, "--patch-size", 32).err
     assert not list(tmp_path.iterdir())
     done = kin("compare", *common, "--metrics", "FSIM, seams", "--csv", table)
     assert done.code == 0, done.err
@@ -282,10 +294,10 @@ def test_a_source_that_fakes_seams_in_colour_is_measured_in_luma(
     slide = tmp_path / "slide.tif"
     how = {"compression": "jpeg", "Q": 80, "tile": True, "tile_width": PATCH, "tile_height": PATCH}
     pyvips.Image.new_from_file(str(photo)).tiffsave(str(slide), **how)
-    found = compare(settings(slide, tiny_generator, tmp_path / "work"), SilentProgress())
+    found = compare(comparison_settings(slide, tiny_generator, tmp_path / "work"), SilentProgress())
     assert ["luma" in note for note in found.notes] == [True]
     assert {column.seams.statistic for column in found.variants if column.seams is not None} == {"step_luma"}
-    assert "excess, 8-bit ↓" in figures_text(found)
+    assert "excess, 8-bit ↓" in values_text(found)
 
 
 @pytest.mark.parametrize("command", ["compare", "sweep", "analyse"])
@@ -306,3 +318,63 @@ def test_what_cannot_be_drawn_is_refused_before_any_work(
     result = kin(command, photo, "-m", tmp_path / "no.pth", "-o", tmp_path / "figure.png", *COMMON)
     assert "no.pth" in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+EVERYWHERE = np.ones((6, 6), np.float32)
+
+
+def line(direction: str, row: int, col: int, excess: float) -> SeamLine:
+    return SeamLine(direction, col * PATCH, row * PATCH, PATCH, 0.0, 0.0, excess)
+
+
+def test_a_patch_of_another_colour_is_found_at_its_corners() -> None:
+    """Measured by the metric itself: the patch in row 2, column 3 is darker than all others."""
+    pixels = np.random.default_rng(0).integers(120, 180, (6 * PATCH, 6 * PATCH, 3), np.uint8)
+    pixels[2 * PATCH : 3 * PATCH, 3 * PATCH : 4 * PATCH] -= 60
+    summary = measure_seams(lambda box: pixels[box.slices()], Size(6 * PATCH, 6 * PATCH), patch_px=PATCH)
+    found = worst_corners(summary.lines(), EVERYWHERE, patch_px=PATCH, count=1)
+    assert (found[0].x // PATCH, found[0].y // PATCH) in {(3, 2), (4, 2), (3, 3), (4, 3)}
+    assert found[0].excess > 2
+
+
+def test_the_four_boundaries_of_a_corner_count_together() -> None:
+    """One strong boundary loses against a corner at which all four are rather strong."""
+    lines = [line("vertical", 1, 1, 10.0)]
+    lines += [line("vertical", 3, 4, 6.0), line("vertical", 4, 4, 6.0)]
+    lines += [line("horizontal", 4, 3, 6.0), line("horizontal", 4, 4, 6.0)]
+    assert worst_corners(lines, EVERYWHERE, patch_px=PATCH, count=1) == [Corner(4 * PATCH, 4 * PATCH, 6.0)]
+
+
+def test_corners_amid_tissue_come_first() -> None:
+    tissue = EVERYWHERE.copy()
+    tissue[0, 0] = 0.4
+    lines = [line("vertical", 0, 1, 50.0), line("vertical", 3, 3, 1.0)]
+    found = worst_corners(lines, tissue, patch_px=PATCH, count=5)
+    assert [(corner.x, corner.y) for corner in found] == [(3 * PATCH, 3 * PATCH), (PATCH, PATCH)]
+
+
+def test_ends_at_the_edge_of_the_image_are_no_corners() -> None:
+    assert worst_corners([line("vertical", 0, 2, 5.0)], np.ones((1, 4), np.float32), patch_px=PATCH, count=3) == []
+    assert worst_corners([line("vertical", 2, 2, 5.0)], EVERYWHERE, patch_px=PATCH, count=0) == []
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 5), st.floats(0, 99)), max_size=40))
+def test_chosen_corners_share_no_patch_and_get_no_worse(raw: list[tuple[bool, int, int, float]]) -> None:
+    lines = [line("vertical" if upright else "horizontal", *place) for upright, *place in raw]
+    found = worst_corners(lines, EVERYWHERE, patch_px=PATCH, count=4)
+    for number, corner in enumerate(found):
+        assert corner.excess <= min([99, *(other.excess for other in found[:number])])
+        for other in found[:number]:
+            assert max(abs(corner.x - other.x), abs(corner.y - other.y)) >= 2 * PATCH
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 400), st.data())
+def test_a_close_up_lies_inside_and_around_its_place(width: int, height: int, side: int, data: st.DataObject) -> None:
+    x, y = data.draw(st.integers(0, width)), data.draw(st.integers(0, height))
+    size = Size(width, height)
+    box = close_up(x, y, side=side, size=size)
+    assert box == Box(box.x, box.y, min(side, width), min(side, height)) == box.clipped(size)
+    assert box.x <= x <= box.right
+    assert box.y <= y <= box.bottom
+    if side // 2 <= x <= width - side and side // 2 <= y <= height - side:
+        assert (box.x, box.y) == (x - side // 2, y - side // 2)

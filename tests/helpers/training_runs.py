@@ -27,8 +27,8 @@ from kin_cli.training.settings import (
 
 LOSSES: dict[str, Losses] = {
     "cyclegan": CycleGanLosses(pool=3),
-    "cut": CutLosses(locations=16, projection=16),
-    "lsesim": LsesimLosses(random_features=True, layers=(1, 2), locations=16, window=4, pool=3),
+    "cut": CutLosses(),
+    "lsesim": LsesimLosses(random_features=True, layers=(1, 2), window=4, pool=3),
 }
 
 
@@ -84,10 +84,9 @@ def settings(images: Path, output: Path, framework: str = "cut", **changes: obje
         patches=PatchSettings(images / "he", images / "ihc", patch_px=32),
         losses=LOSSES[framework],
         network=NetworkSettings(width=4, blocks=1, disc_width=4, disc_layers=1, init="xavier", init_gain=1.0),
-        schedule=Schedule(steps=6, lr=1e-3, disc_steps=2),
+        schedule=Schedule(steps=6, lr=1e-3),
         card=Card(source_stain="H&E", target_stain="IHC", credit="drawn by the test"),
-        checkpoint_every=2,
-        sample_every=3,
+        save_every=2,
         log_every=1,
         device="cpu",
     )

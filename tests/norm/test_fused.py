@@ -35,15 +35,15 @@ def axis(features: int, patches: int) -> FieldAxis:
 
 def varying(batch: int, channels: int, height: int, width: int, *, bias: bool) -> Varying:
     lookup = Lookup(PATCH, HALO, "bilinear")
-    cells = torch.rand(batch, len(lookup.span(1)), len(lookup.span(2)), 2, channels) + 0.5
-    return Varying(cells, axis(height, 1), axis(width, 2), torch.randn(channels) if bias else None)
+    stats = torch.rand(batch, len(lookup.span(1)), len(lookup.span(2)), 2, channels) + 0.5
+    return Varying(stats, axis(height, 1), axis(width, 2), torch.randn(channels) if bias else None)
 
 
 def written_down(x: Tensor, values: Affine | Varying | None, finish: Finish, residual: Tensor | None) -> Tensor:
     relu, pad = finish.relu, finish.pad
     if isinstance(values, Varying):
         axes = tuple(t for a in (values.rows, values.cols) for t in (a.lower, a.upper, a.fraction))
-        return varying_formula(x, values.cells, axes, values.bias, residual, relu=relu, pad=pad)
+        return varying_formula(x, values.stats, axes, values.bias, residual, relu=relu, pad=pad)
     return affine_formula(x, values, residual, relu=relu, pad=pad)
 
 

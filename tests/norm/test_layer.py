@@ -47,16 +47,16 @@ def images(batch: int = 3) -> Tensor:
     return torch.rand(batch, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def cells_of(stats: Tensor) -> Tensor:
+def table_stats(stats: Tensor) -> Tensor:
     return torch.stack([stats[:, 0], 1 / stats[:, 1]], dim=1)[:, None, None]
 
 
 @pytest.mark.parametrize("affine", [False, True])
-def test_own_statistics_reproduce_the_unpatched_network(affine: bool) -> None:
+def test_own_statistics_reproduce_the_original_network(affine: bool) -> None:
     net, x = network(affine), images()
     expected = copy.deepcopy(net).eval()(x)
-    patched = exchange_norms(net)
-    out = patched.apply(x, Field(cells_of(patched.measure(x)), Lookup(PATCH, 0, "nearest"), (1, 1)))
+    exchanged = exchange_norms(net)
+    out = exchanged.apply(x, Field(table_stats(exchanged.measure(x)), Lookup(PATCH, 0, "nearest"), (1, 1)))
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
 
 
@@ -64,9 +64,9 @@ def test_statistics_are_in_the_order_in_which_layers_run() -> None:
     net, x = network(), images()
     first = net.head(x)
     second = net.down(torch.relu(net.early(first)))
-    patched = exchange_norms(net)
-    stats = patched.measure(x)
-    assert patched.layers == [("early", 4), ("late", 6)]
+    exchanged = exchange_norms(net)
+    stats = exchanged.measure(x)
+    assert exchanged.layers == [("early", 4), ("late", 6)]
     assert stats.shape == (3, 2, 10)
     for part, features in ((slice(0, 4), first), (slice(4, 10), second)):
         torch.testing.assert_close(stats[:, 0, part], features.mean((2, 3)), atol=1e-6, rtol=1e-5)
@@ -85,9 +85,9 @@ def test_measuring_stops_at_the_last_norm_layer() -> None:
     net = network()
     ran: list[str] = []
     net.tail.register_forward_hook(lambda *_: ran.append("tail"))
-    patched = exchange_norms(net)
+    exchanged = exchange_norms(net)
     ran.clear()
-    patched.measure(images())
+    exchanged.measure(images())
     assert not ran
 
 
@@ -102,15 +102,15 @@ def test_a_field_normalises_each_pixel_with_its_own_mean_and_scale(interpolation
     lookup = Lookup(PATCH, 8, interpolation)  # type: ignore[arg-type]
     side = 2 * PATCH + 16
     x, span = torch.randn(2, 5, side, side), len(lookup.span(2))
-    cells = torch.rand(2, span, span, 2, 5) + 0.5
+    stats = torch.rand(2, span, span, 2, 5) + 0.5
     weights = torch.from_numpy(lookup.weights(side, 2))
-    mean, scale = torch.einsum("hr,brckn,wc->kbnhw", weights, cells, weights)
+    mean, scale = torch.einsum("hr,brckn,wc->kbnhw", weights, stats, weights)
     expected = (x - mean) * scale
     if affine:
         expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
-    patched = exchange_norms(nn.Sequential(nn.Conv2d(3, 5, 1), nn.Sigmoid(), norm))
-    layer = patched.module.get_submodule("2")
-    patched._session.begin(Field(cells, lookup, (2, 2)))
+    exchanged = exchange_norms(nn.Sequential(nn.Conv2d(3, 5, 1), nn.Sigmoid(), norm))
+    layer = exchanged.module.get_submodule("2")
+    exchanged._session.begin(Field(stats, lookup, (2, 2)))
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 

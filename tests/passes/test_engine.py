@@ -1,7 +1,8 @@
-"""Engines and fleets: memory that runs out, several devices, budgets."""
+"""Engines and pools of engines: memory that runs out, several devices, budgets."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kin_cli import plan as budget
 from kin_cli.errors import DeviceError
-from kin_cli.models.checkpoint import Generator, load_generator
+from kin_cli.geometry import Box, Size
+from kin_cli.models.checkpoint import Generator, bundled_model, load_generator
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.devices import resolve_devices
+from kin_cli.passes.devices import Precision
 from kin_cli.passes.engine import Engine, EnginePool
 from kin_cli.progress import SilentProgress
-from tests.helpers.batch_slides import kin, write_slide
+from kin_cli.slide.synthetic import SampleSlide
+from tests.helpers.processes import kin
+from tests.helpers.slides import write_slide
 
 SIDE = 64
 
@@ -39,7 +42,7 @@ def engine_of(generator: Generator) -> Engine:
 def short_of_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, most: int) -> list[str]:
     """Make a device of the engine that holds ``most`` images at once; returns what the engine tells."""
     told: list[str] = []
-    engine.tell, engine._most = told.append, 1 << 30
+    engine.tell, engine._batch_limit = told.append, 1 << 30
     for name in ("measure", "apply"):
         whole = getattr(engine._network, name)
 
@@ -79,9 +82,7 @@ def test_memory_for_not_even_one_window_is_one_line(
         engine.measure(images)
 
 
-def test_a_fleet_keeps_the_order_and_uses_all_its_engines(
-    generator: Generator, images: list[NDArray[np.uint8]]
-) -> None:
+def test_a_pool_keeps_the_order_and_uses_all_its_engines(generator: Generator, images: list[NDArray[np.uint8]]) -> None:
     engines = [engine_of(generator), engine_of(generator)]
     used = set()
 
@@ -96,7 +97,7 @@ def test_a_fleet_keeps_the_order_and_uses_all_its_engines(
     assert used == {id(engine) for engine in engines}
 
 
-def test_a_fleet_raises_what_an_engine_raises(generator: Generator) -> None:
+def test_a_pool_raises_what_an_engine_raises(generator: Generator) -> None:
     def work(_: Engine, number: int) -> int:
         if number == 3:
             raise ValueError("three")
@@ -110,7 +111,7 @@ def test_a_fleet_raises_what_an_engine_raises(generator: Generator) -> None:
         list(found)
 
 
-@pytest.mark.parametrize("options", [(), ("--seamless"), ("--method", "tin")], ids=lambda o: " ".join(o) or "plain")
+@pytest.mark.parametrize("options", [(), ("--seamless",), ("--method", "tin")], ids=lambda o: " ".join(o) or "plain")
 def test_two_devices_give_the_bytes_of_one(tiny_generator: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     slide = write_slide(tmp_path / "slide.tif", width=700, height=520)
     written = []
@@ -126,20 +127,54 @@ def test_two_devices_give_the_bytes_of_one(tiny_generator: Path, tmp_path: Path,
     assert written[0] == written[1]
 
 
-@pytest.mark.parametrize(
-    ("names", "what"), [("cpu,tpu", "'tpu'"), ("cpu,", "''"), ("cuda:99", "'cuda:99'"), ("cuda:all", "'cuda")]
-)
-def test_devices_that_are_not_there_are_named(names: str, what: str) -> None:
-    if names == "cuda:all" and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(DeviceError, match=what):
-        resolve_devices(names)
+GPU_SIDE = 256
 
 
-def test_batches_fit_what_is_free(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    need = budget.activation_bytes(generator, 512, "bf16")
-    cuda = torch.device("cuda")
-    for free, expected in ((80 << 30, 8), (round(3.2 * need / 0.7), 3), (need // 10, 1)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 << 30))
-        assert budget.auto_batch(generator, 512, device=cuda, precision="bf16") == expected
-    assert budget.auto_batch(generator, 512, device=torch.device("cpu"), precision="fp32") == 1
+@pytest.fixture(scope="module")
+def patches() -> list[NDArray[np.uint8]]:
+    """Four patches of made-up tissue."""
+    slide = SampleSlide(Size(4096, 4096), seed=1)
+    return [slide.read(0, Box(1000 + GPU_SIDE * number, 900, GPU_SIDE, GPU_SIDE)) for number in range(4)]
+
+
+def both_passes(
+    device: str, precision: Precision, patches: list[NDArray[np.uint8]]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    generator = load_generator(bundled_model())
+    engine = Engine(generator, device=torch.device(device), precision=precision)
+    stats = engine.measure(patches)
+    cells = np.stack([stats[:, 0], 1 / stats[:, 1]], axis=1)[:, None, None]
+    return stats, np.stack(engine.apply(patches, np.ascontiguousarray(cells), Lookup(GPU_SIDE, 0, "nearest")))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "median", "tail"), [("fp32", 0, 1), ("bf16", 0, 3)])
+def test_pixels_are_those_of_the_cpu(
+    patches: list[NDArray[np.uint8]], precision: Precision, median: int, tail: int
+) -> None:
+    _, expected = both_passes("cpu", "fp32", patches)
+    _, found = both_passes("cuda", precision, patches)
+    difference = np.abs(found.astype(int) - expected)
+    assert np.median(difference) <= median
+    assert np.quantile(difference, 0.999) <= tail
+
+
+@pytest.mark.gpu
+def test_the_same_batch_gives_the_same_bytes(patches: list[NDArray[np.uint8]]) -> None:
+    one, other = (both_passes("cuda", "bf16", patches) for _ in range(2))
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[1], other[1])
+
+
+@pytest.mark.gpu
+def test_device_memory_does_not_grow_with_the_slide(tmp_path: Path, tiny_generator: Path) -> None:
+    peaks = []
+    for side in (512, 2048):
+        slide = write_slide(tmp_path / f"{side}.tif", width=side, height=side)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        options = ("--patch-size", "128", "--tissue", "none", "--device", "cuda", "--json")
+        run = kin("translate", slide, "-m", tiny_generator, *options)
+        assert run.code == 0, run.err
+        peaks.append(json.loads(run.out)["peak_device_bytes"])
+    assert 0 < peaks[1] <= 1.05 * peaks[0]

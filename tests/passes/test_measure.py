@@ -8,39 +8,30 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
 from kin_cli.errors import UsageError
-from kin_cli.geometry import Cell, Grid, Size
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.norm.kernel import Kernel
 from kin_cli.plan import make_plan
 from kin_cli.progress import SilentProgress
-from kin_cli.settings import NormSettings, OutputSettings, Settings, SourceSettings
+from kin_cli.settings import Settings
 from kin_cli.translate import translate
-from tests.helpers.batch_slides import kin
+from tests.helpers.processes import kin
+from tests.helpers.slides import write_photo
+from tests.helpers.translations import PATCH, settings
 
-PATCH, SIDE = 64, 32
+SIDE = 32
 
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 13, 3), np.uint8))
     file = tmp_path_factory.mktemp("photo") / "photo.png"
-    small.resize((4 * PATCH, 3 * PATCH), Image.Resampling.BICUBIC).save(file)
-    return file
+    return write_photo(file, (4 * PATCH, 3 * PATCH), coarse=(13, 9))
 
 
-def wanted(slide: Path, model: Path, output: Path, *, tissue: Path | str = "none", kernel: str = "global") -> Settings:
-    return Settings(
-        SourceSettings(slide, tissue=tissue),  # type: ignore[arg-type]
-        model,
-        OutputSettings(output, compression="deflate"),
-        NormSettings(patch_px=PATCH, kernel=Kernel.parse(kernel), measure_px=SIDE),
-    )
+def wanted_settings(slide: Path, model: Path, output: Path, **changes: object) -> Settings:
+    return settings(slide, model, output, **{"kernel": "global", "measure_px": SIDE, **changes})
 
 
 def tensor(pixels: np.ndarray) -> Tensor:
@@ -49,7 +40,7 @@ def tensor(pixels: np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def test_the_statistics_are_those_of_the_middle(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
-    translate(wanted(photo, tiny_generator, tmp_path / "o.tif"), SilentProgress())
+    translate(wanted_settings(photo, tiny_generator, tmp_path / "o.tif"), SilentProgress())
     got, pixels = tifffile.imread(tmp_path / "o.tif").astype(int), np.asarray(Image.open(photo))
     network = load_generator(tiny_generator).module
     norms = [layer for layer in network.modules() if isinstance(layer, nn.InstanceNorm2d)]
@@ -74,14 +65,14 @@ def test_the_statistics_are_those_of_the_middle(photo: Path, tiny_generator: Pat
         assert np.abs(got[y : y + PATCH, x : x + PATCH] - expected).max() <= 1
 
 
-def test_patches_whose_middle_is_glass_are_translated_but_not_measured(
+def test_patches_whose_middle_is_background_are_translated_but_not_measured(
     photo: Path, tiny_generator: Path, tmp_path: Path
 ) -> None:
     mask = np.zeros((3 * PATCH, 4 * PATCH), np.uint8)
     mask[:, : 2 * PATCH + 8] = 255  # of the third column less than what lies beside its middle
     Image.fromarray(mask).save(tmp_path / "mask.png")
     plan = make_plan(
-        wanted(photo, tiny_generator, tmp_path / "o.tif", tissue=tmp_path / "mask.png", kernel="gaussian:3")
+        wanted_settings(photo, tiny_generator, tmp_path / "o.tif", tissue=tmp_path / "mask.png", kernel="gaussian:3")
     )
     with plan.view.slide:
         assert (plan.weights > 0).tolist() == [[True, True, True, False]] * 3
@@ -93,18 +84,7 @@ def test_patches_whose_middle_is_glass_are_translated_but_not_measured(
     mask[:8, :8] = 255
     Image.fromarray(mask).save(corner)
     with pytest.raises(UsageError, match="no tissue in the middle of any patch"):
-        make_plan(wanted(photo, tiny_generator, tmp_path / "p.tif", tissue=corner))
-
-
-@given(st.integers(1, 40), st.data())
-def test_the_middle_is_in_the_middle(step: int, data: st.DataObject) -> None:
-    side = data.draw(st.integers(1, step))
-    grid, cell = Grid(Size(100, 100), step), Cell(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3)))
-    whole, middle = grid.box(cell), grid.middle(cell, side)
-    assert (middle.width, middle.height) == (side, side)
-    assert 0 <= (whole.right - middle.right) - (middle.x - whole.x) <= 1
-    assert 0 <= (whole.bottom - middle.bottom) - (middle.y - whole.y) <= 1
-    assert grid.middle(cell, step) == whole
+        make_plan(wanted_settings(photo, tiny_generator, tmp_path / "p.tif", tissue=corner))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The window plan, property-tested: every translated pixel once, windows on the patch grid, nothing superfluous."""
+"""Windows, property-tested: every translated pixel once, windows on the patch grid, nothing superfluous."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kin_cli.pyramid.layout import fit_blocks
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> WindowGrid:
+def window_grids(draw: st.DrawFn) -> WindowGrid:
     patch = draw(st.sampled_from([4, 20, 64, 100, 128]))
     window = patch * draw(st.integers(1, 3))
     size = Size(draw(st.integers(1, 900)), draw(st.integers(1, 900)))
@@ -30,43 +30,43 @@ def plans(draw: st.DrawFn) -> WindowGrid:
     )
 
 
-@given(plans())
+@given(window_grids())
 @settings(max_examples=60, deadline=None)
-def test_windows_show_every_translated_pixel_exactly_once(plan: WindowGrid) -> None:
-    size = plan.patches.size
+def test_windows_show_every_translated_pixel_exactly_once(windows: WindowGrid) -> None:
+    size = windows.patches.size
     shown = np.zeros((size.height, size.width), int)
-    for block in plan.blocks(lambda _: False):
+    for block in windows.blocks(lambda _: False):
         for window in block.windows:
             part = window.core.clipped(size)
             shown[part.slices()] += 1
             assert part == part.intersection(block.box), "a window stays in its block"
-            assert window.core.x % plan.patches.step == window.core.y % plan.patches.step == 0
-    translated = plan.selected_pixels(Box(0, 0, size.width, size.height))
+            assert window.core.x % windows.patches.step == window.core.y % windows.patches.step == 0
+    translated = windows.selected_pixels(Box(0, 0, size.width, size.height))
     assert shown.max(initial=0) <= 1
     assert (shown[translated] == 1).all()
 
 
-@given(plans())
+@given(window_grids())
 @settings(max_examples=60, deadline=None)
-def test_tiles_are_whole_mixed_or_empty_as_their_pixels_say(plan: WindowGrid) -> None:
-    made = [tile for block in plan.blocks(lambda _: False) for tile in block.tiles]
-    assert len(made) == len(set(made)) == plan.translated_tiles
-    for tile in plan.tiles:
-        pixels = plan.selected_pixels(plan.tiles.clipped(tile))
-        assert plan.is_whole(tile) == pixels.all()
-        assert plan.is_empty(tile) == (not pixels.any())
+def test_tiles_are_whole_partial_or_empty_as_their_pixels_say(windows: WindowGrid) -> None:
+    made = [tile for block in windows.blocks(lambda _: False) for tile in block.tiles]
+    assert len(made) == len(set(made)) == windows.translated_tiles
+    for tile in windows.tiles:
+        pixels = windows.selected_pixels(windows.tiles.clipped(tile))
+        assert windows.is_whole(tile) == pixels.all()
+        assert windows.is_empty(tile) == (not pixels.any())
         assert (tile in made) == pixels.any()
 
 
-@given(plans(), st.integers(0, 99))
+@given(window_grids(), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_finished_tiles_are_not_made_again(plan: WindowGrid, seed: int) -> None:
-    everything = [tile for block in plan.blocks(lambda _: False) for tile in block.tiles]
+def test_finished_tiles_are_not_made_again(windows: WindowGrid, seed: int) -> None:
+    everything = [tile for block in windows.blocks(lambda _: False) for tile in block.tiles]
     done = {tile for tile in everything if (tile.row * 7 + tile.col * 13 + seed) % 3}
-    again = [tile for block in plan.blocks(done.__contains__) for tile in block.tiles]
+    again = [tile for block in windows.blocks(done.__contains__) for tile in block.tiles]
     assert sorted(again) == sorted(set(everything) - done)
-    whole = {window for block in plan.blocks(lambda _: False) for window in block.windows}
-    assert {window for block in plan.blocks(done.__contains__) for window in block.windows} <= whole
+    whole = {window for block in windows.blocks(lambda _: False) for window in block.windows}
+    assert {window for block in windows.blocks(done.__contains__) for window in block.windows} <= whole
 
 
 def test_tight_windows_end_where_the_tissue_does() -> None:
@@ -75,8 +75,10 @@ def test_tight_windows_end_where_the_tissue_does() -> None:
     selected[[0, 2, 3, 3], [1, 2, 2, 3]] = True  # one cell of its window; three of another's four
 
     def cores(tight: bool) -> list[Box]:
-        plan = WindowGrid(Grid(size, 10), Grid(size, 20), selected, window_px=20, block_px=20, halo_px=8, tight=tight)
-        return [window.core for block in plan.blocks(lambda _: False) for window in block.windows]
+        windows = WindowGrid(
+            Grid(size, 10), Grid(size, 20), selected, window_px=20, block_px=20, halo_px=8, tight=tight
+        )
+        return [window.core for block in windows.blocks(lambda _: False) for window in block.windows]
 
     assert cores(tight=True) == [Box(10, 0, 10, 10), Box(20, 20, 20, 20)]
     assert cores(tight=False) == [Box(0, 0, 20, 20), Box(20, 20, 20, 20)]

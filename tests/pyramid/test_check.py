@@ -10,18 +10,19 @@ import tifffile
 
 from kin_cli.pyramid.check import check_file
 from kin_cli.pyramid.codec import Codec
-from tests.helpers.pyramid_images import ICC, LOSSLESS, info, picture, written
+from tests.helpers.pictures import smooth_picture
+from tests.helpers.pyramids import ICC, LOSSLESS, info, written
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
-    return written(folder / "a.ome.tif", picture(600, 500), codec=Codec(), about=info(0.25, ICC))
+    return written(folder / "a.ome.tif", smooth_picture(600, 500), codec=Codec(), about=info(0.25, ICC))
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("plain") / "a.tif", picture(600, 500), codec=LOSSLESS)
+    return written(tmp_path_factory.mktemp("plain") / "a.tif", smooth_picture(600, 500), codec=LOSSLESS)
 
 
 def tile_bytes(path: Path, level: int, row: int, col: int) -> tuple[int, int]:
@@ -196,7 +197,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"tile": (32, 32)}, {"rowsperstrip": 7}, {"planarconfig": "separate"}])
 def test_foreign_tiffs(tmp_path: Path, bigtiff: bool, byteorder: Any, options: dict[str, Any]) -> None:
     path = tmp_path / "a.tif"
-    image = picture(100, 70)
+    image = smooth_picture(100, 70)
     if "planarconfig" in options:
         image = np.moveaxis(image, -1, 0)
     tifffile.imwrite(path, image, bigtiff=bigtiff, byteorder=byteorder, photometric="rgb", compression="lzw", **options)

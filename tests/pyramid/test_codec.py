@@ -11,7 +11,7 @@ from PIL import Image
 
 from kin_cli.errors import UsageError
 from kin_cli.pyramid.codec import Codec, halved
-from tests.helpers.pyramid_images import picture
+from tests.helpers.pictures import smooth_picture
 
 
 def block_means(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -27,7 +27,7 @@ def test_deflate_is_lossless_also_for_noise() -> None:
 
 
 def test_deflate_is_what_tifffile_reads_as_adobe_deflate_with_predictor() -> None:
-    tile, file = picture(64, 64), BytesIO()
+    tile, file = smooth_picture(64, 64), BytesIO()
     payload = Codec("deflate").encode(tile)
     with tifffile.TiffWriter(file) as tiff:
         tiff.write(
@@ -45,7 +45,7 @@ def test_deflate_is_what_tifffile_reads_as_adobe_deflate_with_predictor() -> Non
 
 @pytest.mark.parametrize(("subsampling", "sampling"), [("444", 0), ("422", 1), ("420", 2)])
 def test_jpeg_as_pillow_reads_it(subsampling: Any, sampling: int) -> None:
-    tile = picture(128, 128)
+    tile = smooth_picture(128, 128)
     payload = Codec("jpeg", 92, subsampling).encode(tile)
     with Image.open(BytesIO(payload)) as image:
         components = image.layer  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ def test_jpeg_as_pillow_reads_it(subsampling: Any, sampling: int) -> None:
 
 
 def test_higher_quality_is_nearer() -> None:
-    tile = picture(128, 128)
+    tile = smooth_picture(128, 128)
     errors = [
         abs(c.decode(c.encode(tile), 128).astype(int) - tile).mean() for c in (Codec(quality=30), Codec(quality=95))
     ]
@@ -70,7 +70,7 @@ def test_higher_quality_is_nearer() -> None:
 @pytest.mark.parametrize("codec", [Codec(), Codec(subsampling="444"), Codec("deflate")])
 @pytest.mark.parametrize("side", [16, 400])
 def test_half_scale_is_near_the_means(codec: Codec, side: int) -> None:
-    tile = picture(side, side)
+    tile = smooth_picture(side, side)
     half = codec.decode_half(codec.encode(tile), side)
     assert half.shape == (side // 2, side // 2, 3)
     assert half.dtype == np.uint8
@@ -83,7 +83,7 @@ def test_halved_rounds_halves_up() -> None:
 
 
 def test_threads_give_the_same_bytes() -> None:
-    codec, tiles = Codec(), [picture(64, 64 + 16 * n)[:64] for n in range(4)]
+    codec, tiles = Codec(), [smooth_picture(64, 64 + 16 * n)[:64] for n in range(4)]
     payloads = [codec.encode(tile) for tile in tiles]
     halves = [codec.decode_half(payload, 64) for payload in payloads]
     with ThreadPoolExecutor(4) as pool:

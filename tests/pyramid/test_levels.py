@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kin_cli.errors import OutputError
-from kin_cli.geometry import Size
-from kin_cli.pyramid.codec import Codec, Pixels
+from kin_cli.geometry import Pixels, Size
+from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.layout import PyramidLayout
 from kin_cli.pyramid.levels import build_levels, pad_tile
 from kin_cli.store.blobs import BlobStore
-from tests.helpers.pyramid_images import LOSSLESS, assembled, filled, layout_of, picture, put_base
+from tests.helpers.pictures import smooth_picture
+from tests.helpers.pyramids import LOSSLESS, assembled, filled, layout_of, put_base
 
 
 def noise(width: int, height: int) -> Pixels:
@@ -75,7 +76,7 @@ def test_any_size(tmp_path_factory: pytest.TempPathFactory, width: int, height: 
 @pytest.mark.parametrize("codec", [Codec(), Codec(subsampling="444")], ids=["420", "444"])
 def test_jpeg_losses_do_not_add_up(tmp_path: Path, codec: Codec) -> None:
     """Every level is about as near to the true one as if that had been encoded itself."""
-    image = picture(704, 512)
+    image = smooth_picture(704, 512)
     layout = layout_of(image, 64, 128)
     with filled(tmp_path, image, layout, codec) as store:
         exact = image.astype(float)
@@ -96,7 +97,7 @@ def test_jpeg_losses_do_not_add_up(tmp_path: Path, codec: Codec) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_interruptions_and_workers_leave_no_trace(tmp_path: Path, seed: int) -> None:
-    image, codec = picture(530, 410), Codec()
+    image, codec = smooth_picture(530, 410), Codec()
     layout = layout_of(image, 32, 16)
     with filled(tmp_path / "whole", image, layout, codec, workers=1) as store:
         whole = contents(store)
@@ -119,7 +120,7 @@ def test_interruptions_and_workers_leave_no_trace(tmp_path: Path, seed: int) -> 
 
 
 def test_finished_subtrees_are_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = picture(400, 300)
+    image = smooth_picture(400, 300)
     layout = layout_of(image, 16, 32)
     done: list[int] = []
     with filled(tmp_path, image, layout, LOSSLESS) as store:
@@ -129,7 +130,7 @@ def test_finished_subtrees_are_not_decoded_again(tmp_path: Path, monkeypatch: py
 
 
 def test_a_missing_base_tile_is_named(tmp_path: Path) -> None:
-    image = picture(300, 200)
+    image = smooth_picture(300, 200)
     layout = layout_of(image, 32, 64)
     with BlobStore(tmp_path, "tiles", capacity=layout.tile_count) as store:
         put_base(store, image, layout, LOSSLESS, [cell for cell in layout.grid(0) if cell != (3, 4)])
@@ -138,7 +139,7 @@ def test_a_missing_base_tile_is_named(tmp_path: Path) -> None:
 
 
 def test_a_damaged_base_tile_stops_all_workers(tmp_path: Path) -> None:
-    image = picture(600, 600)
+    image = smooth_picture(600, 600)
     layout = layout_of(image, 16, 64)
     with BlobStore(tmp_path, "tiles", capacity=layout.tile_count) as store:
         put_base(store, image, layout, LOSSLESS, layout.grid(0))

@@ -17,23 +17,37 @@ import pytest
 import pyvips
 import tifffile
 import tiffslide
+from PIL import Image
 
 from kin_cli.errors import OutputError, UsageError
+from kin_cli.geometry import Pixels, Size
 from kin_cli.pyramid import writer
 from kin_cli.pyramid.check import check_file
-from kin_cli.pyramid.codec import Codec, Pixels
+from kin_cli.pyramid.codec import Codec
+from kin_cli.pyramid.layout import PyramidLayout
 from kin_cli.pyramid.levels import build_levels
 from kin_cli.pyramid.metadata import ImageInfo
-from kin_cli.pyramid.writer import write_pyramid
+from kin_cli.pyramid.writer import write_flat, write_pyramid
 from kin_cli.store.blobs import BlobStore
-from tests.helpers.pyramid_images import ICC, LOSSLESS, assembled, filled, info, layout_of, picture, put_base, written
+from tests.helpers.pictures import smooth_picture
+from tests.helpers.pyramids import (
+    ICC,
+    LOSSLESS,
+    assembled,
+    filled,
+    info,
+    layout_of,
+    put_base,
+    write_photo_file,
+    written,
+)
 
 SIDE, OTHER_SIDE = 703, 511  # no multiple of anything
 
 
 @pytest.fixture(scope="module")
 def image() -> Pixels:
-    return picture(SIDE, OTHER_SIDE)
+    return smooth_picture(SIDE, OTHER_SIDE)
 
 
 def levels_of(image: Pixels, folder: Path, codec: Codec) -> list[Pixels]:
@@ -134,7 +148,7 @@ def test_directories_are_both_chained_and_subifds(tmp_path: Path, image: Pixels)
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.compression + codec.subsampling)
 def test_colour_tags(tmp_path: Path, codec: Codec) -> None:
-    path = written(tmp_path / "a.ome.tif", picture(300, 200), codec=codec)
+    path = written(tmp_path / "a.ome.tif", smooth_picture(300, 200), codec=codec)
     with tifffile.TiffFile(path) as tiff:
         for page in tiff.pages:
             found = page.tags.get(530)
@@ -148,7 +162,7 @@ def test_colour_tags(tmp_path: Path, codec: Codec) -> None:
 
 def test_ome_xml_says_what_the_file_is(tmp_path: Path) -> None:
     about = ImageInfo(0.2525, None, "kin 9.8.7", 'süß <&> "\x01\udcff', {"kernel": "gaussian:7", "size": [1, None]})
-    path = written(tmp_path / "a.ome.tif", picture(300, 200), about=about)
+    path = written(tmp_path / "a.ome.tif", smooth_picture(300, 200), about=about)
     with tifffile.TiffFile(path) as tiff:
         assert tiff.is_ome
         text = tiff.pages[0].tags[270].value
@@ -172,7 +186,7 @@ def test_ome_xml_says_what_the_file_is(tmp_path: Path) -> None:
 
 
 def test_plain_pyramid_tells_its_settings_in_json(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.tif", picture(300, 200), about=info(settings={"kernel": "µ"}))
+    path = written(tmp_path / "a.tif", smooth_picture(300, 200), about=info(settings={"kernel": "µ"}))
     with tifffile.TiffFile(path) as tiff:
         assert not tiff.is_ome
         assert '"settings": {"kernel": "\\u00b5"}' in tiff.pages[0].description
@@ -200,7 +214,7 @@ def test_bigtiff_is_forced_or_chosen_by_size(tmp_path: Path, image: Pixels, monk
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (1023, 16)])
 def test_odd_shapes_open_everywhere(tmp_path: Path, size: tuple[int, int]) -> None:
-    image = picture(*size)
+    image = smooth_picture(*size)
     path = written(tmp_path / "a.ome.tif", image, tile=16, min_side=1024)
     assert check_file(path) == []
     for reader in READERS:
@@ -234,9 +248,11 @@ def test_order_interruptions_and_workers_do_not_change_the_bytes(tmp_path: Path,
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.helpers.pyramid_images import *
+from kin_cli.pyramid.codec import Codec
+from tests.helpers.pictures import smooth_picture
+from tests.helpers.pyramids import *
 folder, after, stage = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-image, codec = picture(703, 511), Codec()
+image, codec = smooth_picture(703, 511), Codec()
 layout = layout_of(image, 64, 256)
 store = BlobStore(folder, "tiles", capacity=layout.tile_count)
 done = [0]
@@ -289,7 +305,7 @@ def test_a_full_disk_leaves_no_file_and_can_be_resumed(
             write_pyramid(store, layout, advance=full, **options)
         little = type("Usage", (), {"free": 1000})
         monkeypatch.setattr(shutil, "disk_usage", lambda _: little)
-        with pytest.raises(OutputError, match=r"needs \d+\.\d MB, but only 0\.0 MB are free"):
+        with pytest.raises(OutputError, match=r"needs [\d.]+ .iB, but only 1000 B are free"):
             write_pyramid(store, layout, **options)
         monkeypatch.undo()
         assert destination.read_bytes() == b"an older output"
@@ -327,3 +343,90 @@ def test_an_incomplete_store_is_refused(tmp_path: Path, image: Pixels) -> None:
 def test_pixel_sizes_that_make_no_sense(mpp: float) -> None:
     with pytest.raises(ValueError, match="pixel size"):
         info(mpp)
+
+
+DISK_FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from kin_cli.pyramid import writer
+from tests.helpers.pyramids import write_photo_file
+image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+real = writer._convert
+def limited(*arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    real(*arguments)
+writer._convert = limited
+write_photo_file(Path(sys.argv[1]) / 'a.png', image)
+"""
+
+
+@pytest.mark.parametrize("mpp", [0.5, None])
+def test_png_holds_the_very_pixels(tmp_path: Path, mpp: float | None) -> None:
+    image = smooth_picture(333, 222)
+    path = write_photo_file(tmp_path / "a [1].png", image, mpp=mpp)
+    with Image.open(path) as png:
+        assert np.array_equal(np.asarray(png), image)
+        assert png.info["icc_profile"] == ICC
+        dpi = 72 if mpp is None else 25.4e3 / mpp
+        assert png.info["dpi"] == pytest.approx((dpi, dpi), rel=1e-3)
+    assert check_file(path) == []
+
+
+@pytest.mark.parametrize(("subsampling", "luma"), [("420", (2, 2)), ("444", (1, 1))])
+def test_jpeg_has_the_quality_and_subsampling_of_the_codec(
+    tmp_path: Path, subsampling: str, luma: tuple[int, int]
+) -> None:
+    image = smooth_picture(333, 222)
+    codec = Codec("deflate", quality=93, subsampling="420" if subsampling == "420" else "444")
+    path = write_photo_file(tmp_path / "a.jpg", image, codec=codec)
+    with Image.open(path) as jpeg:
+        assert abs(np.asarray(jpeg).astype(int) - image).mean() < 1.5
+        assert jpeg.info["icc_profile"] == ICC
+        assert jpeg.layer[0][1:3] == luma  # type: ignore[attr-defined]
+        assert jpeg.info["dpi"] == pytest.approx((50800, 50800), rel=1e-3)
+    assert check_file(path) == []
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_truncation_is_found(tmp_path: Path, name: str) -> None:
+    path = write_photo_file(tmp_path / name, smooth_picture(333, 222))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 9 // 10])
+    (problem,) = check_file(path)
+    assert problem.startswith("does not decode: ")
+
+
+def test_too_large_for_a_jpeg(tmp_path: Path) -> None:
+    layout = PyramidLayout(Size(65_501, 1), 16, 1 << 20)
+    with (
+        BlobStore(tmp_path, "tiles", capacity=layout.tile_count) as store,
+        pytest.raises(OutputError, match=r"65501×1 pixels are more than a JPEG can hold .*\.ome\.tif"),
+    ):
+        write_flat(store, layout, codec=LOSSLESS, info=info(), destination=tmp_path / "a.jpg")
+
+
+def test_no_name_for_a_photograph(tmp_path: Path) -> None:
+    layout = PyramidLayout(Size(5, 5), 16)
+    with BlobStore(tmp_path, "tiles", capacity=1) as store, pytest.raises(UsageError, match="PNG or JPEG"):
+        write_flat(store, layout, codec=LOSSLESS, info=info(), destination=tmp_path / "a.tif")
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "check_flat", lambda *_: ["rotten"])
+    with pytest.raises(OutputError, match="was written wrongly: rotten"):
+        write_photo_file(tmp_path / "a.png", smooth_picture(50, 40))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["store", "tiles-0.dat", "tiles-0.journal"]
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", DISK_FULL, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "OutputError" in run.stderr.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.batch_slides import SMALL, kin, write_slide
+from tests.helpers.processes import kin
+from tests.helpers.slides import write_slide
+from tests.helpers.translations import SMALL
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _CLIP = "picture => getComputedStyle(picture).clipPath"

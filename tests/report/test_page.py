@@ -1,4 +1,4 @@
-"""The report's content and its place in a run: right pixels and figures, self-contained, never at the output's cost."""
+"""The report's content and its place in a run: right pixels and values, self-contained, never at the output's cost."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kin_cli.commands.main import cli
 from kin_cli.evaluation.seams import measure_slide_seams
 from kin_cli.evaluation.settings import SeamChoice, SlideChoice
 from kin_cli.evaluation.tiles import opened
-from kin_cli.geometry import Size
-from kin_cli.metrics.seams import SeamLine
 from kin_cli.progress import SilentProgress
-from kin_cli.report.evidence import close_up, own_figures
+from kin_cli.report.evidence import own_results
 from kin_cli.report.page import verdict
 from kin_cli.slide.tissue import all_tissue
-from tests.helpers.batch_slides import SMALL, break_tile, digest, kin, write_slide
+from tests.helpers.processes import kin
+from tests.helpers.slides import break_tile, write_slide
+from tests.helpers.translations import SMALL, digest
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -92,7 +92,7 @@ def command(tmp_path: Path, tiny_generator: Path) -> list[object]:
     return translated(write_slide(tmp_path / "slide.tif", width=260, height=390), tiny_generator)
 
 
-def test_it_shows_the_pixels_and_the_figures_of_both_slides(done: Path) -> None:
+def test_it_shows_the_pixels_and_the_values_of_both_slides(done: Path) -> None:
     slide = done
     page = Reader(slide.with_name("out.report.html"))
     source = tifffile.imread(slide)
@@ -101,7 +101,8 @@ def test_it_shows_the_pixels_and_the_figures_of_both_slides(done: Path) -> None:
         shown = page.pictures[f"Overview: {name}"]
         assert shown.shape == pixels.shape
         assert np.abs(block_means(shown) - block_means(pixels)).max() < 4
-    seams = json.loads(kin("seams", slide.with_name("out.ome.tif"), "--source", slide, "--tile", 128, "--json").out)
+    translation = slide.with_name("out.ome.tif")
+    seams = json.loads(kin("seams", translation, "--source", slide, "--patch-size", 128, "--json").out)
     worst = seams["worst"][0]
     x, y = (int(word) for word in re.search(r"1\. 512 × 512 px from (\d+), (\d+)", page.text).groups())  # type: ignore[union-attr]
     assert x <= worst["x"] <= x + 512
@@ -110,18 +111,18 @@ def test_it_shows_the_pixels_and_the_figures_of_both_slides(done: Path) -> None:
     assert np.abs(block_means(close) - block_means(output[y : y + 512, x : x + 512])).max() < 4
 
 
-def test_the_seam_figures_are_those_of_kin_seams(done: Path) -> None:
+def test_the_seam_results_are_those_of_kin_seams(done: Path) -> None:
     slide = done
     output = slide.with_name("out.ome.tif")
-    told = json.loads(kin("seams", output, "--source", slide, "--tile", 128, "--tissue", "none", "--json").out)
-    alone = json.loads(kin("seams", slide, "--tile", 128, "--tissue", "none", "--json").out)
+    told = json.loads(kin("seams", output, "--source", slide, "--patch-size", 128, "--tissue", "none", "--json").out)
+    alone = json.loads(kin("seams", slide, "--patch-size", 128, "--tissue", "none", "--json").out)
     rows = {row[0]: row for row in Reader(slide.with_name("out.report.html")).rows if row}
     for name, direction in (("all", "both"), ("left | right", "vertical"), ("upper / lower", "horizontal")):
-        figure, own = (found[direction][told["headline"]] for found in (told, alone))
-        assert rows[name][1] == f"{figure['ratio_to_source']:.3f}"
-        assert rows[name][3:5] == [f"{figure['ratio']:.3f}", f"{figure['source_ratio']:.3f}"]
-        assert [rows[name][5].split()[0], rows[name][6].split()[0]] == [f"{f['excess']:.2f}" for f in (figure, own)]
-        assert rows[name][7] == str(figure["n"])
+        result, own = (found[direction][told["headline"]] for found in (told, alone))
+        assert rows[name][1] == f"{result['ratio_to_source']:.3f}"
+        assert rows[name][3:5] == [f"{result['ratio']:.3f}", f"{result['source_ratio']:.3f}"]
+        assert [rows[name][5].split()[0], rows[name][6].split()[0]] == [f"{f['excess']:.2f}" for f in (result, own)]
+        assert rows[name][7] == str(result["n"])
 
 
 def test_it_is_one_file_of_a_few_megabytes(done: Path) -> None:
@@ -135,32 +136,18 @@ def test_it_is_one_file_of_a_few_megabytes(done: Path) -> None:
     assert all(page.ids[address[1:]] for address in page.addresses if address.startswith("#"))
 
 
-def test_the_sources_own_figures_are_those_of_the_source_alone(done: Path, tmp_path: Path) -> None:
+def test_the_sources_own_results_are_those_of_the_source_alone(done: Path, tmp_path: Path) -> None:
     slide, stepped = done, tifffile.imread(done).copy()
     stepped[:, 128:256] //= 2
     tifffile.imwrite(tmp_path / "stepped.tif", stepped, photometric="rgb", tile=(128, 128))
     with opened(SlideChoice(tmp_path / "stepped.tif")) as view, opened(SlideChoice(slide)) as source:
-        options = {"mask": all_tissue(view.size), "reporter": SilentProgress(), "workers": 1}
+        options = {"mask": all_tissue(view.size), "progress": SilentProgress(), "workers": 1}
         both = measure_slide_seams(view, SeamChoice(128), source=source, **options)
         alone = measure_slide_seams(source, SeamChoice(128), source=None, **options)
-    own = own_figures(both)
-    assert own == {name: alone.report.figure(both.statistic, name) for name in ("both", "vertical", "horizontal")}
-    assert own_figures(alone) == {}
-    assert verdict(both.report.figure("step", "vertical"), "ΔE") == "obvious"
-
-
-@pytest.mark.parametrize(
-    ("line", "corner"),
-    [
-        (SeamLine("vertical", 1024, 512, 512, 0, 0, 0), (768, 488)),
-        (SeamLine("horizontal", 1024, 512, 512, 0, 0, 0), (1024, 256)),
-        (SeamLine("vertical", 64, 0, 64, 0, 0, 0), (0, 0)),
-        (SeamLine("horizontal", 1920, 960, 64, 0, 0, 0), (1488, 488)),
-    ],
-)
-def test_a_close_up_has_the_border_in_the_middle_or_lies_at_the_edge(line: SeamLine, corner: tuple[int, int]) -> None:
-    box = close_up(line, Size(2000, 1000))
-    assert (box.x, box.y, box.width, box.height) == (*corner, 512, 512)
+    own = own_results(both)
+    assert own == {name: alone.summary.result(both.statistic, name) for name in ("both", "vertical", "horizontal")}
+    assert own_results(alone) == {}
+    assert verdict(both.summary.result("step", "vertical"), "ΔE") == "obvious"
 
 
 def test_skip_existing_makes_a_missing_report_and_keeps_a_present_one(tmp_path: Path, command: list[object]) -> None:
@@ -225,7 +212,7 @@ def test_a_picture_without_borders_to_measure_has_a_report(tmp_path: Path, tiny_
     page = Reader(tmp_path / "out.report.html")
     assert page.pictures["Close-up 1: source"].shape == pixels.shape
     assert "no tile of 512×512 px" in page.text
-    assert ("seams cannot be measured on tiles of 32 px" in page.text) == (patch == 32)
+    assert ("seams cannot be measured between patches of 32 px" in page.text) == (patch == 32)
 
 
 def test_a_batch_makes_one_report_a_slide(tmp_path: Path, tiny_generator: Path) -> None:

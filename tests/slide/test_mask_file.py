@@ -15,20 +15,9 @@ from skimage.draw import polygon2mask
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Grid, Size
-from kin_cli.slide.base import Pixels, Slide
 from kin_cli.slide.mask_file import load_mask
 from kin_cli.slide.view import open_view
-
-
-class PlainSlide(Slide):
-    """A slide of one colour."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self.path, self.format = Path("plain"), "plain"
-        self.levels, self.downsamples = (Size(width, height),), (1.0,)
-
-    def _fetch(self, level: int, box: Box) -> Pixels:
-        return np.full((box.height, box.width, 3), 200, np.uint8)
+from tests.helpers.slides import ArraySlide, plain_slide
 
 
 def save_json(path: Path, content: object) -> Path:
@@ -46,8 +35,8 @@ TRIANGLE = ring((350.5, 20.25), (390, 200), (310, 220))
 
 
 @pytest.fixture
-def slide() -> Slide:
-    return PlainSlide(400, 320)
+def plain() -> ArraySlide:
+    return plain_slide(400, 320)
 
 
 def expected_mask(*outlines: list[list[float]], holes: list[list[list[float]]] | None = None) -> NDArray[np.bool_]:
@@ -60,7 +49,7 @@ def expected_mask(*outlines: list[list[float]], holes: list[list[list[float]]] |
 
 
 @pytest.mark.parametrize("wrapping", ["geometry", "feature", "collection", "list", "nested"])
-def test_geojson_in_all_its_wrappings(tmp_path: Path, slide: Slide, wrapping: str) -> None:
+def test_geojson_in_all_its_wrappings(tmp_path: Path, plain: ArraySlide, wrapping: str) -> None:
     geometry: Any = {"type": "MultiPolygon", "coordinates": [[SQUARE, HOLE], [TRIANGLE]]}
     feature = {"type": "Feature", "geometry": geometry, "properties": {"objectType": "annotation"}}
     content = {
@@ -70,7 +59,7 @@ def test_geojson_in_all_its_wrappings(tmp_path: Path, slide: Slide, wrapping: st
         "list": [feature],
         "nested": {"type": "GeometryCollection", "geometries": [geometry]},
     }[wrapping]
-    mask = load_mask(save_json(tmp_path / "mask.geojson", content), open_view(slide))
+    mask = load_mask(save_json(tmp_path / "mask.geojson", content), open_view(plain))
     assert mask.size == Size(400, 320)
     # another rasteriser may judge the pixels under an outline differently
     different = mask.mask ^ expected_mask(SQUARE, TRIANGLE, holes=[HOLE])
@@ -80,17 +69,17 @@ def test_geojson_in_all_its_wrappings(tmp_path: Path, slide: Slide, wrapping: st
     assert mask.mask[100:300, 100:300].mean() == pytest.approx(0.75, abs=0.02)
 
 
-def test_a_hole_of_one_polygon_does_not_cut_another(tmp_path: Path, slide: Slide) -> None:
+def test_a_hole_of_one_polygon_does_not_cut_another(tmp_path: Path, plain: ArraySlide) -> None:
     polygons = [{"type": "Polygon", "coordinates": rings} for rings in ([HOLE], [SQUARE, HOLE])]
     mask = load_mask(
-        save_json(tmp_path / "a.json", {"type": "GeometryCollection", "geometries": polygons}), open_view(slide)
+        save_json(tmp_path / "a.json", {"type": "GeometryCollection", "geometries": polygons}), open_view(plain)
     )
     assert mask.mask[105:295, 105:295].all()
 
 
 @pytest.mark.parametrize("region", [None, Box(120, 90, 200, 150)])
-def test_geojson_and_png_agree(tmp_path: Path, slide: Slide, region: Box | None) -> None:
-    view = open_view(slide, region=region)
+def test_geojson_and_png_agree(tmp_path: Path, plain: ArraySlide, region: Box | None) -> None:
+    view = open_view(plain, region=region)
     Image.fromarray(expected_mask(SQUARE)).save(tmp_path / "mask.png")
     by_png = load_mask(tmp_path / "mask.png", view)
     by_json = load_mask(save_json(tmp_path / "m.json", {"type": "Polygon", "coordinates": [SQUARE]}), view)
@@ -101,7 +90,7 @@ def test_geojson_and_png_agree(tmp_path: Path, slide: Slide, region: Box | None)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "I;16", "RGB", "RGBA"])
-def test_png_of_any_kind_is_stretched_over_the_slide(tmp_path: Path, slide: Slide, mode: str) -> None:
+def test_png_of_any_kind_is_stretched_over_the_slide(tmp_path: Path, plain: ArraySlide, mode: str) -> None:
     small = np.zeros((32, 40), np.uint8)
     small[5:20, 10:30] = 1
     image = {
@@ -112,7 +101,7 @@ def test_png_of_any_kind_is_stretched_over_the_slide(tmp_path: Path, slide: Slid
         "RGBA": Image.fromarray(np.dstack([small, 0 * small, small, 255 + 0 * small])),
     }[mode]
     image.save(tmp_path / "mask.png")
-    mask = load_mask(tmp_path / "mask.png", open_view(slide))
+    mask = load_mask(tmp_path / "mask.png", open_view(plain))
     fraction = mask.fraction(Grid(Size(400, 320), 10))
     np.testing.assert_array_equal(fraction, small)
 
@@ -121,7 +110,7 @@ def test_a_large_png_is_shrunk_without_loss_of_tissue(tmp_path: Path) -> None:
     large = np.zeros((60, 20_000), np.uint8)
     large[30, 12_345] = 1
     Image.fromarray(large).save(tmp_path / "mask.png")
-    mask = load_mask(tmp_path / "mask.png", open_view(PlainSlide(20_000, 60)))
+    mask = load_mask(tmp_path / "mask.png", open_view(plain_slide(20_000, 60)))
     assert mask.mask.shape[1] <= 4096
     fraction = mask.fraction(Grid(mask.size, 60))
     assert fraction[0, 12_345 // 60] > 0
@@ -145,16 +134,16 @@ def test_a_large_png_is_shrunk_without_loss_of_tissue(tmp_path: Path) -> None:
         ("empty.png", b""),
     ],
 )
-def test_masks_that_cannot_be_used(tmp_path: Path, slide: Slide, name: str, content: bytes) -> None:
+def test_masks_that_cannot_be_used(tmp_path: Path, plain: ArraySlide, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        load_mask(path, open_view(slide))
+        load_mask(path, open_view(plain))
     assert name in caught.value.message
     assert "\n" not in str(caught.value)
     assert caught.value.hint
 
 
-def test_missing_mask(tmp_path: Path, slide: Slide) -> None:
+def test_missing_mask(tmp_path: Path, plain: ArraySlide) -> None:
     with pytest.raises(InputError, match=r"none\.png"):
-        load_mask(tmp_path / "none.png", open_view(slide))
+        load_mask(tmp_path / "none.png", open_view(plain))

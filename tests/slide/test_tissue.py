@@ -1,4 +1,4 @@
-"""Tissue masks: detection on real and made-up slides, shares of cells, sure glass."""
+"""Tissue masks: detection on real and made-up slides, fractions of cells, certain background."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from kin_cli.slide.tissue import TissueMask, all_tissue, detect_tissue, tissue_i
 from kin_cli.slide.view import open_view, overview
 
 WHITE = (255, 255, 255)
-GLASS = (243, 242, 244)
+BACKGROUND = (243, 242, 244)
 PINK = (214, 150, 190)
 
 
-def picture(shape: tuple[int, int], glass: tuple[int, int, int] = GLASS, noise: float = 1.5) -> NDArray[np.uint8]:
-    pixels = np.array(glass) + np.random.default_rng(0).normal(0, noise, (*shape, 3))
+def picture(
+    shape: tuple[int, int], background: tuple[int, int, int] = BACKGROUND, noise: float = 1.5
+) -> NDArray[np.uint8]:
+    pixels = np.array(background) + np.random.default_rng(0).normal(0, noise, (*shape, 3))
     return pixels.clip(0, 255).astype(np.uint8)
 
 
@@ -46,7 +48,7 @@ def assert_finds(mask: NDArray[np.bool_], tissue: NDArray[np.bool_], border: int
 
 
 @pytest.mark.parametrize(
-    "glass",
+    "background",
     [(255, 255, 255), (243, 242, 244), (225, 225, 225), (242, 238, 220), (190, 190, 186)],
     ids=["white", "usual", "grey", "yellowish", "dark"],
 )
@@ -55,10 +57,10 @@ def assert_finds(mask: NDArray[np.bool_], tissue: NDArray[np.bool_], border: int
     [PINK, (120, 80, 150), (150, 110, 80), (205, 208, 222)],
     ids=["eosin", "haematoxylin", "DAB", "pale counterstain"],
 )
-def test_stains_on_glasses(glass: tuple[int, int, int], colour: tuple[int, int, int]) -> None:
-    colour = tuple(round(part * shade / 255) for part, shade in zip(colour, glass, strict=True))  # type: ignore[assignment]
-    pixels, tissue = picture((300, 400), glass), disc((300, 400), 80)
-    paint(pixels, tissue, colour)
+def test_stains_on_backgrounds(background: tuple[int, int, int], colour: tuple[int, int, int]) -> None:
+    red, green, blue = (round(part * shade / 255) for part, shade in zip(colour, background, strict=True))
+    pixels, tissue = picture((300, 400), background), disc((300, 400), 80)
+    paint(pixels, tissue, (red, green, blue))
     assert_finds(tissue_in(pixels, WHITE), tissue)
 
 
@@ -109,14 +111,14 @@ def test_black_that_was_not_scanned_is_no_tissue() -> None:
     assert mask[tissue].mean() > 0.99
 
 
-def test_fill_around_the_scan_does_not_make_tissue_of_the_glass() -> None:
+def test_fill_around_the_scan_does_not_make_tissue_of_the_background() -> None:
     pixels, tissue = picture((300, 400), (232, 231, 233)), disc((300, 400), 50)
     paint(pixels, tissue, PINK)
     pixels[:, :220] = np.where(tissue[:, :220, None], pixels[:, :220], 255)
     assert_finds(tissue_in(pixels, WHITE), tissue)
 
 
-def test_glow_between_dense_tissue_is_glass() -> None:
+def test_glow_between_dense_tissue_is_background() -> None:
     pixels = picture((400, 400))
     tissue = np.ones((400, 400), bool)
     tissue[:, 180:220] = False
@@ -127,14 +129,14 @@ def test_glow_between_dense_tissue_is_glass() -> None:
     assert not tissue_in(pixels, WHITE)[:, 190:210].any()
 
 
-def test_without_glass_everything_is_tissue() -> None:
+def test_without_background_everything_is_tissue() -> None:
     pixels = picture((300, 300))
     paint(pixels, np.ones((300, 300), bool), PINK)
     assert tissue_in(pixels, WHITE).all()
 
 
 @pytest.mark.parametrize("noise", [0.0, 2.0])
-def test_glass_alone_has_no_tissue(noise: float) -> None:
+def test_background_alone_has_no_tissue(noise: float) -> None:
     assert not tissue_in(picture((300, 400), noise=noise), WHITE).any()
     assert not tissue_in(np.full((300, 400, 3), 255, np.uint8), WHITE).any()
     assert not tissue_in(np.zeros((300, 400, 3), np.uint8), WHITE).any()
@@ -143,7 +145,7 @@ def test_glass_alone_has_no_tissue(noise: float) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (3, 2)])
 def test_tiny_pictures(shape: tuple[int, int]) -> None:
     assert tissue_in(np.full((*shape, 3), PINK, np.uint8), WHITE).all()
-    assert not tissue_in(np.full((*shape, 3), GLASS, np.uint8), WHITE).any()
+    assert not tissue_in(np.full((*shape, 3), BACKGROUND, np.uint8), WHITE).any()
 
 
 # by the data's own description: 58 of 262 and 40 of 267 megapixels of tissue
@@ -168,16 +170,16 @@ def test_real_slide_at_places_that_a_person_named(shared_data: Path) -> None:
     for x, y in [(0.43, 0.34), (0.43, 0.85), (0.21, 0.355), (0.94, 0.205), (0.50, 0.60), (0.77, 0.93)]:
         assert at(x, y), f"tissue at {x}, {y}"
     for x, y in [(0.1, 0.1), (0.1, 0.7), (0.85, 0.12), (0.95, 0.95), (0.56, 0.19), (0.9, 0.6)]:
-        assert not at(x, y), f"glass at {x}, {y}"
+        assert not at(x, y), f"background at {x}, {y}"
 
 
 def test_sample_slide_has_the_tissue_it_says() -> None:
     slide = SampleSlide(Size(9000, 8200))
-    mask = tissue_in(overview(open_view(slide), max_side=500), slide.background)
+    mask = tissue_in(overview(open_view(slide), max_side=500), slide.fill_colour)
     assert 0.5 < mask.mean() < 0.62
 
 
-def brute_force_share(mask: TissueMask, box: Box) -> float:
+def brute_force_fraction(mask: TissueMask, box: Box) -> float:
     """The share by definition: every mask pixel by its overlap with the cell."""
     height, width = mask.mask.shape
     total = 0.0
@@ -195,19 +197,19 @@ def brute_force_share(mask: TissueMask, box: Box) -> float:
     step=st.integers(1, 40),
     seed=st.integers(0, 99),
 )
-def test_shares_equal_brute_force(shape: tuple[int, int], size: Size, step: int, seed: int) -> None:
+def test_fractions_equal_brute_force(shape: tuple[int, int], size: Size, step: int, seed: int) -> None:
     mask = TissueMask(np.random.default_rng(seed).random(shape) < 0.5, size)
     grid = Grid(size, step)
     fraction = mask.fraction(grid)
     assert fraction.dtype == np.float32
     assert fraction.shape == (grid.rows, grid.cols)
     for cell in list(grid)[:12]:
-        assert fraction[cell] == pytest.approx(brute_force_share(mask, grid.box(cell)), abs=1e-5)
+        assert fraction[cell] == pytest.approx(brute_force_fraction(mask, grid.box(cell)), abs=1e-5)
     assert fraction.sum(dtype=float) * step**2 == pytest.approx(mask.tissue_fraction * size.pixels, rel=1e-4)
     for side in {1, step // 2, step} - {0}:
         middle = mask.fraction(grid, side=side)
         for cell in list(grid)[:12]:
-            assert middle[cell] == pytest.approx(brute_force_share(mask, grid.middle(cell, side)), abs=1e-4)
+            assert middle[cell] == pytest.approx(brute_force_fraction(mask, grid.middle(cell, side)), abs=1e-4)
 
 
 def test_all_tissue_fills_the_frame_and_nothing_beyond() -> None:
@@ -222,10 +224,10 @@ def test_all_tissue_fills_the_frame_and_nothing_beyond() -> None:
     size=st.builds(Size, st.integers(1, 70), st.integers(1, 70)),
     seed=st.integers(0, 99),
 )
-def test_glass_keeps_its_distance(shape: tuple[int, int], size: Size, seed: int) -> None:
+def test_background_keeps_its_distance(shape: tuple[int, int], size: Size, seed: int) -> None:
     mask = TissueMask(np.random.default_rng(seed).random(shape) < 0.05, size)
-    glass = mask.background(Box(0, 0, size.width, size.height))
-    rows, cols = np.argwhere(glass).T
+    background = mask.background(Box(0, 0, size.width, size.height))
+    rows, cols = np.argwhere(background).T
     height, width = shape
     for y, x in np.argwhere(mask.mask):
         # gaps between the mask pixel's edges and the out pixels, along each axis
@@ -236,7 +238,7 @@ def test_glass_keeps_its_distance(shape: tuple[int, int], size: Size, seed: int)
         assert ((down >= least_down - 0.5 - 1e-6) | (right >= least_right - 0.5 - 1e-6)).all()
 
 
-def test_glass_of_a_box_is_cut_from_the_whole() -> None:
+def test_background_of_a_box_is_cut_from_the_whole() -> None:
     mask = TissueMask(np.eye(20, dtype=bool), Size(410, 333))
     whole = mask.background(Box(0, 0, 410, 333))
     assert 0.5 < whole.mean() < 0.95

@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 from skimage.transform import downscale_local_mean
 
 from kin_cli.errors import InputError, UsageError
-from kin_cli.geometry import Box, Size
-from kin_cli.slide.base import Pixels, Slide
-from kin_cli.slide.open import open_slide
-from kin_cli.slide.resample import sums_between
+from kin_cli.geometry import Box, Pixels, Size
+from kin_cli.slide.base import Slide
 from kin_cli.slide.view import SlideView, open_view, overview
-
-
-class ArraySlide(Slide):
-    """A slide in memory, which counts what is read of it."""
-
-    def __init__(self, *levels: NDArray[np.uint8], mpp: float | None = 0.25) -> None:
-        self.path, self.format, self.mpp = Path("array"), "array", mpp
-        self._arrays = levels
-        self.levels = tuple(Size(level.shape[1], level.shape[0]) for level in levels)
-        self.downsamples = tuple(levels[0].shape[1] / level.shape[1] for level in levels)
-        self.largest_read = 0
-
-    def _fetch(self, level: int, box: Box) -> Pixels:
-        self.largest_read = max(self.largest_read, box.width * box.height)
-        return self._arrays[level][box.slices()]
-
-
-def random_pixels(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+from tests.helpers.pictures import random_pixels
+from tests.helpers.slides import ArraySlide
 
 
 def whole(view: SlideView) -> Pixels:
     return view.read(Box(0, 0, view.size.width, view.size.height))
-
-
-@pytest.fixture(scope="module")
-def small_slide(shared_data: Path) -> Iterator[Slide]:
-    with open_slide(shared_data / "CMU-1-Small-Region.svs") as slide:
-        yield slide
-
-
-@pytest.fixture(scope="module")
-def pyramid(shared_data: Path) -> Iterator[Slide]:
-    with open_slide(shared_data / "CMU-1-Small-Region.pyramid.tif") as slide:
-        yield slide
 
 
 @given(
@@ -71,8 +38,8 @@ def test_any_box_is_read_as_numpy_reflects(height: int, width: int, box: Box) ->
     np.testing.assert_array_equal(open_view(ArraySlide(pixels)).read(box), expected)
 
 
-def test_reading_beyond_a_real_slide(small_slide: Slide) -> None:
-    view = open_view(small_slide)
+def test_reading_beyond_a_real_slide(svs: Slide) -> None:
+    view = open_view(svs)
     padded = np.pad(whole(view), [(700, 700), (700, 700), (0, 0)], mode="reflect")
     for box in (Box(-96, -96, 704, 704), Box(2048, 2560, 704, 704), Box(2200, -700, 700, 900)):
         pixels = view.read(box)
@@ -86,10 +53,10 @@ def test_nothing_beyond_a_border_box_is_fetched() -> None:
     assert slide.largest_read == 192 * 192
 
 
-def test_region_is_an_image_of_its_own(small_slide: Slide) -> None:
+def test_region_is_an_image_of_its_own(svs: Slide) -> None:
     region = Box(500, 800, 301, 207)
-    view = open_view(small_slide, region=region)
-    pixels = small_slide.read(0, region)
+    view = open_view(svs, region=region)
+    pixels = svs.read(0, region)
     assert view.size == Size(301, 207)
     np.testing.assert_array_equal(whole(view), pixels)
     padded = np.pad(pixels, [(50, 50), (50, 50), (0, 0)], mode="reflect")
@@ -237,30 +204,6 @@ def test_overview_of_a_region_at_fractions() -> None:
     np.testing.assert_allclose(seen, expected, atol=0.51)
 
 
-@settings(deadline=None)
-@given(
-    height=st.integers(1, 12),
-    width=st.integers(1, 12),
-    rows=st.lists(st.floats(0, 1), max_size=4),
-    cols=st.lists(st.floats(0, 1), max_size=4),
-)
-def test_integrals_equal_brute_force(height: int, width: int, rows: list[float], cols: list[float]) -> None:
-    values = np.random.default_rng(height).integers(0, 256, (height, width), dtype=np.uint8)
-    row_edges = np.array([0, *sorted(rows), 1]) * height
-    col_edges = np.array([0, *sorted(cols), 1]) * width
-    sums = sums_between(values, row_edges, col_edges)
-    assert sums.shape == (len(row_edges) - 1, len(col_edges) - 1)
-    for i in range(len(row_edges) - 1):
-        for j in range(len(col_edges) - 1):
-            total = 0.0
-            for y in range(height):
-                for x in range(width):
-                    tall = max(0.0, min(row_edges[i + 1], y + 1) - max(row_edges[i], y))
-                    wide = max(0.0, min(col_edges[j + 1], x + 1) - max(col_edges[j], x))
-                    total += tall * wide * values[y, x]
-            assert sums[i, j] == pytest.approx(total, rel=1e-4, abs=1e-2)
-
-
 def test_overview_reads_the_smallest_level_that_has_the_pixels() -> None:
     levels = [random_pixels(2048 // 2**level, 1024 // 2**level) for level in range(5)]
     slide = ArraySlide(*levels)
@@ -287,10 +230,10 @@ def test_overview_of_thin_pictures(size: tuple[int, int]) -> None:
     assert (seen == 99).all()
 
 
-def test_overview_of_a_real_slide_is_its_mean(small_slide: Slide, pyramid: Slide) -> None:
-    seen = overview(open_view(small_slide), max_side=300)
+def test_overview_of_a_real_slide_is_its_mean(svs: Slide, pyramid: Slide) -> None:
+    seen = overview(open_view(svs), max_side=300)
     assert seen.shape == (300, 224, 3)
-    full = whole(open_view(small_slide))
+    full = whole(open_view(svs))
     np.testing.assert_allclose(seen.mean(axis=(0, 1)), full.mean(axis=(0, 1)), atol=0.2)
     from_levels = overview(open_view(pyramid), max_side=300)
     np.testing.assert_allclose(seen.mean(axis=(0, 1)), from_levels.mean(axis=(0, 1)), atol=1)

@@ -18,12 +18,13 @@ from kin_cli.commands.train import train as command
 from kin_cli.errors import InputError, ModelError, UsageError
 from kin_cli.geometry import Box, Size
 from kin_cli.metrics.fid import FeatureExtractor, FeatureSums, InceptionV3, frechet_distance
-from kin_cli.metrics.seams import measure_seams
 from kin_cli.progress import SilentProgress
-from kin_cli.training.patches import PatchSource, find_pieces, largest_left_out
+from kin_cli.training.heldout import find_pieces, largest_left_out
+from kin_cli.training.patches import PatchSource
 from kin_cli.training.run import train
 from kin_cli.training.settings import CutLosses, HeldOut, NetworkSettings, PatchSettings, Schedule, TrainSettings
 from kin_cli.translate import translate
+from tests.helpers.seams import measure_seams
 from tests.helpers.training_runs import Interrupting
 
 SIDE = 64
@@ -43,10 +44,10 @@ def settings(images: Path, output: Path, **changes: object) -> TrainSettings:
     made = TrainSettings(
         output=output,
         patches=PatchSettings(images / "he.png", images / "ihc.png", patch_px=SIDE),
-        losses=CutLosses(locations=8, projection=8),
+        losses=CutLosses(),
         network=NetworkSettings(width=2, blocks=1, disc_width=2, disc_layers=1, init="xavier", init_gain=1.0),
         schedule=Schedule(steps=4, lr=1e-3),
-        checkpoint_every=2,
+        save_every=2,
         log_every=1,
         device="cpu",
     )
@@ -64,7 +65,7 @@ def states(*runs: Path) -> list[list[torch.Tensor]]:
         content = torch.load(run / "state.pt", weights_only=True)
         networks = [tensor for network in content["networks"].values() for tensor in network.values()]
         moments = [v for o in content["optimizers"].values() for s in o["state"].values() for v in s.values()]
-        found.append([*networks, *moments, *content["average"].values()])
+        found.append([*networks, *moments, *content["ema"].values()])
     return found
 
 
@@ -128,7 +129,7 @@ def test_figures_are_those_of_the_translations_that_are_left(
     for row in found:
         made = tifffile.imread(run.output / "evaluation" / f"he-0-{row['method']}.ome.tif")
         readers = [lambda box, image=image: image[box.slices()] for image in (made, source)]
-        seams = measure_seams(readers[0], Size(128, 192), tile=SIDE, source=readers[1]).figure()
+        seams = measure_seams(readers[0], Size(128, 192), patch_px=SIDE, source=readers[1]).result()
         assert float(row["seam_ratio"]) == pytest.approx(seams.ratio_to_source, abs=1e-4)
         assert float(row["seam_excess"]) == pytest.approx(seams.excess, abs=1e-4)
         assert row["boundaries"] == "7"
@@ -167,7 +168,7 @@ def test_a_folder_is_evaluated_image_by_image(images: Path, tmp_path: Path) -> N
     ("evaluation", "patch_px", "error", "match"),
     [
         (HeldOut(every=1, inception=Path("absent.pth")), 64, ModelError, "absent.pth: no such file"),
-        (HeldOut(every=1), 32, UsageError, "seams cannot be measured on tiles of 32 px"),
+        (HeldOut(every=1), 32, UsageError, "seams cannot be measured between patches of 32 px"),
         (HeldOut(region=Box(0, 0, 999, 10)), 64, UsageError, "reaches outside the image"),
         (HeldOut(region=Box(0, 0, 63, 63)), 64, InputError, "no patch of the piece to evaluate"),
     ],

@@ -1,0 +1,212 @@
+"""Which slide is this? The files that a slide consists of, their stamps, and one digest of all their bytes.
+
+Two notions, one cheap and one exact:
+
+* A *stamp* is what the file system tells of a file: name, size, times of modification and of the last change of its
+  entry, inode number. Equal stamps mean the same bytes. The time of change cannot be set by a user, so a file that was
+  replaced or edited has another stamp even if its size and its time of modification are the old ones.
+* The *digest* is SHA-256 over the bytes. It recognises a copy elsewhere or with other times as the same slide. Reading
+  all bytes takes a while, so it runs in a thread beside the work, unless something earlier must be compared first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kin_cli.errors import InputError
+
+_BLOCK_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 20  # of a file's beginning, in which the names of its companions or its series are looked for
+_DICOM_MARK = (128, b"DICM")
+_SERIES_TAG = b"\x20\x00\x0e\x00"  # (0020,000E) SeriesInstanceUID, little-endian
+_OME_FILE = re.compile(rb'FileName="([^"]+)"')
+_VMS_VALUE = re.compile(r"=\s*([^\r\n]+?)\s*$", re.MULTILINE)
+
+
+def slide_files(path: Path) -> list[Path]:
+    """All files that the slide ``path`` consists of, ``path`` first, the others by name.
+
+    MIRAX: the ``.mrxs`` file and everything in the folder of its name. DICOM: every file of the folder that belongs to
+    the same series. VMS and VMU: the files that the index names. OME-TIFF: the files that its XML names. Else one file.
+
+    Raises:
+        InputError: a file or folder cannot be read.
+    """
+    path = Path(path)
+    try:
+        suffix, head = path.suffix.lower(), _head(path)
+        if suffix == ".mrxs":
+            others = [file for file in path.with_suffix("").rglob("*") if file.is_file()]
+        elif (series := _series(head)) is not None:
+            others = [file for file in path.parent.iterdir() if file.is_file() and _series(_head(file)) == series]
+        elif suffix in (".vms", ".vmu"):
+            named = _VMS_VALUE.findall(head.decode("latin-1"))
+            others = [path.with_name(name) for name in named if "/" not in name and path.with_name(name).is_file()]
+        elif head[:2] in (b"II", b"MM") and b"OME" in head:
+            named_files = {Path(name.decode("utf-8", "replace")).name for name in _OME_FILE.findall(head)}
+            others = [path.with_name(name) for name in named_files if path.with_name(name).is_file()]
+        else:
+            others = []
+    except OSError as error:
+        raise InputError(
+            f"{path}: its files cannot be listed: {error.strerror}", "check the files and their permissions"
+        ) from error
+    return [path, *sorted(set(others) - {path})]
+
+
+class SlideIdentity:
+    """The files of one slide with their stamps, and their digest as soon as it is known.
+
+    ``close`` ends the thread that computes the digest, if it still runs.
+
+    Raises:
+        InputError: a file of the slide cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._files = slide_files(self.path)
+        self.stamps = _stamps(self._files)
+        self._sha256: str | None = None
+        self._error: InputError | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    def begin(self, known: Callable[[str], None] | None = None) -> None:
+        """Compute the digest in a thread; ``known`` is called there with it, unless ``close`` comes first."""
+        if self._thread is None and self._sha256 is None:
+            self._thread = threading.Thread(target=self._compute, args=(known,), name="kin-digest", daemon=True)
+            self._thread.start()
+
+    def sha256(self) -> str:
+        """The digest, hexadecimal; waits for the thread, or computes it now. ``InputError`` if a file cannot be read.
+
+        One file: SHA-256 of its bytes, as ``sha256sum`` prints it. Several: SHA-256 of a line "name, size, SHA-256" for
+        each, the main file without its name, the others by their names within the slide's folder.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        elif self._sha256 is None:
+            self._compute(None)
+        if self._error is not None:
+            raise self._error
+        assert self._sha256 is not None
+        return self._sha256
+
+    def as_dict(self) -> dict[str, Any]:
+        """Stamps and digest for JSON; ``sha256`` is None while it is not known."""
+        return {"files": self.stamps, "sha256": self._sha256}
+
+    def check_unchanged(self) -> None:
+        """Raise ``InputError`` if a file of the slide was changed, added or removed since this object was made."""
+        if _stamps(slide_files(self.path)) != self.stamps:
+            raise InputError(
+                f"{self.path}: the slide was changed while it was read",
+                "run the command again when nobody writes to it",
+            )
+
+    def is_recorded(self, recorded: Mapping[str, Any], *, note: Callable[[str], None]) -> bool | None:
+        """Whether ``recorded`` (an earlier ``as_dict``) tells of the same bytes; None where that cannot be known.
+
+        Equal stamps are enough. Otherwise the digest is computed, which ``note`` is told, and compared. None: the
+        stamps differ and the digest was not known when it was recorded.
+        """
+        if recorded.get("files") == self.stamps:
+            self._sha256 = self._sha256 or recorded.get("sha256")
+            return True
+        wanted = recorded.get("sha256")
+        if wanted is None:
+            return None
+        if self._sha256 is None and self._thread is None:
+            note(f"{self.path}: comparing its checksum with that of earlier work")
+        return self.sha256() == wanted
+
+    def close(self) -> None:
+        """Stop computing the digest."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _compute(self, known: Callable[[str], None] | None) -> None:
+        try:
+            sha256 = self._digest()
+        except OSError as error:
+            self._error = InputError(
+                f"{error.filename or self.path}: cannot be read: {error.strerror}", "check the file and its permissions"
+            )
+            return
+        if sha256 is not None:
+            self._sha256 = sha256
+            if known is not None:
+                known(sha256)
+
+    def _digest(self) -> str | None:
+        if len(self._files) == 1:
+            return self._file_digest(self.path)
+        total = hashlib.sha256()
+        for file, name in zip(self._files, _names(self._files), strict=True):
+            found = self._file_digest(file)
+            if found is None:
+                return None
+            total.update(f"{name}\t{file.stat().st_size}\t{found}\n".encode(errors="surrogateescape"))
+        return total.hexdigest()
+
+    def _file_digest(self, file: Path) -> str | None:
+        """SHA-256 of a file; None if ``close`` was called meanwhile."""
+        digest = hashlib.sha256()
+        with file.open("rb", buffering=0) as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                if self._stop.is_set():
+                    return None
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def _stamps(files: list[Path]) -> list[list[Any]]:
+    """[name, size, mtime_ns, ctime_ns, inode] of each file, as JSON keeps it."""
+    found = []
+    for file, name in zip(files, _names(files), strict=True):
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}", "check the slide's files") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{file}: is not a regular file", "copy the slide into a file of its own")
+        found.append([name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino])
+    return found
+
+
+def _names(files: list[Path]) -> Iterator[str]:
+    """Names that do not change if the slide is renamed: "" for the main file, else the path within its folder."""
+    main = files[0]
+    for file in files:
+        inside = main.with_suffix("")
+        if file == main:
+            yield ""
+        else:
+            relative = file.relative_to(inside) if inside in file.parents else file.relative_to(main.parent)
+            yield str(relative).encode("utf-8", "backslashreplace").decode()
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def _series(head: bytes) -> bytes | None:
+    """SeriesInstanceUID of a DICOM file, None for any other file."""
+    at, mark = _DICOM_MARK
+    if head[at : at + 4] != mark:
+        return None
+    place = head.find(_SERIES_TAG)
+    if place < 0:
+        return b""
+    explicit = head[place + 4 : place + 6] == b"UI"
+    length = int.from_bytes(head[place + 6 : place + 8] if explicit else head[place + 4 : place + 8], "little")
+    return head[place + 8 : place + 8 + min(length, 64)].rstrip(b"\0 ")

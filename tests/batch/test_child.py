@@ -1,0 +1,40 @@
+"""The child process of a batch: it dies, is told to stop, is killed; its slide alone is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from kin_cli.batch.child import ChildProcess
+from kin_cli.errors import KinError, Stopped
+from tests.helpers.progress import Watcher
+from tests.helpers.slides import write_slide
+from tests.helpers.translations import settings
+
+
+def test_a_child_that_dies_takes_only_its_slide_along(tmp_path: Path, tiny_generator: Path) -> None:
+    slide = write_slide(tmp_path / "a.tif", width=260, height=130)
+    worker = ChildProcess()
+
+    def abort(stage: str, _done: int) -> None:
+        if stage == "measure" and worker._child is not None:
+            os.kill(worker._child.process.pid, signal.SIGABRT)
+
+    try:
+        with pytest.raises(KinError, match=r"a\.tif: its process died of SIGABRT"):
+            worker.translate(settings(slide, tiny_generator, tmp_path / "a.ome.tif"), Watcher(abort))
+        record = worker.translate(settings(slide, tiny_generator, tmp_path / "a.ome.tif"), Watcher())
+        assert record["plan"]["size"] == [260, 130]
+        with pytest.raises(KinError, match="no such file") as caught:
+            worker.translate(settings(tmp_path / "absent.svs", tiny_generator, tmp_path / "b.ome.tif"), Watcher())
+        assert not isinstance(caught.value, Stopped)
+        assert worker._child is not None, "a healthy child goes on to the next slide"
+        os.kill(worker._child.process.pid, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            worker.translate(settings(slide, tiny_generator, tmp_path / "c.ome.tif"), Watcher())
+    finally:
+        worker.close()
+    assert not list(tmp_path.glob("*.kin-work"))

@@ -1,0 +1,77 @@
+"""The options of a translation: flags, environment, settings files, and one line for each bad one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kin_cli.commands.main import cli
+from tests.helpers.processes import assert_refused, kin
+
+
+def test_every_option_of_translate_says_what_it_does() -> None:
+    for parameter in cli.commands["translate"].params:
+        if parameter.param_type_name == "option" and parameter.name not in ("compression", "subsampling", "precision"):
+            assert getattr(parameter, "help", None), parameter.name
+
+
+def test_flag_beats_variable_beats_file_beats_default(picture: Path, tiny_generator: Path) -> None:
+    config = picture.parent / "kin.toml"
+    config.write_text('kernel = "constant:3"\nquality = 60\npatch-size = 32\n')
+    arguments = (
+        "translate",
+        picture,
+        "-m",
+        tiny_generator,
+        "--config",
+        config,
+        "--quality",
+        70,
+        "-o",
+        picture.parent / "o.tif",
+    )
+    result = kin(*arguments, "--json", KIN_TRANSLATE_KERNEL="gaussian:3", KIN_TRANSLATE_QUALITY="65")
+    settings = json.loads(result.out)["settings"]
+    assert (settings["quality"], settings["kernel"], settings["patch size"]) == (70, "gaussian:3", 32)
+
+
+def test_the_settings_in_configs_are_known(picture: Path, tiny_generator: Path) -> None:
+    for config in sorted((Path(__file__).parents[2] / "configs").glob("*.toml")):
+        result = kin("translate", picture, "-m", tiny_generator, "--config", config, "--dry-run")
+        assert result.code == 0, f"{config.name}: {result.err}"
+
+
+BAD_OPTIONS = {
+    "--kernel gaussian:4": ("gaussian:4", 2),
+    "--kernel constant:-3": ("constant:-3", 2),
+    "--patch-size 30": ("30", 2),
+    "--window 48 --patch-size 32": ("48", 2),
+    "--halo -1": ("halo", 2),
+    "--method in --kernel gaussian:7": ("in", 2),
+    "--method tin --interpolation bilinear": ("tin", 2),
+    "--method in --seamless": ("--seamless", 2),
+    "--region 150,0,64,64 --patch-size 32": ("region", 2),
+    "--region 1,2,3": ("region", 2),
+    "--region 0,0,0,5": ("region", 2),
+    "--level 3": ("level", 2),
+    "--level 0 --mpp 0.5": ("--mpp", 2),
+    "--mpp 0.5": ("--source-mpp", 1),
+    "--mpp 0": ("--mpp", 2),
+    "--device cuda:77": ("cuda:77", 1),
+    "--device warp": ("warp", 1),
+    "--tissue absent.png": ("absent.png", 1),
+    "--eps -1": ("eps", 2),
+    "--quality 0": ("quality", 2),
+    "--method nonsense": ("nonsense", 2),
+    "--no-such-option": ("--no-such-option", 2),
+}
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS)
+def test_bad_options_get_one_line(picture: Path, tiny_generator: Path, options: str) -> None:
+    word, code = BAD_OPTIONS[options]
+    result = kin("translate", picture, "-m", tiny_generator, *options.split(), "-o", picture.parent / "o.tif")
+    assert_refused(result, word, code=code)
+    assert [p.name for p in picture.parent.iterdir()] == ["slide.png"]

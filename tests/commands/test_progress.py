@@ -1,0 +1,65 @@
+"""Progress on stderr: bars on a terminal, lines elsewhere, and always the true count."""
+
+from __future__ import annotations
+
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from kin_cli.commands import progress as module
+from kin_cli.commands.progress import ConsoleProgress
+
+
+def test_a_stage_ends_with_its_count_and_an_empty_one_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ConsoleProgress()
+    with progress.stage("measure", 7, "patches") as advance:
+        advance(3)
+        advance(4)
+    with progress.stage("apply", 0) as advance:
+        advance(0)
+    progress.note("a note")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert re.fullmatch(r"kin: measure 7/7 patches in \d+\.\d s", first)
+    assert second == "kin: a note"
+
+
+def test_long_stages_tell_how_long_they_will_take(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with ConsoleProgress().stage("apply", 100) as advance:
+        for _ in range(5):
+            now[0] += 20
+            advance(10, "the last")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "kin: apply 20/100 tiles, 0.5 tiles/s, 160 s left; the last"
+    assert lines[1] == "kin: apply 40/100 tiles, 0.5 tiles/s, 120 s left; the last"
+    assert lines[-1] == "kin: apply 50/100 tiles in 100.0 s"
+
+
+ON_A_TERMINAL = """
+from kin_cli.commands.progress import ConsoleProgress
+progress = ConsoleProgress()
+with progress.stage("apply", 4) as advance:
+    advance(3)
+    progress.note("a note")
+    advance(1, "loss 0.5")
+"""
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    ours, theirs = pty.openpty()
+    with open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123 - a file descriptor
+        process = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], stderr=theirs, stdout=subprocess.PIPE)
+        out, _ = process.communicate(timeout=60)
+        shown = terminal.read(100_000).decode()
+    assert (process.returncode, out) == (0, b"")
+    assert "kin: a note" in shown
+    assert "4/4" in shown.split("\r")[-1]
+    assert "loss 0.5" in shown

@@ -1,0 +1,134 @@
+"""What a translation will do, known before any work: numbers by hand, choices by their definition."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kin_cli.errors import OutputError, UsageError
+from kin_cli.models.checkpoint import Generator, load_generator
+from kin_cli.plan import activation_bytes, auto_batch, auto_window, make_plan
+from tests.helpers.pictures import random_pixels
+from tests.helpers.translations import PATCH, settings
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_generator: Path) -> Generator:
+    return load_generator(tiny_generator)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300×200 px: 4 × 5 patches of 64 px."""
+    file = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray(random_pixels(200, 300)).save(file)
+    return file
+
+
+def test_batches_fit_what_is_free(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = activation_bytes(generator, 512, "bf16")
+    cuda = torch.device("cuda")
+    for free, expected in ((80 << 30, 8), (round(3.2 * need / 0.7), 3), (need // 10, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 << 30))
+        assert auto_batch(generator, 512, device=cuda, precision="bf16") == expected
+    assert auto_batch(generator, 512, device=torch.device("cpu"), precision="fp32") == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("width", [4, 64, 512])
+def test_windows_double_while_there_is_a_halo_and_memory(generator: Generator, device: str, width: int) -> None:
+    wide = dataclasses.replace(generator, width=width)
+    window = auto_window(wide, patch_px=64, halo_px=32, device=device, precision="fp32")
+    most, memory = {"cpu": (1024, 3 << 30), "cuda": (2048, 6 << 30)}[device]
+    # three maps of full resolution, and a fourth for the allocator, four bytes a number
+    fits = [side for side in (128, 256, 512, 1024, 2048) if 16 * width * (side + 64) ** 2 <= memory and side <= most]
+    assert window == max([64, *fits])
+    assert auto_window(wide, patch_px=64, halo_px=0, device=device, precision="fp32") == 64
+
+
+def test_the_summary_counts_by_hand(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    tissue = np.zeros((200, 300), np.uint8)
+    tissue[:64, :130] = 255  # two patches, and a sliver of a third
+    Image.fromarray(tissue).save(tmp_path / "mask.png")
+    plan = make_plan(settings(photo, tiny_generator, tmp_path / "o.tif", tissue=tmp_path / "mask.png"))
+    with plan.view.slide:
+        summary = plan.summary()
+        channels = sum(
+            layer.num_features for layer in plan.generator.module.modules() if hasattr(layer, "num_features")
+        )
+        np.testing.assert_allclose(plan.weights[0], [1, 1, 2 / 64, 0, 0], atol=1e-6)
+    assert (summary["size"], summary["grid"], summary["patches"]) == ([300, 200], [4, 5], 20)
+    assert (summary["patches_with_tissue"], summary["patches_measured"]) == (3, 3)
+    assert summary["table_bytes"] == 3 * 2 * 4 * channels
+    assert summary["disk_bytes"] == 2 * 3 * 300 * 200 + summary["table_bytes"]
+
+
+def test_all_that_changes_pixels_is_in_the_fingerprint_and_nothing_else(
+    photo: Path, tiny_generator: Path, tmp_path: Path
+) -> None:
+    def fingerprint(**changes: object) -> dict[str, object]:
+        plan = make_plan(settings(photo, tiny_generator, tmp_path / "o.tif", **changes))
+        with plan.view.slide:
+            return plan.fingerprint()
+
+    plain = fingerprint()
+    for changes, key in (
+        ({"kernel": "constant:5"}, "kernel"),
+        ({"patch_px": 128}, "patch size"),
+        ({"halo_px": 8}, "halo"),
+        ({"interpolation": "bilinear"}, "interpolation"),
+        ({"correction": 1}, "correction"),
+        ({"eps": 0.0}, "eps"),
+        ({"quality": 91}, "quality"),
+        ({"background": "keep"}, "background"),
+        ({"precision": "bf16"}, "precision"),
+        ({"source_mpp": 0.3}, "mpp"),
+    ):
+        other = fingerprint(**changes)
+        assert key in {name for name in plain if plain[name] != other[name]}, changes
+    for changes in ({"workers": 1}, {"batch_size": 3}, {"overwrite": True}, {"report": True}):
+        assert fingerprint(**changes) == plain
+
+
+def test_the_prior_counts_only_among_tissue_and_under_a_kernel(
+    photo: Path, tiny_generator: Path, tmp_path: Path
+) -> None:
+    Image.fromarray(np.full((200, 300), 255, np.uint8)).save(tmp_path / "mask.png")
+    for changes, counts in (
+        ({"tissue": tmp_path / "mask.png"}, True),
+        ({"tissue": tmp_path / "mask.png", "kernel": "1"}, False),
+        ({"tissue": "none"}, False),
+        ({"tissue": "auto"}, False),  # a photograph is all tissue
+    ):
+        plan = make_plan(settings(photo, tiny_generator, tmp_path / "o.tif", **changes))
+        with plan.view.slide:
+            assert (plan.prior > 0) == counts, changes
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_anything_is_opened(photo: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.pth"
+    (tmp_path / "folder.tif").mkdir()
+    (tmp_path / "there.tif").touch()
+    for output, error, match in (
+        (tmp_path / "nowhere" / "o.tif", OutputError, "no such folder"),
+        (tmp_path / "folder.tif", OutputError, "is a folder"),
+        (tmp_path / "there.tif", OutputError, "exists already"),
+    ):
+        with pytest.raises(error, match=match):
+            make_plan(settings(photo, absent, output))
+    with pytest.raises(UsageError, match="is the slide itself"):
+        make_plan(settings(photo, absent, photo, overwrite=True))
+
+
+def test_sides_that_the_network_cannot_halve_are_refused(photo: Path, tmp_path: Path) -> None:
+    from kin_cli.models.unet import UnetSpec
+    from tests.helpers.generators import write_generator
+
+    unet = write_generator(tmp_path / "unet.pth", UnetSpec(width=2, downs=7))
+    with pytest.raises(UsageError, match=f"patch size {PATCH} is not a multiple of 128"):
+        make_plan(settings(photo, unet, tmp_path / "o.tif"))
