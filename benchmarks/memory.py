@@ -40,7 +40,7 @@ def peak_child_rss(*arguments: object) -> tuple[str, int]:
 
 
 def translated(slide: Path, output: Path, model: Path, *, tissue: str) -> tuple[int, int | None]:
-    """Translate a slide, print a line about it, and return the peak memory of the process and of its device in bytes."""
+    """Translate a slide, print a line about it, and return the peak memory of process and device in bytes."""
     start = time.perf_counter()
     text, rss = peak_child_rss("translate", slide, "-m", model, "-o", output, "--tissue", tissue, "--json")
     seconds, record = time.perf_counter() - start, json.loads(text)

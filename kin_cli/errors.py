@@ -3,6 +3,7 @@
 KinError                      1
 ├── UsageError                2   an option or its value makes no sense
 ├── InputError                1   a slide, image or mask cannot be used
+├── NoTissueError             1   a slide, or the chosen part of it, shows no tissue
 ├── ModelError                1   a checkpoint cannot be used
 ├── OutputError               1   the output or its work folder cannot be written or is damaged
 ├── DeviceError               1   the compute device is missing or out of memory
@@ -10,6 +11,9 @@ KinError                      1
 """
 
 from __future__ import annotations
+
+import errno
+import os
 
 
 class KinError(Exception):
@@ -36,6 +40,10 @@ class InputError(KinError):
     """A slide, image or mask cannot be used."""
 
 
+class NoTissueError(KinError):
+    """A slide, or the chosen part of it, shows no tissue, so that there is nothing to translate or to measure."""
+
+
 class ModelError(KinError):
     """A checkpoint cannot be used."""
 
@@ -54,3 +62,35 @@ class Stopped(KinError):
     def __init__(self, message: str, hint: str | None = None, *, exit_code: int) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+
+def explained(error: BaseException) -> KinError:
+    """The cause of an error that no other place has explained, in words: of the system, of torch, or of kin itself."""
+    if isinstance(error, KinError):
+        return error
+    kinds, text = {kind.__name__ for kind in type(error).__mro__}, " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds or "can't allocate memory" in text:
+        return DeviceError("out of memory", "kin translate --dry-run tells what a translation needs")
+    if "CUDA error" in text or "AcceleratorError" in kinds:
+        return DeviceError(f"the GPU failed: {text.partition(' Compile with')[0]}", "nvidia-smi shows its state")
+    if "can't start new thread" in text:
+        return KinError("the system allows no more threads", "raise `ulimit -u` or use fewer --workers")
+    if isinstance(error, OSError):
+        return _of_the_system(error)
+    if isinstance(error, RecursionError):
+        return InputError("an input is nested too deeply to be read", "write it anew, flatter")
+    if isinstance(error, UnicodeError):
+        return InputError(f"a name or text is not in the encoding that is needed: {text}", "rename it in plain letters")
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return KinError(f"internal error: {what}", "run again with --debug and report it")
+
+
+def _of_the_system(error: OSError) -> KinError:
+    cause = error.strerror or str(error) or type(error).__name__
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    hint = {
+        errno.EMFILE: "raise `ulimit -n`",
+        errno.ENFILE: "raise `ulimit -n`",
+        errno.ENAMETOOLONG: "choose a shorter name",
+    }.get(error.errno or 0)
+    return OutputError(": ".join([*names[:1], cause]), hint)

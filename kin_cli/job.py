@@ -9,34 +9,47 @@ import json
 import resource
 import sys
 import time
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kin_cli import __version__
-from kin_cli.errors import OutputError
+from kin_cli.errors import ModelError, OutputError
 from kin_cli.geometry import Cell
 from kin_cli.norm.table import SmoothedTable, Statistics, StatTable, UniformStatistics
 from kin_cli.passes.apply import TileSink, TileStores, apply_slide
 from kin_cli.passes.background import fill_background
 from kin_cli.passes.engine import EnginePool, Execution
 from kin_cli.passes.measure import measure_slide, thumbnail_statistics
+from kin_cli.passes.quality import not_finite, one_colour_note, overflow, summary
 from kin_cli.plan import Plan
 from kin_cli.progress import Progress
-from kin_cli.pyramid.check import finished_record, verified_record
+from kin_cli.pyramid.check import file_sha256, finished_record, verified_record
 from kin_cli.pyramid.levels import build_levels
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_flat, write_pyramid
+from kin_cli.slide.identity import SlideIdentity
 from kin_cli.slide.unreadable import Faults, strict
 from kin_cli.store.blobs import BlobStore
-from kin_cli.store.files import os_errors_as_output_errors, sync_folder, work_folder, write_atomic
-from kin_cli.store.work import ALONE, WorkFolder, check_disk, kept_store, made_by, open_work
+from kin_cli.store.files import create_atomic, os_errors_as_output_errors, sync_folder, work_folder, write_atomic
+from kin_cli.store.work import (
+    ALONE,
+    WorkFolder,
+    about_to_name,
+    as_text,
+    check_disk,
+    kept_store,
+    made_by,
+    open_work,
+    parsed,
+)
 
-_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # of a slide, for its checksum
+RECORD_SCHEMA = 1
+SLIDE_FILE = "slide.json"  # in a work folder and in the folder of a kept table: which slide it is of
 
 
 class Job:
@@ -45,17 +58,19 @@ class Job:
     Several jobs, each with a ``shard`` of its own, can fill the stores of one output together.
     """
 
-    def __init__(self, plan: Plan, work: WorkFolder, shard: str) -> None:
-        self.plan, self._work, self._shard = plan, work, shard
+    def __init__(self, plan: Plan, work: WorkFolder, shard: str, progress: Progress) -> None:
+        self.plan, self._work, self._shard, self._progress = plan, work, shard, progress
+        self._sha256 = ""  # of the output
         self._stores = ExitStack()
         self._clock = _Clock()
+        self._patches_not_finite: int | None = None  # not counted yet
         tiles = plan.layout.grid(0)
         capacity = Faults.capacity_for(tiles=tiles, patches=plan.grid)
         self.faults = Faults(self._store("faults", capacity), plan.view, tiles=tiles, patches=plan.grid)
 
     @classmethod
     @contextmanager
-    def begin(cls, plan: Plan, *, shard: str = ALONE) -> Iterator[Job]:
+    def begin(cls, plan: Plan, progress: Progress, *, shard: str = ALONE) -> Iterator[Job]:
         """Claim the work folder, new or left by an interrupted run, until the ``with`` block ends.
 
         Raises ``OutputError`` if a live process holds it, if it belongs to other settings, or if the disk is too small.
@@ -63,9 +78,17 @@ class Job:
         output = plan.settings.output
         check_disk(output.path, plan.disk_bytes)
         with open_work(output.path, plan.fingerprint(), overwrite=output.overwrite, shard=shard) as work:
-            job = cls(plan, work, shard)
+            agree_on_slide(work.path(SLIDE_FILE), plan.identity, contents="unfinished work", note=progress.note)
+            if shard == ALONE:  # the process that writes the record
+                plan.identity.begin()
+            job = cls(plan, work, shard, progress)
             with job._stores:
-                yield job
+                try:
+                    yield job
+                except ModelError:  # nothing of this work can be used
+                    with suppress(OutputError):  # other jobs are at work, and will meet the same
+                        job.clean_up()
+                    raise
 
     @cached_property
     def engines(self) -> EnginePool:
@@ -77,7 +100,7 @@ class Job:
         folder = self.plan.settings.table
         if folder is None:
             return self._store("table", len(self.plan.grid))
-        return self._stores.enter_context(kept_table(self.plan, folder, shard=self._shard))
+        return self._stores.enter_context(kept_table(self.plan, folder, note=self._progress.note, shard=self._shard))
 
     @cached_property
     def _table(self) -> StatTable:
@@ -119,6 +142,8 @@ class Job:
                 )
                 return UniformStatistics(stats)
             fill = plan.settings.source.on_read_error == "fill"
+            before = [cell for cell in plan.measured_cells if cell in self._table]
+            broken: list[Cell] = []
             measured = measure_slide(
                 strict(plan.view),
                 plan.grid,
@@ -127,10 +152,23 @@ class Job:
                 side_px=norm.measured_px,
                 execution=self._execution(progress),
                 unreadable=self.faults.add_patch if fill else None,
+                not_finite=broken.append,
             )
             if measured:
                 self._table_store.commit()
+            if not self.unmeasured():
+                self._count_not_finite(before, broken)
             return SmoothedTable(self._table, plan.table_weights, norm.effective_kernel, prior=plan.prior)
+
+    def _count_not_finite(self, before: Sequence[Cell], broken: Sequence[Cell]) -> None:
+        """Count the patches with statistics that are not finite; raise ``ModelError`` if no patch has others.
+
+        ``before`` were measured by an earlier run, ``broken`` are those of this run.
+        """
+        found = [cell for cell in not_finite(self._table, before) if not self.faults.has_patch(cell)]
+        self._patches_not_finite = len(broken) + len(found)
+        if self._patches_not_finite == len(self.plan.measured_cells) > 0:
+            raise overflow(f"its features of all {self._patches_not_finite} patches of {self.plan.view.slide.path}")
 
     def apply(self, statistics: Statistics, sink: TileSink, progress: Progress) -> None:
         """Run pass 2: translate the tiles that are not in the sink's stores."""
@@ -149,14 +187,21 @@ class Job:
         plan, output = self.plan, self.plan.settings.output
         with self._clock("background"):
             fill_background(plan.view, sink, mode=output.background, workers=plan.workers, progress=progress)
+        plan.identity.check_unchanged()
         with self._clock("pyramid"):
-            finish_pyramid(sink.stores.tiles, plan, progress)
-        record = _record(plan, self._clock, self.faults)
-        draft = self._work.path(
-            "record.json"
-        )  # in the work folder, so that a killed process leaves no temporary file beside the output
+            finish_pyramid(sink.stores.tiles, plan, progress, before_naming=self._before_naming)
+        if self._patches_not_finite is None:
+            self._count_not_finite(plan.measured_cells, [])
+        quality = summary(sink.stores.background, patches=self._patches_not_finite or 0)
+        record = {**_record(plan, self._clock, self.faults, output_sha256=self._sha256), **quality}
+        if note := one_colour_note(record):
+            progress.note(note)
+        # drafted in the work folder, so that a killed process leaves no temporary file beside the output
+        draft = self._work.path("record.json")
         with os_errors_as_output_errors(output.record_path):
-            write_atomic(draft, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+            write_atomic(
+                draft, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+            )
             draft.replace(output.record_path)
             sync_folder(output.record_path.parent)
         return record
@@ -164,7 +209,16 @@ class Job:
     def clean_up(self) -> None:
         """Remove the work folder of a complete output."""
         self._stores.close()
-        self._work.remove()
+        if foreign := self._work.remove():
+            self._progress.note(f"{self._work.folder}: is left, it holds {', '.join(foreign[:3])}, not made by kin")
+
+    def _before_naming(self, finished: Path) -> None:
+        """See to it that the output replaces nothing that kin did not make, and take its digest."""
+        output = self.plan.settings.output
+        if output.path.exists() and not (output.overwrite or made_by(self._work, output.path)):
+            raise OutputError(f"{output.path}: was made by another program meanwhile", "--overwrite replaces it")
+        self._sha256 = file_sha256(finished)
+        about_to_name(self._work, finished)
 
     def _execution(self, progress: Progress) -> Execution:
         return Execution(self.engines, self.plan.batch, self.plan.workers, progress)
@@ -180,7 +234,9 @@ def skipped(plan: Plan, progress: Progress) -> dict[str, object] | None:
     if not output.skip_existing or not output.path.exists() or work_folder(output.path).exists():
         return None
     try:
-        return {**verified_record(output.path, output.record_path, plan.fingerprint()), "skipped": True}
+        record = verified_record(output.path, output.record_path, plan.fingerprint())
+        _check_same_slide(record, plan, progress)
+        return {**record, "skipped": True}
     except OutputError as error:
         if not output.overwrite:
             raise
@@ -188,20 +244,40 @@ def skipped(plan: Plan, progress: Progress) -> dict[str, object] | None:
         return None
 
 
-def finish_pyramid(tiles: BlobStore, plan: Plan, progress: Progress) -> None:
+def _check_same_slide(record: Mapping[str, Any], plan: Plan, progress: Progress) -> None:
+    """Raise ``OutputError`` unless the record is of a run on the very bytes of the plan's slide."""
+    output = plan.settings.output.path
+    known = record.get("slide_files")
+    if not isinstance(known, dict) or not plan.identity.is_recorded(known, note=progress.note):
+        raise OutputError(
+            f"{output}: was made from another slide of this name (its bytes differ)", "--overwrite replaces it"
+        )
+
+
+def finish_pyramid(
+    tiles: BlobStore, plan: Plan, progress: Progress, *, before_naming: Callable[[Path], None] | None = None
+) -> None:
     """Build the levels above the base and write the output under its final name."""
     layout, codec, output = plan.layout, plan.codec, plan.settings.output
     with progress.stage("pyramid", layout.reduced_count) as advance:
         build_levels(tiles, layout, codec=codec, workers=plan.workers, advance=advance)
     if output.flat:
-        write_flat(tiles, layout, codec=codec, info=_info(plan), destination=output.path)
+        write_flat(tiles, layout, codec=codec, info=_info(plan), destination=output.path, before_naming=before_naming)
         return
     with progress.stage("write", layout.tile_count) as advance:
-        write_pyramid(tiles, layout, codec=codec, info=_info(plan), destination=output.path, advance=advance)
+        write_pyramid(
+            tiles,
+            layout,
+            codec=codec,
+            info=_info(plan),
+            destination=output.path,
+            advance=advance,
+            before_naming=before_naming,
+        )
 
 
 @contextmanager
-def kept_table(plan: Plan, folder: Path, *, shard: str = ALONE) -> Iterator[BlobStore]:
+def kept_table(plan: Plan, folder: Path, *, note: Callable[[str], None], shard: str = ALONE) -> Iterator[BlobStore]:
     """The store of the table in ``folder``: read-only if all patches to be measured are in it, else writable.
 
     The statistics of a patch do not depend on which others are measured, so a table serves any tissue mask: missing
@@ -217,14 +293,47 @@ def kept_table(plan: Plan, folder: Path, *, shard: str = ALONE) -> Iterator[Blob
         capacity=len(plan.grid),
         wanted=(int(key) for key in selected.nonzero()[0]),
     ) as store:
+        known = folder / SLIDE_FILE
+        recorded = agree_on_slide(known, plan.identity, contents="a table", note=note)
         yield store
+        if recorded["sha256"] is None:
+            _write_slide(known, plan.identity, plan.identity.sha256())
+
+
+def agree_on_slide(
+    known: Path, identity: SlideIdentity, *, contents: str, note: Callable[[str], None]
+) -> dict[str, Any]:
+    """Record the slide's identity in the file ``known``, or raise ``OutputError`` if another slide is recorded there.
+
+    Returns what is recorded. The digest is added to the file as soon as it is known, if ``SlideIdentity.begin`` is
+    called.
+    """
+    folder, hint = known.parent, f"--overwrite starts afresh, or remove {known.parent}"
+    with os_errors_as_output_errors(known):
+        create_atomic(known, as_text(identity.as_dict()))
+        recorded = parsed(known, known.read_bytes(), hint=hint)
+    same = identity.is_recorded(recorded, note=note)
+    if same is None:
+        raise OutputError(
+            f"{folder}: holds {contents} of a slide that was changed, copied or moved before its checksum was known",
+            hint,
+        )
+    if not same:
+        raise OutputError(f"{folder}: holds {contents} of another slide of this name (its bytes differ)", hint)
+    if recorded.get("sha256") is None:
+        identity.when_known(lambda sha256: _write_slide(known, identity, sha256))
+    return recorded
+
+
+def _write_slide(known: Path, identity: SlideIdentity, sha256: str) -> None:
+    with os_errors_as_output_errors(known):
+        write_atomic(known, as_text({**identity.as_dict(), "sha256": sha256}))
 
 
 def table_fingerprint(plan: Plan) -> dict[str, object]:
     """All settings and inputs that change the statistics of a patch, as a JSON object."""
     norm, view = plan.settings.norm, plan.view
     return {
-        "slide": _content_id(plan.settings.source.slide),
         "level": view.level,
         "mpp": view.mpp,
         "region": [view.region.x, view.region.y, view.region.width, view.region.height],
@@ -246,10 +355,12 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _record(plan: Plan, clock: _Clock, faults: Faults) -> dict[str, object]:
+def _record(plan: Plan, clock: _Clock, faults: Faults, *, output_sha256: str) -> dict[str, object]:
     """The run record: versions, inputs, settings, plan, time and memory, as a JSON object."""
     output = plan.settings.output.path
+    plan.identity.sha256()  # waits for the thread, or raises what it met
     return {
+        "schema": RECORD_SCHEMA,
         "kin": __version__,
         "torch": torch.__version__,
         "slide": str(plan.settings.source.slide),
@@ -262,6 +373,8 @@ def _record(plan: Plan, clock: _Clock, faults: Faults) -> dict[str, object]:
         "warnings": plan.warnings(),
         "unreadable": faults.summary(),
         "output_bytes": output.stat().st_size,
+        "output_sha256": output_sha256,
+        "slide_files": plan.identity.as_dict(),
         "seconds": {name: round(seconds, 2) for name, seconds in clock.seconds.items()},
         "peak_rss_bytes": peak_rss_bytes(),
         "peak_device_bytes": _peak_device_bytes(plan),
@@ -278,16 +391,6 @@ def _info(plan: Plan) -> ImageInfo:
         name=plan.settings.source.slide.name,
         settings=plan.fingerprint(),
     )
-
-
-def _content_id(slide: Path) -> str:
-    """Size of a file and checksum of 64 KiB in each sixteenth of it: a slide may be moved, but not changed."""
-    crc, size = 0, slide.stat().st_size
-    with os_errors_as_output_errors(slide), slide.open("rb") as file:
-        for sample in range(_SAMPLES):
-            file.seek(sample * (size // _SAMPLES))
-            crc = zlib.crc32(file.read(_SAMPLE_BYTES), crc)
-    return f"{size} bytes (crc32 of samples {crc:08x})"
 
 
 def _peak_device_bytes(plan: Plan) -> int | None:

@@ -16,21 +16,22 @@ import torch
 
 from kin_cli import __version__
 from kin_cli.concurrency import available_cores
-from kin_cli.errors import OutputError, UsageError
+from kin_cli.errors import NoTissueError, UsageError
 from kin_cli.geometry import Cell, Floats, Grid
 from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.norm.lookup import Lookup
+from kin_cli.outputs import check_outputs
 from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
 from kin_cli.passes.engine import Engine, EnginePool
 from kin_cli.passes.windows import WindowGrid
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.layout import Blocks, PyramidLayout, fit_blocks
 from kin_cli.settings import Settings, SourceSettings
+from kin_cli.slide.identity import SlideIdentity
 from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.slide.open import open_source
 from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
-from kin_cli.store.files import work_folder
 
 _MIN_PATCHES_TO_COMPILE = 256
 _PRIOR = 0.01  # relative to a kernel full of tissue: 1 % of the statistics inside tissue, most of them around dust
@@ -60,6 +61,7 @@ class Plan:
     window_px: int
     batch: int
     workers: int
+    identity: SlideIdentity
 
     @property
     def device(self) -> torch.device:
@@ -204,10 +206,14 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """Messages about the output that the user should read before trusting it."""
-        trained, mpp = self.generator.metadata.get("mpp"), self.view.mpp
-        if trained is None or mpp is None or abs(math.log(mpp / float(trained))) < math.log(1.1):
+        trained, mpp = self.generator.trained_mpp, self.view.mpp
+        if trained is None or mpp is None or abs(math.log(mpp / trained)) < math.log(1.1):
             return []
-        return [f"the image has {mpp:.4g} µm/px, the generator was trained at {trained}: consider --mpp {trained}"]
+        return [f"the image has {mpp:.4g} µm/px, the generator was trained at {trained:g}: consider --mpp {trained:g}"]
+
+    def notes(self) -> list[str]:
+        """What to tell the user before the work: ``warnings``, and what loading changed in the generator."""
+        return [*self.warnings(), *(f"{self.settings.model}: {note}" for note in self.generator.notes)]
 
     def fingerprint(self) -> dict[str, object]:
         """All settings and inputs that change the bytes of the output, as a JSON object."""
@@ -273,7 +279,7 @@ class Plan:
 
 def make_plan(settings: Settings) -> Plan:
     """Open and check everything that a translation needs, so that mistakes raise a ``KinError`` before any work."""
-    _check_output(settings)
+    check_outputs(settings)
     devices = ready_devices(settings.compute.device)
     precision = resolve_precision(settings.compute.precision, devices[0])
     generator = load_generator(settings.model)
@@ -292,6 +298,7 @@ def make_plan(settings: Settings) -> Plan:
     source = settings.source
     view = source_view(source)
     try:
+        identity = SlideIdentity(source.slide)  # before pixels are read
         _check_size(view)
         plan = Plan(
             settings,
@@ -305,9 +312,9 @@ def make_plan(settings: Settings) -> Plan:
             batch=settings.compute.batch_size
             or auto_batch(generator, window + 2 * halo, device=devices[0], precision=precision),
             workers=settings.compute.workers or min(8, available_cores()),
+            identity=identity,
         )
-        if plan.translated_patches and not plan.table_weights.any():
-            raise UsageError(f"{source.slide}: no tissue in the middle of any patch", "leave out --measure-size")
+        _check_tissue(plan)
         return plan
     except BaseException:
         view.slide.close()
@@ -355,6 +362,19 @@ def auto_batch(generator: Generator, side_px: int, *, device: torch.device, prec
     return max(1, min(_MAX_BATCH, allowed // activation_bytes(generator, side_px, precision)))
 
 
+def _check_tissue(plan: Plan) -> None:
+    """Raise ``NoTissueError`` if there is nothing to translate, or nothing to measure."""
+    source = plan.settings.source
+    where = str(source.slide) if source.region is None else f"{source.slide}: the region"
+    if not plan.translated_patches:
+        why = (
+            f"the mask {source.tissue} selects nothing of it" if isinstance(source.tissue, Path) else "no tissue in it"
+        )
+        raise NoTissueError(f"{where}: {why}", "--tissue none translates everything")
+    if not plan.table_weights.any():
+        raise NoTissueError(f"{where}: no tissue in the middle of any patch", "leave out --measure-size")
+
+
 def _check_size(view: SlideView) -> None:
     """Raise ``UsageError`` if the output would be larger than any slide."""
     if view.size.pixels > _MAX_PIXELS:
@@ -362,20 +382,6 @@ def _check_size(view: SlideView) -> None:
             f"{view.slide.path}: {view.size} pixels are too many",
             "perhaps a wrong pixel size: see --mpp and --source-mpp",
         )
-
-
-def _check_output(settings: Settings) -> None:
-    """Raise ``OutputError`` or ``UsageError`` if the output cannot be written or must not be replaced."""
-    output = settings.output.path
-    if not output.parent.is_dir():
-        raise OutputError(f"{output.parent}: no such folder", "create it, or choose another output with -o")
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder", "give the output a file name with -o")
-    may_exist = settings.output.overwrite or settings.output.skip_existing or work_folder(output).exists()
-    if output.exists() and not may_exist:
-        raise OutputError(f"{output}: exists already", "--overwrite replaces it")
-    if output.exists() and settings.source.slide.exists() and output.samefile(settings.source.slide):
-        raise UsageError(f"{output}: is the slide itself", "choose another output with -o")
 
 
 def _file_id(path: Path) -> str:

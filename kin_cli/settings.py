@@ -139,18 +139,13 @@ class OutputSettings:
 
     @property
     def record_path(self) -> Path:
-        """Path of the JSON record beside the output."""
-        return self._beside(".json")
+        """Path of the JSON record beside the output: the output's whole name and ``.json``."""
+        return self.path.with_name(f"{self.path.name}.json")
 
     @property
     def report_path(self) -> Path:
-        """Path of the HTML report beside the output."""
-        return self._beside(".report.html")
-
-    def _beside(self, other: str) -> Path:
-        name = self.path.name
-        ending = next(kind for kind in _OUTPUT_KINDS if name.lower().endswith(kind))
-        return self.path.with_name(name[: -len(ending)] + other)
+        """Path of the HTML report beside the output: its whole name and ``.report.html``."""
+        return self.path.with_name(f"{self.path.name}.report.html")
 
 
 @dataclass(frozen=True)
@@ -175,7 +170,9 @@ class ComputeSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of one translation. ``table`` is a folder that keeps the table; it does not change the output."""
+    """All settings of one translation. ``table`` is a folder that keeps the table, and ``config`` the TOML
+    file that the settings came from, if any; neither changes the output.
+    """
 
     source: SourceSettings
     model: Path
@@ -183,6 +180,7 @@ class Settings:
     norm: NormSettings = field(default_factory=NormSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     table: Path | None = None
+    config: Path | None = None
 
     def __post_init__(self) -> None:
         if self.table is not None and self.norm.method == "tin":

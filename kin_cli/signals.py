@@ -62,7 +62,7 @@ def exit_now(code: int) -> NoReturn:
     only when no other work is left.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # the reader has closed the pipe
+        with suppress(OSError, ValueError, AttributeError):  # its reader has ended; it is closed; it is None
             stream.flush()
     os._exit(code)
 

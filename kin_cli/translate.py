@@ -15,15 +15,15 @@ def translate(settings: Settings, progress: Progress) -> dict[str, object]:
     ``Plan.host_bytes``. Raises a ``KinError`` on any failure; the output appears only when it is complete and verified.
     """
     plan = make_plan(settings)
-    with plan.view.slide:
+    with plan.identity, plan.view.slide:
         return skipped(plan, progress) or carry_out(plan, progress)
 
 
 def carry_out(plan: Plan, progress: Progress) -> dict[str, object]:
     """Carry out a plan and return the run record."""
-    for warning in plan.warnings():
-        progress.note(warning)
-    with Job.begin(plan) as job:
+    for note in plan.notes():
+        progress.note(note)
+    with Job.begin(plan, progress) as job:
         record = job.left_over()
         if record is None:
             sink = job.sink()

@@ -18,7 +18,7 @@ mkdir -p "${3:?$usage}"
 cd "$3"
 region=${4:?$usage} patch=${PATCH:-512}
 shift 4
-tile=$((patch < 128 ? 128 : patch))  # what the metrics look at; seams are measured at the patches' own borders
+tile=$((patch < 128 ? 128 : patch))  # side of the tiles that metrics measure; seams are measured at borders of patches
 
 for framework in cyclegan cut lsesim; do
   extra=()
@@ -33,7 +33,7 @@ for framework in cyclegan cut lsesim; do
     kin translate "$source" -m $framework/generator.safetensors --region "$region" --patch-size "$patch" "${how[@]}" \
       --compression deflate -o $name.ome.tif --skip-existing --overwrite
     kin evaluate $name.ome.tif --reference "$target" --source "$source" --source-region "$region" \
-      --patch-size $tile --tile "$patch" --csv $name.csv > /dev/null
+      --tile-size $tile --patch-size "$patch" --csv $name.csv > /dev/null
   done
 done
 

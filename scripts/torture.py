@@ -153,7 +153,7 @@ class Torture:
             self._until_done(["assemble", *common])
         self.files += 1
         left = sorted(path.name for path in place.iterdir())
-        if left != ["out.json", "out.ome.tif"]:
+        if left != ["out.ome.tif", "out.ome.tif.json"]:
             self.wrong.append(f"{place}: holds {left}")
         elif digest(place / "out.ome.tif") != self.wanted:
             self.wrong.append(f"{place}: differs")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kin_cli.geometry import Pixels
 from tests.helpers.shared import shared_folder
 
 # As the command does it, and before anything imports torch: waiting threads must not spin on cores that others need.
@@ -71,3 +74,31 @@ def wanted(slide: Path, tiny_generator: Path, tmp_path_factory: pytest.TempPathF
     from tests.helpers.translations import uninterrupted
 
     return uninterrupted(slide, tiny_generator, tmp_path_factory.mktemp("wanted"))
+
+
+@pytest.fixture(scope="session")
+def tissue(shared_data: Path) -> Pixels:
+    """1024×1024 px of a real slide."""
+    from kin_cli.geometry import Box
+    from kin_cli.slide.open import open_slide
+
+    with open_slide(shared_data / "CMU-1-Small-Region.svs") as slide:
+        return slide.read(0, Box(400, 900, 1024, 1024))
+
+
+@pytest.fixture(scope="session")
+def spoiled(tissue: Pixels) -> Pixels:
+    """The same with one tile of 128 px much too dark, in row 3 and column 5."""
+    pixels = tissue.copy()
+    pixels[3 * 128 : 4 * 128, 5 * 128 : 6 * 128] //= 2
+    return pixels
+
+
+@pytest.fixture(scope="session")
+def measured() -> dict[str, Any]:
+    """What ``kin bench --json`` says about 18 × 5 patches of 64 px, by a generator of width 2."""
+    from tests.helpers.processes import succeed
+
+    generator = ("--architecture", "cut", "--width", "2", "--blocks", "1", "--size", "1100x300")
+    done = succeed("bench", *generator, "--patch-size", "64", "--quick", "--device", "cpu", "-j", "1", "--json")
+    return json.loads(done)

@@ -34,7 +34,7 @@ def test_death_in_any_stage_leaves_no_trace(
     again = Watcher()
     translate(command_settings(slide, tiny_generator, output), again)
     assert digest(output) == digest(wanted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.ome.tif"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ome.tif", "out.ome.tif.json"]
 
 
 def test_a_second_process_is_refused(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_other_settings_are_refused_by_name(slide: Path, tiny_generator: Path, t
             command_settings(slide, tiny_generator, output, "--kernel", "constant:3", "--quality", "90"), Watcher()
         )
     translate(command_settings(slide, tiny_generator, output, "--quality", "90", "--overwrite"), Watcher())
-    assert json.loads((tmp_path / "out.json").read_text())["settings"]["quality"] == 90
+    assert json.loads((tmp_path / "out.ome.tif.json").read_text())["settings"]["quality"] == 90
 
 
 def test_an_interrupted_overwrite_goes_on_too(slide: Path, tiny_generator: Path, wanted: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_death_after_the_file_has_its_name(
     record = translate(command_settings(slide, tiny_generator, output), Watcher())
     assert record["output_bytes"] == output.stat().st_size
     assert digest(output) == digest(wanted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.ome.tif"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ome.tif", "out.ome.tif.json"]
     with pytest.raises(OutputError, match="exists already"):
         translate(command_settings(slide, tiny_generator, output), Watcher())
 
@@ -120,7 +120,7 @@ def test_skipping_means_verified(slide: Path, tiny_generator: Path, wanted: Path
     skip = command_settings(slide, tiny_generator, output, "--skip-existing")
     with pytest.raises(OutputError, match=r"its record out\.json does not"):
         translate(skip, Watcher())
-    shutil.copy(wanted.with_name("out.json"), tmp_path)
+    shutil.copy(wanted.with_name("out.ome.tif.json"), tmp_path)
     watcher = Watcher()
     assert translate(skip, watcher)["skipped"]
     assert watcher.stages == []
@@ -136,34 +136,6 @@ def test_skipping_means_verified(slide: Path, tiny_generator: Path, wanted: Path
     )
     assert watcher.notes
     assert digest(output) == digest(wanted)
-
-
-def test_rows_in_many_jobs_make_the_same_file(slide: Path, tiny_generator: Path, wanted: Path, tmp_path: Path) -> None:
-    common = (slide, "-m", tiny_generator, "-o", tmp_path / "out.ome.tif", *SMALL)
-    refused = kin("translate", *common, "--pass", "apply", "--shard", "1/2")
-    assert refused.code == 1
-    assert "45 of 45 patches are not measured yet" in refused.err
-    for part in ("3/3", "1/3", "2/3"):
-        assert kin("translate", *common, "--pass", "measure", "--shard", part).code == 0
-    assert kin("translate", *common, "--pass", "apply", "--shard", "2/2").code == 0
-    refused = kin("assemble", *common)
-    assert refused.code == 1
-    assert "tiles are not there yet" in refused.err
-    assert kin("translate", *common, "--pass", "apply", "--shard", "1/2").code == 0
-    result = kin("assemble", *common)
-    assert result.code == 0, result.err
-    assert digest(tmp_path / "out.ome.tif") == digest(wanted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.ome.tif"]
-    assert kin("assemble", *common, "--skip-existing").code == 0
-
-
-def test_senseless_rows_are_refused(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
-    common = (slide, "-m", tiny_generator, "-o", tmp_path / "out.ome.tif")
-    assert kin("translate", *common, "--shard", "1/2").code == 2
-    assert kin("translate", *common, "--shard", "3/2", "--pass", "apply").code == 2
-    assert kin("translate", *common, "--shard", "1/2", "--pass", "apply", "--overwrite").code == 2
-    assert kin("assemble", *common, "--overwrite").code == 2
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -267,23 +239,6 @@ def test_a_larger_mask_only_adds_patches(slide: Path, tiny_generator: Path, tmp_
     watcher = Watcher()
     translate(command_settings(slide, tiny_generator, tmp_path / "out.ome.tif", "--table", tmp_path / "t"), watcher)
     assert any("25 of 45 patches are measured" in note for note in watcher.notes)
-    assert digest(tmp_path / "out.ome.tif") == made(slide, tiny_generator, tmp_path / "plain")
-
-
-def test_jobs_fill_it_together(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
-    shared = ("-m", tiny_generator, "-o", tmp_path / "out.ome.tif", *SMALL)
-    keeping = (*shared, "--table", tmp_path / "t")
-    for part in ("1/2", "2/2"):
-        done = kin("translate", slide, *keeping, "--pass", "measure", "--shard", part)
-        assert done.code == 0, done.err
-    assert {path.name for path in (tmp_path / "t").glob("*.dat")} == {
-        f"table-measure-{part}-of-2.dat" for part in (1, 2)
-    }
-    for part in ("1/2", "2/2"):
-        done = kin("translate", slide, *keeping, "--pass", "apply", "--shard", part)
-        assert done.code == 0, done.err
-    done = kin("assemble", slide, *shared)
-    assert done.code == 0, done.err
     assert digest(tmp_path / "out.ome.tif") == made(slide, tiny_generator, tmp_path / "plain")
 
 

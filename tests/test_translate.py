@@ -255,7 +255,7 @@ def test_background_neither_enters_the_statistics_nor_costs_work(
 
 def test_the_record_tells_how_the_output_was_made(tmp_path: Path, photo: Path, tiny_generator: Path) -> None:
     run(photo, tiny_generator, tmp_path / "o.ome.tif")
-    record = json.loads((tmp_path / "o.json").read_text())
+    record = json.loads((tmp_path / "o.ome.tif.json").read_text())
     assert record["settings"]["model sha256"] == load_generator(tiny_generator).sha256
     assert record["settings"]["kernel"] == "gaussian:3"
     with tifffile.TiffFile(tmp_path / "o.ome.tif") as tiff:

@@ -17,7 +17,7 @@ from kin_cli.settings import Settings
 def measure_shard(settings: Settings, shard: Shard, *, progress: Progress) -> None:
     """Run pass 1 on one shard: consecutive rows of the patch grid; shards hold about equally many tissue patches."""
     plan = make_plan(settings)
-    with plan.view.slide, Job.begin(plan, shard=f"measure-{shard}") as job:
+    with plan.identity, plan.view.slide, Job.begin(plan, progress, shard=f"measure-{shard}") as job:
         rows = shard.rows((plan.table_weights > 0).sum(axis=1).tolist())
         job.statistics([cell for cell in plan.measured_cells if cell.row in rows], progress)
 
@@ -28,7 +28,7 @@ def apply_shard(settings: Settings, shard: Shard, *, progress: Progress) -> None
     Raises ``OutputError`` unless every patch has been measured.
     """
     plan = make_plan(settings)
-    with plan.view.slide, Job.begin(plan, shard=f"apply-{shard}") as job:
+    with plan.identity, plan.view.slide, Job.begin(plan, progress, shard=f"apply-{shard}") as job:
         if absent := job.unmeasured():
             raise OutputError(
                 f"{settings.output.path}: {absent} of {len(plan.measured_cells)} patches are not measured yet",
@@ -44,11 +44,11 @@ def assemble(settings: Settings, progress: Progress) -> dict[str, object]:
     Raises ``OutputError`` unless every tile has been translated.
     """
     plan = make_plan(settings)
-    with plan.view.slide:
+    with plan.identity, plan.view.slide:
         record = skipped(plan, progress)
         if record is not None:
             return record
-        with Job.begin(plan) as job:
+        with Job.begin(plan, progress) as job:
             record = job.left_over()
             if record is None:
                 sink = job.sink()

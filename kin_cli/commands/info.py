@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kin_cli.commands.parameters import FILE
+from kin_cli.commands.streams import json_text, show
 from kin_cli.store.files import bytes_text
 
 if TYPE_CHECKING:
@@ -28,28 +29,46 @@ def info(file: Path, patch_size: int, as_json: bool) -> None:
     """Describe FILE: a slide, or a generator's checkpoint (.pth, .pt, .ckpt, .safetensors)."""
     facts = _model(file) if file.suffix.lower() in _MODEL_ENDINGS else _slide(file, patch_size)
     if as_json:
-        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        show(json_text(facts))
     else:
         card = facts.pop("metadata", {})
         rows = [(name.replace("_", " "), _text(name, value)) for name, value in facts.items()]
-        click.echo(table_text(rows + _card_rows(card, known=facts.keys() | {"format"})))
+        show(table_text(rows + _card_rows(card, known=facts.keys() | {"format"})))
 
 
 @click.command()
 @click.argument("files", type=FILE, nargs=-1, required=True)
 def check(files: tuple[Path, ...]) -> int:
-    """Read every tile of every level of each FILE; exit with code 1 if a tile is damaged or missing."""
-    from kin_cli.pyramid.check import check_file
+    """Read every tile of every level of each FILE; exit with code 1 if anything is damaged or missing.
 
+    An output that kin made is compared byte for byte with the digest in its record (FILE.json), if that lies beside it.
+    Any other slide is read from its first to its last pixel.
+    """
     bad = 0
     for file in files:
-        problems = check_file(file)
+        problems, verdict = _checked(file)
         bad += bool(problems)
-        for problem in problems:
-            click.echo(f"{file}: {problem}")
-        if not problems:
-            click.echo(f"{file}: sound")
+        for line in problems or [verdict]:
+            show(f"{file}: {line}")
     return 1 if bad else 0
+
+
+def _checked(file: Path) -> tuple[list[str], str]:
+    """What is wrong with a file, and what to say of it if nothing is."""
+    from kin_cli.pyramid.check import check_file, file_sha256, is_image_file, recorded_sha256
+    from kin_cli.slide.survey import unreadable_parts
+
+    if not is_image_file(file):
+        return unreadable_parts(file), "every pixel of every level can be read"
+    problems = check_file(file)
+    wanted = recorded_sha256(file)
+    if problems:
+        return problems, ""
+    if wanted is None:
+        return [], f"sound, as far as can be told without its record ({file.name}.json): unused bytes were not compared"
+    if file_sha256(file) != wanted:
+        return ["its bytes are not those that its record tells of (SHA-256)"], ""
+    return [], "sound, every byte as its record tells"
 
 
 def describe_plan(plan: Plan) -> str:
@@ -116,7 +135,7 @@ def _slide(file: Path, patch_size: int) -> dict[str, object]:
             "mpp": slide.mpp,
             "objective": slide.objective,
             "icc_bytes": len(slide.icc or b""),
-            "fill_colour": list(slide.fill_colour),
+            "background": list(slide.fill_colour),
             "tissue_fraction": round(mask.tissue_fraction, 4),
             "patches": len(grid),
             "patches_with_tissue": with_tissue,

@@ -23,9 +23,10 @@ from kin_cli.commands.evaluate import evaluate
 from kin_cli.commands.info import check, info
 from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
+from kin_cli.commands.streams import guard_streams, printable, stdout_failure
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import assemble, translate
-from kin_cli.errors import KinError, Stopped
+from kin_cli.errors import Stopped, explained
 from kin_cli.signals import exit_now, ignore_signals, stop_on_signals, stop_requested
 
 _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -65,6 +66,7 @@ def main() -> NoReturn:
     # Threads that read and encode share the cores with torch. With torch's threads spinning while they wait, small
     # networks were six times slower. OpenMP reads this variable once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    guard_streams()
     stop_on_signals()
     try:
         code = run(sys.argv[1:])
@@ -81,10 +83,10 @@ def run(arguments: Sequence[str]) -> int:
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # kin prints one line of its own about a bad file
     try:
         result = cli.main(list(arguments), prog_name="kin", standalone_mode=False)
-        sys.stdout.flush()
+        failure = stdout_failure()
+        if failure is not None:
+            raise failure
         return result if isinstance(result, int) else 0
-    except KinError as error:
-        return _fail(str(error), error.exit_code, debug)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 2
@@ -92,14 +94,11 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error.format_message(), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130, debug)
-    except BrokenPipeError:
-        # The reader of stdout has ended, as in `kin info … | head`. Without this, Python prints an error at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except MemoryError:
-        return _fail("out of memory", 1, debug)
+    except SystemExit:  # click's answer to a broken pipe; stdout and stderr are guarded, so it is one of ours
+        return _fail("a pipe to another process of this run broke", 1, debug)
     except Exception as error:
-        return _fail(f"unexpected {type(error).__name__}: {error} (run again with --debug and report it)", 1, debug)
+        known = explained(error)
+        return _fail(str(known), known.exit_code, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
@@ -108,5 +107,5 @@ def _fail(message: str, code: int, debug: bool) -> int:
         message, code = str(stop), stop.exit_code
     if debug:
         traceback.print_exc()
-    click.echo(f"kin: {' '.join(message.split())}", err=True)
+    click.echo(f"kin: {printable(message)}", err=True)
     return code

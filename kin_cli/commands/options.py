@@ -17,6 +17,7 @@ from kin_cli.commands.parameters import (
     auto_as_none,
     batch_size_option,
     compile_option,
+    config_file,
     config_option,
     precision_option,
     tissue_option,
@@ -198,6 +199,7 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
             batch_size=auto_as_none(options["batch_size"]),
         ),
         table=options.get("table"),
+        config=config_file(),
     )
 
 

@@ -11,6 +11,7 @@ import click
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Box, Size
 
+CONFIG_FILE = "kin_cli.config"  # key of a click context's ``meta`` under which the file of --config is kept
 FILE = click.Path(path_type=Path)
 
 
@@ -134,9 +135,17 @@ def config_option(command: Any) -> Any:
     )(command)
 
 
+def config_file() -> Path | None:
+    """The file given by ``--config`` to the command that runs, if any."""
+    context = click.get_current_context(silent=True)
+    found: Path | None = None if context is None else context.meta.get(CONFIG_FILE)
+    return found
+
+
 def _load_config(ctx: click.Context, _param: click.Parameter, file: Path | None) -> None:
     if file is None:
         return
+    ctx.meta[CONFIG_FILE] = file
     if sys.version_info >= (3, 11):
         import tomllib
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from kin_cli.commands.info import describe_plan
 from kin_cli.commands.options import ShardType, settings_from, translation_options
 from kin_cli.commands.parameters import FILE
 from kin_cli.commands.progress import ConsoleProgress
+from kin_cli.commands.streams import json_text, show, tell_output
 from kin_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,29 +56,49 @@ def translate(
     else:
         from kin_cli.translate import translate as run
 
-        return show_record(run(settings, ConsoleProgress()), settings, as_json)
+        progress = ConsoleProgress()
+        settings = _with_missing_report(settings, progress)
+        return show_record(run(settings, progress), settings, as_json)
     return 0
+
+
+def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Settings:
+    """The settings that verify a finished output and make only its report, if just that is missing.
+
+    A signal can end a run between the output and its report: the same command then completes it.
+    """
+    output = settings.output
+    if not output.report or output.overwrite or output.skip_existing or not output.path.is_file():
+        return settings
+    from kin_cli.report.page import is_report_of
+
+    try:
+        record = json.loads(output.record_path.read_bytes())
+    except (OSError, ValueError):
+        return settings
+    if not isinstance(record, dict) or is_report_of(record, output.report_path):
+        return settings
+    progress.note(f"{output.path} exists: if it is what these settings make, only its report is made")
+    return replace(settings, output=replace(output, skip_existing=True))
 
 
 def show_record(record: dict[str, Any], settings: Settings, as_json: bool) -> int:
     """Print the record as JSON or the output's name, and write the report if the settings ask for it.
 
-    Returns the exit code: 1 if parts of the slide were unreadable, otherwise 0.
+    Returns the exit code: 1 if the output is complete but not as it should be, see ``flaws``; otherwise 0. The output
+    is there even if nobody reads stdout.
     """
-    click.echo(json.dumps(record, indent=1, ensure_ascii=False) if as_json else str(settings.output.path))
+    tell_output(json_text(record) if as_json else str(settings.output.path))
     if settings.output.report:
         from kin_cli.report.page import report_if_asked
 
         report_if_asked(settings, record, ConsoleProgress())
-    unread = record["unreadable"]
-    if unread["tiles"] or unread["patches"]:
-        click.echo(
-            f"kin: {settings.source.slide}: parts of {unread['tiles']} tiles could not be read and were filled;"
-            f" {unread['patches']} patches were left out of the statistics",
-            err=True,
-        )
-        return 1
-    return 0
+    from kin_cli.passes.quality import flaws
+
+    found = flaws(record)
+    for flaw in found:
+        click.echo(f"kin: {settings.source.slide}: {flaw}", err=True)
+    return 1 if found else 0
 
 
 def _show_plan(settings: Settings, as_json: bool) -> None:
@@ -84,7 +106,7 @@ def _show_plan(settings: Settings, as_json: bool) -> None:
 
     plan = make_plan(settings)
     with plan.view.slide:
-        click.echo(json.dumps(plan.summary(), indent=1) if as_json else describe_plan(plan))
+        show(json_text(plan.summary()) if as_json else describe_plan(plan))
 
 
 def _one_pass(settings: Settings, name: str, shard: Shard | None) -> None:

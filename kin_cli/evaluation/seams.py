@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from kin_cli.concurrency import prefetch
+from kin_cli.errors import NoTissueError
 from kin_cli.evaluation.settings import SeamChoice
 from kin_cli.evaluation.tiles import check_same_size
 from kin_cli.geometry import Box, Pixels, Size
@@ -82,7 +83,10 @@ def measure_slide_seams(
     Raises:
         UsageError: patches under 64 px.
         InputError: the source has another size.
+        NoTissueError: the mask shows none.
     """
+    if not mask.mask.any():
+        raise NoTissueError(f"{(source or view).slide.path}: no tissue in it", "--tissue none measures everything")
     views = [view] if source is None else [view, source]
     check_same_size(view, views[-1])
     grid, luma_only = seam_grid(views, choice.patch_px, choice.origin)

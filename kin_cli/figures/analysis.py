@@ -159,7 +159,7 @@ def analyse(settings: AnalysisSettings, progress: Progress) -> Analysis:
     """
     start = time.monotonic()
     plan = make_plan(settings.base)
-    with plan.view.slide, kept_table(plan, settings.table) as store:
+    with plan.view.slide, plan.identity, kept_table(plan, settings.table, note=progress.note) as store:
         engines = plan.engines()
         table = StatTable(store, rows=plan.grid.rows, cols=plan.grid.cols, channels=engines.channels)
         measured = measure_slide(

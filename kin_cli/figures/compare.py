@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kin_cli import __version__
-from kin_cli.errors import InputError, UsageError
+from kin_cli.errors import InputError, NoTissueError, UsageError
 from kin_cli.evaluation.run import Evaluation, MetricValue, entries_for, evaluate
 from kin_cli.evaluation.seams import SlideSeams, close_up, seam_grid
 from kin_cli.evaluation.settings import EvaluationSettings, Sampling, SeamChoice, SlideChoice
@@ -243,6 +243,8 @@ class _ComparisonRun:
     def __init__(self, settings: CompareSettings, choice: SlideChoice, view: SlideView, progress: Progress) -> None:
         self._settings, self._choice, self._view, self._progress = settings, choice, view, progress
         self._mask: TissueMask = tissue_mask(view, settings.base.source.tissue)
+        if not self._mask.mask.any():
+            raise NoTissueError(f"{choice.path}: no tissue in it", "--tissue none translates everything")
         self.notes: list[str] = []
         self._sampling = self._chosen_sampling()
         self._check_evaluation()

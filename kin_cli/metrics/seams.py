@@ -108,7 +108,7 @@ class SeamGrid:
         return np.arange(first, self.patch_px - margin + 1, self.phase)
 
     def box(self, cell: Cell) -> Box:
-        """Return the pixels of a patch."""
+        """Return the square of a patch, in pixels of the image."""
         x, y = self.origin
         return Box(x + cell.col * self.patch_px, y + cell.row * self.patch_px, self.patch_px, self.patch_px)
 

@@ -17,6 +17,7 @@ from kin_cli.models.unet import UnetSpec
 from kin_cli.models.weights import Weights, listed, read_weights
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 
+_MPP_RANGE = (0.001, 10_000.0)  # µm per pixel, wider than any microscope
 NOTICE = "no --model given: using the bundled generator, H&E to synaptophysin IHC; research only, not for diagnosis"
 
 
@@ -42,6 +43,11 @@ class Generator:
     sha256: str
     notes: tuple[str, ...]
     metadata: dict[str, str]
+
+    @property
+    def trained_mpp(self) -> float | None:
+        """Pixel size of the images that it was trained on, in µm; None if the file says nothing usable."""
+        return _pixel_size(self.metadata.get("mpp", ""))
 
 
 def load_generator(path: Path) -> Generator:
@@ -73,7 +79,7 @@ def load_generator(path: Path) -> Generator:
         stride=spec.stride,
         halo=halo_px(spec),
         sha256=weights.sha256,
-        notes=(*weights.notes, *converted),
+        notes=(*weights.notes, *converted, *_unusable(weights.metadata)),
         metadata=weights.metadata,
     )
 
@@ -137,6 +143,23 @@ def _as_float32(weights: Weights, shapes: Mapping[str, torch.Size]) -> tuple[dic
             )
     notes = [f"converted weights from {' and '.join(sorted(other_dtypes))} to float32"] if other_dtypes else []
     return state, notes
+
+
+def _pixel_size(text: str) -> float | None:
+    """A number of µm in a text; None if it is none, or not within what any microscope gives."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if _MPP_RANGE[0] <= value <= _MPP_RANGE[1] else None
+
+
+def _unusable(metadata: Mapping[str, str]) -> list[str]:
+    """A note if the metadata names a pixel size that is none."""
+    mpp = metadata.get("mpp")
+    if mpp is None or _pixel_size(mpp) is not None:
+        return []
+    return [f"ignored its pixel size '{listed([mpp])}', which is not a number of µm"]
 
 
 def bundled_model() -> Path:

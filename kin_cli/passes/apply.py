@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
 from kin_cli.concurrency import WorkQueue, prefetch
-from kin_cli.geometry import Box, Cell, Floats, Pixels
+from kin_cli.geometry import Box, Cell, Floats, Mask, Pixels
 from kin_cli.norm.lookup import Lookup
 from kin_cli.norm.table import Statistics
 from kin_cli.passes.engine import Engine, Execution
 from kin_cli.passes.measure import batched, same_shape
+from kin_cli.passes.quality import NOT_FINITE, SOUND, contrast_of
 from kin_cli.passes.windows import Block, Window, WindowGrid
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.layout import PyramidLayout
@@ -25,6 +26,8 @@ from kin_cli.store.blobs import BlobStore
 
 ReadWindow = tuple[tuple[Window, Floats], Pixels]
 """A window, its statistics (r, c, 2, ΣC) and its pixels, halo included."""
+Translated = tuple[Window, Pixels, Mask]
+"""A window, its translated pixels, and which of its patches were finite numbers before they became bytes."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class TileStores:
     """The stores of pass 2.
 
     ``tiles``: encoded tiles of all levels. ``partial_tiles``: raw pixels of partial tiles, whose background is filled
-    later. ``background``: for each translated tile the sum of its background pixels (R, G, B) and their number, as four
-    float64.
+    later. ``background``: for each translated tile the sum of its background pixels (R, G, B), their number, and the
+    tile's flags (see ``quality``), as five float64.
     """
 
     tiles: BlobStore
@@ -59,15 +62,24 @@ class TileSink:
             return False
         return index in self.stores.partial_tiles or self.layout.key(0, tile) in self.stores.tiles
 
-    def keep(self, finished: tuple[Cell, Pixels]) -> None:
-        """Store the sum of a tile's background, then the tile; its pixels are those inside the image."""
+    def keep(
+        self, finished: tuple[Cell, Pixels], *, finite: bool = True, source: Callable[[], Pixels] | None = None
+    ) -> None:
+        """Store the sum of a tile's background and its flags, then the tile; its pixels are those inside the image.
+
+        ``finite`` is False if the network's output was not finite somewhere in it; ``source`` reads the slide's pixels.
+        """
         tile, pixels = finished
         box = self.windows.tiles.clipped(tile)
         index = self.windows.tiles.index(tile)
         background = self.mask.background(box)
+        tissue = ~background
         if not self.windows.is_whole(tile):
-            background &= self.windows.selected_pixels(box)
-        total = [*pixels[background].sum(axis=0, dtype=np.float64), float(background.sum())]
+            selected = self.windows.selected_pixels(box)
+            background &= selected
+            tissue &= selected
+        flags = NOT_FINITE * (not finite) + (SOUND if source is None else contrast_of(pixels, tissue, source))
+        total = [*pixels[background].sum(axis=0, dtype=np.float64), float(background.sum()), float(flags)]
         self.stores.background.put(index, np.array(total, "<f8").tobytes())
         if self.windows.is_whole(tile):
             padded = pad_tile(pixels, self.windows.tiles.step)
@@ -97,26 +109,31 @@ def apply_slide(
             f"continuing: {grid.translated_tiles - remaining} of {grid.translated_tiles} tiles are translated"
         )
 
+    def keep(finished: tuple[Cell, Pixels, bool]) -> None:
+        tile, pixels, finite = finished
+        box = grid.tiles.clipped(tile)
+        sink.keep((tile, pixels), finite=finite, source=lambda: view.read(box))
+
     def read(window: Window) -> ReadWindow:
         return (window, _stats(statistics, window, lookup)), view.read(window.read)
 
     with (
         progress.stage("apply", remaining) as advance,
-        WorkQueue(sink.keep, workers=workers, limit=2 * workers) as queue,
+        WorkQueue(keep, workers=workers, limit=2 * workers) as queue,
     ):
         windows = (window for block in todo for window in block.windows)
         read_ahead = prefetch(read, windows, workers=workers, ahead=2 * workers + batch)
         runs = (run for group in batched(read_ahead, batch) for run in same_shape(group))
 
-        def translate(engine: Engine, run: list[ReadWindow]) -> list[tuple[Window, Pixels]]:
+        def translate(engine: Engine, run: list[ReadWindow]) -> list[Translated]:
             stats = np.stack([stats for (_, stats), _ in run])
-            outputs = engine.apply([pixels for _, pixels in run], stats, lookup)
-            return [(window, pixels) for ((window, _), _), pixels in zip(run, outputs, strict=True)]
+            outputs, finite = engine.apply_checked([pixels for _, pixels in run], stats, lookup)
+            return [(window, *made) for ((window, _), _), *made in zip(run, outputs, finite, strict=True)]
 
         results = chain.from_iterable(execution.engines.run(translate, runs, progress=progress))
         for block in todo:
-            for tile, pixels in _tiles_of(block, results, grid):
-                queue.submit((tile, pixels))
+            for finished in _tiles_of(block, results, grid):
+                queue.submit(finished)
             advance(len(block.tiles))
     return remaining
 
@@ -130,18 +147,30 @@ def _stats(statistics: Statistics, window: Window, lookup: Lookup) -> Floats:
     )
 
 
-def _tiles_of(
-    block: Block, results: Iterator[tuple[Window, Pixels]], grid: WindowGrid
-) -> Iterator[tuple[Cell, Pixels]]:
-    """Join a block's windows, without their halos, and cut them into its tiles, clipped to the image."""
+def _tiles_of(block: Block, results: Iterator[Translated], grid: WindowGrid) -> Iterator[tuple[Cell, Pixels, bool]]:
+    """Join a block's windows, without their halos, and cut them into its tiles, clipped to the image.
+
+    The third value tells whether all translated pixels of the tile were finite numbers.
+    """
     inside = block.box.clipped(grid.patches.size)
     canvas = np.zeros((inside.height, inside.width, 3), np.uint8)
+    rows, cols = grid.cells_of(inside)
+    broken = np.zeros((rows.stop - rows.start, cols.stop - cols.start), np.bool_)
     for _ in block.windows:
-        window, pixels = next(results)
+        window, pixels, finite = next(results)
         part = window.core.clipped(grid.patches.size)
         canvas[part.slices(inside)] = pixels[part.slices(window.core)]
+        here = grid.cells_of(part)
+        height, width = here[0].stop - here[0].start, here[1].stop - here[1].start
+        top, left = here[0].start - rows.start, here[1].start - cols.start
+        broken[top : top + height, left : left + width] = ~finite[:height, :width]
+    broken &= grid.selected[rows, cols]
     for tile in block.tiles:
-        yield tile, canvas[grid.tiles.clipped(tile).slices(inside)]
+        box = grid.tiles.clipped(tile)
+        down, across = grid.cells_of(box)
+        patch_rows = slice(down.start - rows.start, down.stop - rows.start)
+        patch_cols = slice(across.start - cols.start, across.stop - cols.start)
+        yield tile, canvas[box.slices(inside)], not broken[patch_rows, patch_cols].any()
 
 
 def unpack_partial(payload: bytes, box: Box) -> Pixels:

@@ -42,7 +42,7 @@ class BackgroundColour:
         weight = np.zeros((grid.rows, grid.cols, 1), np.float32)
         for tile in grid:
             if grid.index(tile) in store:
-                *colour, count = np.frombuffer(store.get(grid.index(tile)), "<f8")
+                *colour, count, _flags = np.frombuffer(store.get(grid.index(tile)), "<f8")
                 fraction = count / grid.step**2
                 if fraction > _MIN_BACKGROUND_FRACTION:
                     weight[tile] = min(1.0, 20 * fraction)

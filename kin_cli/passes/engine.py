@@ -18,10 +18,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import DeviceError
-from kin_cli.geometry import AnyArray, Floats, Pixels
+from kin_cli.geometry import AnyArray, Floats, Mask, Pixels
 from kin_cli.models.checkpoint import Generator
 from kin_cli.models.exchange import exchange_norms
 from kin_cli.norm.fused import CompiledOps
@@ -100,19 +101,32 @@ class Engine:
         images: windows (H, W, 3) of one size, halo included; stats: (B, r, c, 2, ΣC), means and scales of the cells
         around each window, or (B, 1, 1, 2, ΣC) if they are uniform.
         """
+        return self.apply_checked(images, stats, lookup)[0]
+
+    def apply_checked(self, images: Sequence[Pixels], stats: Floats, lookup: Lookup) -> tuple[list[Pixels], Mask]:
+        """What ``apply`` returns, and for each patch whether all its pixels were finite numbers: bool (B, rows, cols).
+
+        Numbers that are not finite become black or white. The second result is fetched with the first: no extra wait.
+        """
         halo, (height, width) = lookup.halo_px, images[0].shape[:2]
         patches = ((height - 2 * halo) // lookup.patch_px, (width - 2 * halo) // lookup.patch_px)
         sent, table = self._transfer.send(images), self._transfer.send([stats])
+        checked: list[Tensor] = []
 
         def translate(part: slice) -> Tensor:
             y = self._network.apply(self._to_input(pixels[part]), Field(statistics[part], lookup, patches))
             rest = (y.shape[2] - patches[0] * lookup.patch_px) // 2  # halo that the network has not consumed
-            return _to_bytes(y[:, :, rest : y.shape[2] - rest, rest : y.shape[3] - rest])
+            y = y[:, :, rest : y.shape[2] - rest, rest : y.shape[3] - rest].float()
+            levels = _to_bytes(y)
+            checked.append(_finite_patches(y, lookup.patch_px))
+            return levels
 
         with self._turn, self._current_device():
             pixels, statistics = sent(), table()[0]
             fetch = self._transfer.fetch(self._in_parts(len(images), translate))
-        return list(fetch())
+            fetch_checked = self._transfer.fetch(torch.cat(checked))
+        finite: Mask = fetch_checked()
+        return list(fetch()), finite
 
     def _current_device(self) -> AbstractContextManager[object]:
         return nullcontext() if self.device.type == "cpu" else torch.cuda.device(self.device)
@@ -143,6 +157,12 @@ class Engine:
         """(B, H, W, 3) uint8 to (B, 3, H, W) in [-1, 1], in the engine's dtype."""
         x = images.permute(0, 3, 1, 2).to(torch.float32).mul_(2 / 255).sub_(1)
         return x.to(dtype=self._dtype, memory_format=torch.channels_last)
+
+
+def _finite_patches(y: Tensor, patch_px: int) -> Tensor:
+    """Whether all numbers of each patch are finite: (B, 3, H, W) to bool (B, rows, cols), by the sums of patches."""
+    sums = F.avg_pool2d(y.sum(dim=1, keepdim=True), patch_px)
+    return torch.isfinite(sums[:, 0])
 
 
 def _to_bytes(y: Tensor) -> Tensor:

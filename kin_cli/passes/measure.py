@@ -14,6 +14,7 @@ from kin_cli.errors import InputError
 from kin_cli.geometry import Cell, Floats, Grid, Pixels
 from kin_cli.norm.table import StatTable
 from kin_cli.passes.engine import Engine, Execution
+from kin_cli.passes.quality import overflow
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view, overview
 
@@ -30,11 +31,13 @@ def measure_slide(
     side_px: int,
     execution: Execution,
     unreadable: Callable[[Cell], None] | None = None,
+    not_finite: Callable[[Cell], None] = lambda _cell: None,
 ) -> int:
     """Measure the ``cells`` that are not yet in the table; return their number.
 
     The square of ``side_px`` in the middle of each patch is measured. If a patch cannot be read, raise ``InputError``;
-    with ``unreadable``, call unreadable(cell) instead and store NaN, which has weight 0 in the kernel.
+    with ``unreadable``, call unreadable(cell) instead and store NaN, which has weight 0 in the kernel. Statistics that
+    are not finite are stored as they are and have weight 0, too; not_finite(cell) is called for each such patch.
 
     Memory bound: the pixels of 2 · workers + batch patches, and the batches on the devices.
     """
@@ -56,6 +59,8 @@ def measure_slide(
         patches = prefetch(read, todo, workers=workers, ahead=2 * workers + batch)
         for found in execution.engines.run(_measured, batched(patches, batch), progress=progress):
             for cell, stats in found:
+                if stats is not None and not np.isfinite(stats).all():
+                    not_finite(cell)
                 table.write(cell, np.full((2, table.channels), np.nan, np.float32) if stats is None else stats)
             advance(len(found))
     return len(todo)
@@ -96,5 +101,7 @@ def thumbnail_statistics(view: SlideView, file: Path | None, *, engine: Engine, 
     step = engine.stride
     padding = ((0, -height % step), (0, -width % step), (0, 0))
     stats: Floats = engine.measure([np.pad(pixels, padding, mode="reflect" if min(height, width) > 1 else "edge")])[0]
+    if not np.isfinite(stats).all():
+        raise overflow(f"its features of the thumbnail of {view.slide.path if file is None else file}")
     np.divide(1.0, stats[1], out=stats[1], where=stats[1] > 0)
     return stats

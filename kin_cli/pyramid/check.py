@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -222,12 +223,42 @@ def finished_record(output: Path, record_file: Path, settings: Mapping[str, obje
 
 
 def verified_record(output: Path, record_file: Path, settings: Mapping[str, object]) -> Record:
-    """Like ``finished_record``, but also read the output and compare every tile with its checksum."""
+    """Like ``finished_record``, but also read the output and compare all its bytes with the record's digest."""
     record = finished_record(output, record_file, settings)
-    problems = check_file(output, decode=False)
-    if problems:
+    if file_sha256(output) != record.get("output_sha256"):
+        problems = check_file(output, decode=False) or ["its bytes are not those that its record tells of (SHA-256)"]
         raise _refusal(output, f"exists, but is not sound: {problems[0]}")
     return record
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether ``check_file`` knows the file's kind: a TIFF, PNG or JPEG by its first bytes, or what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError:
+        return True
+    ndpi = path.suffix.lower() == ".ndpi"  # a TIFF by its first bytes, but with offsets of its own beyond 4 GiB
+    return head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG", b"\xff\xd8\xff")) and not ndpi
+
+
+def recorded_sha256(output: Path) -> str | None:
+    """SHA-256 of ``output`` as the record beside it tells; None if there is no record, or not one of this file."""
+    try:
+        record = json.loads(output.with_name(f"{output.name}.json").read_bytes())
+        same = Path(record["output"]).name == output.name and "kin" in record
+        return str(record["output_sha256"]) if same else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal, as ``sha256sum`` prints it. Raises ``OSError``."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _refusal(output: Path, what: str) -> OutputError:

@@ -42,14 +42,15 @@ def write_pyramid(
     destination: Path,
     force_bigtiff: bool = False,
     advance: Callable[[int], None] | None = None,
+    before_naming: Callable[[Path], None] | None = None,
 ) -> None:
     """Write all tiles of ``store`` as a pyramidal TIFF; as BigTIFF only if it would exceed 4 GiB or is forced.
 
     ``.ome.tif(f)``: an OME-TIFF whose lower levels are both SubIFDs of the first directory and chained behind it, so
-    that all readers see one pyramid. ``.tif(f)``: only the chain, with a JSON description. The file is written as
-    ``<destination>.part``, checked against the checksums of the tiles, synced and renamed: a failure never leaves an
-    incomplete file under the final name. ``advance`` is called with the number of tiles written since the last call
-    (``layout.tile_count`` in total).
+    that all readers see one pyramid. ``.tif(f)``: only the chain, with a JSON description. The file is written into the
+    folder of the store, checked against the checksums of the tiles, synced and renamed: a failure never leaves an
+    incomplete file under the final name. ``before_naming``: see ``part_file``. ``advance`` is called with the number of
+    tiles written since the last call (``layout.tile_count`` in total).
 
     Memory bound: the bytes of one tile, and about 150 bytes per tile of the largest level (tables).
 
@@ -69,7 +70,7 @@ def write_pyramid(
     digests = tile_digests(store, layout)
     description = plain_description(info, digests) if chained else ome_description(info, layout.size, digests)
     size = _bytes_needed(store, layout, len(description) + len(info.icc or b""))
-    with part_file(destination, size) as part:
+    with part_file(store.folder, destination, size, before_naming) as part:
         written = _Tiff(layout, codec, info, description, chained, force_bigtiff or size > _CLASSIC_LIMIT)
         written.write(store, part, advance or _silent)
         with part.open("r+b") as file:
@@ -90,13 +91,17 @@ def tile_digests(store: BlobStore, layout: PyramidLayout) -> list[Digest]:
 
 
 @contextmanager
-def part_file(destination: Path, bytes_needed: int) -> Iterator[Path]:
-    """Yield a path beside ``destination`` to write to; rename it to ``destination`` after the block, or delete it.
+def part_file(
+    folder: Path, destination: Path, bytes_needed: int, before_naming: Callable[[Path], None] | None = None
+) -> Iterator[Path]:
+    """Yield a path in ``folder`` to write to; rename it to ``destination`` after the block, or delete it.
 
-    It is deleted if the block fails. Raises ``OutputError`` if the disk has no room for ``bytes_needed``, and for every
-    ``OSError`` of the block.
+    The folder is kin's own, on the disk of ``destination``: beside that, a file of such a name might be the user's.
+    ``before_naming`` is called with the finished file just before it is renamed, and may raise to prevent that. The
+    file is deleted if the block fails. Raises ``OutputError`` if the disk has no room for ``bytes_needed``, and for
+    every ``OSError`` of the block.
     """
-    part = destination.with_name(f"{destination.name}.part")
+    part = folder / "output.part"
     with os_errors_as_output_errors(destination):
         part.unlink(missing_ok=True)  # left by a run that was killed
         free = shutil.disk_usage(destination.parent).free
@@ -107,6 +112,8 @@ def part_file(destination: Path, bytes_needed: int) -> Iterator[Path]:
             )
         try:
             yield part
+            if before_naming is not None:
+                before_naming(part)
             publish(part, destination)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -201,12 +208,13 @@ def write_flat(
     info: ImageInfo,
     destination: Path,
     advance: Callable[[int], None] | None = None,
+    before_naming: Callable[[Path], None] | None = None,
 ) -> None:
     """Write level 0 of ``store`` as ``.png``, or as ``.jpg`` with the quality and subsampling of ``codec``.
 
     libvips knows no subsampling 422; 444 is used instead. The tiles should be lossless, else they are compressed twice.
     They are first written to a temporary TIFF in the folder of the store, so the disk must hold them a second time. The
-    output is written as ``<destination>.part``, checked and renamed. ``advance`` is called with the number of tiles
+    output is written into the same folder, checked and renamed. ``advance`` is called with the number of tiles
     written to the TIFF since the last call.
 
     Memory bound: a few rows of tiles, i.e. proportional to the width of the image, not to its area.
@@ -223,10 +231,10 @@ def write_flat(
             "name the output .ome.tif or .png",
         )
     base = PyramidLayout(layout.size, layout.tile, min_side=max(layout.size.width, layout.size.height) + 1)
-    tiles = store.folder / f"{destination.name}.tif"
+    tiles = store.folder / "output.tif"
     try:
         write_pyramid(store, base, codec=codec, info=info, destination=tiles, advance=advance)
-        with part_file(destination, 0) as part:
+        with part_file(store.folder, destination, 0, before_naming) as part:
             _convert(tiles, part, kind, codec, info)
             problems = check_flat(part, kind)
             if problems:

@@ -17,6 +17,7 @@ from kin_cli.geometry import AnyArray, Box, Pixels, Size
 WHITE = (255, 255, 255)
 # µm per pixel of a microscope; values outside are print resolutions (72 dpi is 353 µm) or defaults (libvips: 1000 µm)
 CREDIBLE_MPP = (0.05, 20.0)
+_SQUARE_WITHIN = 1.02  # ratio of both sides of a pixel that scanners reach by calibrating each axis
 
 
 class Slide(ABC):
@@ -28,10 +29,15 @@ class Slide(ABC):
         levels: size of each level, the largest (level 0) first.
         downsamples: level-0 pixels per pixel of each level, mean of both axes; the first is 1.0.
         mpp: µm per pixel of level 0, mean of both axes; None if unknown or not credible (see ``CREDIBLE_MPP``).
+        not_square: width and height of a pixel in µm if they differ by more than 2 %; otherwise None.
         objective: nominal magnification of the objective, e.g. 20.0; None if unknown.
         icc: embedded ICC profile of the pixels, None if there is none.
         fill_colour: RGB colour of pixels that are transparent or were not scanned.
+        bounds_origin: corner (x, y), in pixels of level 0, of the part of the slide that was scanned.
         expects_background: whether background around the subject is likely (slides and TIFF: yes; photographs: no).
+        notes: what the user should know about how the file was read, one sentence each.
+        memory_bytes: memory that this slide needs beyond what every reader needs (64 MiB of decoded tiles).
+        temporary_bytes: size of the temporary file that holds the decoded picture, 0 if there is none.
     """
 
     path: Path
@@ -39,10 +45,21 @@ class Slide(ABC):
     levels: tuple[Size, ...]
     downsamples: tuple[float, ...]
     mpp: float | None = None
+    not_square: tuple[float, float] | None = None
     objective: float | None = None
     icc: bytes | None = None
     fill_colour: tuple[int, int, int] = WHITE
+    bounds_origin: tuple[int, int] = (0, 0)
     expects_background: bool = True
+    notes: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    temporary_bytes: int = 0
+
+    def set_pixel_size(self, x: float | None, y: float | None) -> None:
+        """Set ``mpp`` and ``not_square`` from the width and the height of a pixel (µm), as far as they are credible."""
+        self.mpp, self.not_square = credible_mpp(x, y), None
+        if x and y and credible_mpp(x, None) and credible_mpp(None, y) and max(x, y) > _SQUARE_WITHIN * min(x, y):
+            self.not_square = (x, y)
 
     def read(self, level: int, box: Box) -> Pixels:
         """Pixels of ``box``, in pixels of ``level``, as a new contiguous (h, w, 3) uint8 RGB array.
@@ -90,21 +107,26 @@ def credible_mpp(x: float | None, y: float | None) -> float | None:
     return math.fsum(found) / len(found) if found else None
 
 
-def to_uint8(values: AnyArray) -> Pixels:
-    """Scale samples of 1, 8 or 16 bits to uint8, 0 to 255; 16-bit values are divided by 257 and rounded.
+def to_uint8(values: AnyArray, *, bits: int | None = None) -> Pixels:
+    """Scale unsigned samples that use ``bits`` bits (1 to 16; default: all of their type) to 0 to 255, rounded.
+
+    Larger values than ``bits`` allow become 255.
 
     Raises:
         ValueError: the samples are of another type.
     """
-    if values.dtype == np.uint8:
-        return values
     if values.dtype == np.bool_:
         white: Pixels = np.where(values, np.uint8(255), np.uint8(0))
         return white
-    if values.dtype == np.uint16:
-        scaled: Pixels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        return scaled
-    raise ValueError(f"samples of type {values.dtype}")
+    if values.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"samples of type {values.dtype}")
+    bits = bits or 8 * values.dtype.itemsize
+    if bits == 8 and values.dtype == np.uint8:
+        return values
+    largest = 2**bits - 1
+    wide = np.minimum(values, largest).astype(np.uint32)
+    scaled: Pixels = ((wide * 255 + largest // 2) // largest).astype(np.uint8)
+    return scaled
 
 
 def composite(rgb: Pixels, alpha: Pixels, *, fill_colour: tuple[int, int, int]) -> Pixels:

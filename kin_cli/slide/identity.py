@@ -17,11 +17,13 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from kin_cli.errors import InputError
 
 _BLOCK_BYTES = 1 << 20
+_NOTED_BYTES = 1 << 28
 _HEAD_BYTES = 1 << 20  # of a file's beginning, in which the names of its companions or its series are looked for
 _DICOM_MARK = (128, b"DICM")
 _SERIES_TAG = b"\x20\x00\x0e\x00"  # (0020,000E) SeriesInstanceUID, little-endian
@@ -77,12 +79,22 @@ class SlideIdentity:
         self._error: InputError | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._listeners: list[Callable[[str], None]] = []
 
-    def begin(self, known: Callable[[str], None] | None = None) -> None:
-        """Compute the digest in a thread; ``known`` is called there with it, unless ``close`` comes first."""
+    def begin(self) -> None:
+        """Compute the digest in a thread of its own, if it is not known."""
         if self._thread is None and self._sha256 is None:
-            self._thread = threading.Thread(target=self._compute, args=(known,), name="kin-digest", daemon=True)
+            self._thread = threading.Thread(target=self._compute, name="kin-digest", daemon=True)
             self._thread.start()
+
+    def when_known(self, listener: Callable[[str], None]) -> None:
+        """Call ``listener`` once with the digest, now or as soon as it is known, perhaps from another thread."""
+        with self._lock:
+            if self._sha256 is None:
+                self._listeners.append(listener)
+                return
+        listener(self._sha256)
 
     def sha256(self) -> str:
         """The digest, hexadecimal; waits for the thread, or computes it now. ``InputError`` if a file cannot be read.
@@ -93,7 +105,7 @@ class SlideIdentity:
         if self._thread is not None:
             self._thread.join()
         elif self._sha256 is None:
-            self._compute(None)
+            self._compute()
         if self._error is not None:
             raise self._error
         assert self._sha256 is not None
@@ -114,18 +126,19 @@ class SlideIdentity:
     def is_recorded(self, recorded: Mapping[str, Any], *, note: Callable[[str], None]) -> bool | None:
         """Whether ``recorded`` (an earlier ``as_dict``) tells of the same bytes; None where that cannot be known.
 
-        Equal stamps are enough. Otherwise the digest is computed, which ``note`` is told, and compared. None: the
-        stamps differ and the digest was not known when it was recorded.
+        Equal stamps are enough. Otherwise the digest is computed and compared; ``note`` is told where that takes a
+        while. None: the stamps differ and the digest was not known when it was recorded.
         """
         if recorded.get("files") == self.stamps:
-            self._sha256 = self._sha256 or recorded.get("sha256")
+            if self._sha256 is None and isinstance(sha256 := recorded.get("sha256"), str):
+                self._sha256 = sha256
             return True
         wanted = recorded.get("sha256")
         if wanted is None:
             return None
-        if self._sha256 is None and self._thread is None:
+        if self._sha256 is None and sum(stamp[1] for stamp in self.stamps) > _NOTED_BYTES:
             note(f"{self.path}: comparing its checksum with that of earlier work")
-        return self.sha256() == wanted
+        return self.sha256() == str(wanted)
 
     def close(self) -> None:
         """Stop computing the digest."""
@@ -133,18 +146,32 @@ class SlideIdentity:
         if self._thread is not None:
             self._thread.join()
 
-    def _compute(self, known: Callable[[str], None] | None) -> None:
+    def __enter__(self) -> SlideIdentity:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _compute(self) -> None:
         try:
             sha256 = self._digest()
+            self.check_unchanged()  # or the digest may be of another state than the pixels
+        except InputError as error:
+            self._error = error
+            return
         except OSError as error:
             self._error = InputError(
                 f"{error.filename or self.path}: cannot be read: {error.strerror}", "check the file and its permissions"
             )
             return
         if sha256 is not None:
-            self._sha256 = sha256
-            if known is not None:
-                known(sha256)
+            with self._lock:
+                self._sha256 = sha256
+                listeners, self._listeners = self._listeners, []
+            for listener in listeners:
+                listener(sha256)
 
     def _digest(self) -> str | None:
         if len(self._files) == 1:

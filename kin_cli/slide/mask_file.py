@@ -1,27 +1,36 @@
-"""Tissue masks from a file: a PNG image or GeoJSON annotations; and the choice of a slide's mask."""
+"""Tissue masks from a file, a picture or drawn annotations; and the choice of a slide's mask."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
+import stat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyvips
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Doubles, Mask, Size
+from kin_cli.slide.annotations import GEOJSON_HINT, Polygon, may_be_annotations, read_annotations
+from kin_cli.slide.mask_picture import MAX_SIDE, SIGNATURES, read_picture
 from kin_cli.slide.tissue import TissueMask, all_tissue, detect_tissue
 from kin_cli.slide.view import SlideView
 
-Polygon = list[Doubles]  # rings (n, 2) of points (x, y): the outer ring, then the holes
-
-_MAX_SIDE = 4096
-_CHILDREN = {"FeatureCollection": "features", "Feature": "geometry", "GeometryCollection": "geometries"}
-_GEOJSON_HINT = "export annotations from QuPath as GeoJSON: polygons in pixels of level 0"
+_ASPECT_TOLERANCE = 0.03
+_REACH = 16  # largest distance of a polygon's points from the slide's corner, in sides of the slide
+_MASK_KINDS = "PNG, TIFF or JPEG of the whole slide, non-zero where tissue is, or GeoJSON"
+_OTHER_KINDS = {
+    b"BM": "a BMP picture",
+    b"GIF8": "a GIF picture",
+    b"RIFF": "a WebP picture",
+    b"\0\0\0\x0cjP": "a JPEG 2000 picture",
+    b"Iout": "a region of ImageJ",
+    b"\xac\xed": "a data file of QuPath",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"%PDF": "a PDF file",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
+}
 
 
 def tissue_mask(view: SlideView, tissue: str | Path) -> TissueMask:
@@ -42,46 +51,62 @@ def tissue_mask(view: SlideView, tissue: str | Path) -> TissueMask:
 def load_mask(path: Path, view: SlideView) -> TissueMask:
     """Read a tissue mask from a file, for the part of the slide that ``view`` shows.
 
-    A PNG covers the whole slide; non-zero values are tissue (an alpha channel is ignored). GeoJSON holds polygons in
-    pixels of level 0: a feature collection, a feature, a geometry, or QuPath's list of features.
+    A picture (PNG, TIFF, JPEG) covers the whole slide; see ``read_picture`` for what is tissue in it. For annotations
+    see ``read_annotations``. What was left out or assumed stands in the mask's ``notes``.
 
-    Memory bound: the mask has at most 4096 pixels on its longer side. A larger PNG is reduced; a pixel of the reduced
-    mask is tissue if any of its source pixels is.
+    Memory bound: the mask has at most 4096 pixels on its longer side. A larger picture is reduced; a pixel of the
+    reduced mask is tissue if any of its source pixels is.
 
     Raises:
         InputError: the file is missing, of another format, damaged, or has no polygon on the slide.
     """
+    head = _head(path)
+    kind = next((kind for start, kind in SIGNATURES.items() if head.startswith(start)), None)
+    if kind is None and not may_be_annotations(head):
+        other = next((what for start, what in _OTHER_KINDS.items() if head.startswith(start)), "of no known format")
+        raise InputError(f"{path}: the mask is neither a picture nor GeoJSON but {other}", f"give a {_MASK_KINDS}")
+    if kind is None:
+        mask, notes = _drawn(path, view)
+    else:
+        picture, notes = read_picture(path, kind)
+        mask, notes = _stretched(picture, view), notes + _placement(picture, view)
+    return TissueMask(mask, view.size, tuple(f"{path}: {note}" for note in notes))
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; waits for nothing that is not a regular file."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path}: the mask is not a regular file", f"give a {_MASK_KINDS}")
         with path.open("rb") as file:
-            head = file.read(8)
+            head = file.read(64)
     except OSError as error:
-        raise InputError(f"{path}: the mask cannot be read: {error.strerror}", "give a PNG or GeoJSON file") from error
-    if head == b"\x89PNG\r\n\x1a\n":
-        return TissueMask(_stretched(_png(path), view), view.size)
-    return TissueMask(_drawn(path, list(_polygons(path, _json(path))), view), view.size)
+        raise InputError(f"{path}: the mask cannot be read: {error.strerror}", f"give a {_MASK_KINDS}") from error
+    if not head:
+        raise InputError(f"{path}: the mask is an empty file", "write it again")
+    return head
 
 
-def _png(path: Path) -> Mask:
-    """The mask in a PNG, reduced to at most 4096 pixels a side."""
-    try:
-        image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="error")
-        if image.hasalpha():
-            image = image.extract_band(0, n=image.bands - 1)
-        tissue = (image != 0).bandor()
-        shrink = math.ceil(max(image.width, image.height) / _MAX_SIDE)
-        if shrink > 1:
-            # as float, so that a single tissue pixel in a large area of background does not round to 0
-            tissue = tissue.cast("float").shrink(shrink, shrink, ceil=True)
-        mask: Mask = tissue.numpy() > 0
-    except pyvips.Error as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: the mask is not a readable PNG: {reason}", "write it again") from error
-    return mask
+# Pictures
+
+
+def _placement(mask: Mask, view: SlideView) -> list[str]:
+    """Notes on how a picture is laid over the slide."""
+    notes, full = [], view.slide.levels[0]
+    height, width = mask.shape
+    scale = max(full.width / width, full.height / height)
+    off = abs(full.width / width - full.height / height) / scale
+    rounding = 1 / min(width, height)  # the sides of a small picture are rounded
+    if off > max(_ASPECT_TOLERANCE, rounding):
+        notes.append(f"the mask's proportions are not those of the slide, {full}; it is stretched over the whole slide")
+    if view.slide.bounds_origin != (0, 0):
+        notes.append(f"the mask is laid over the whole slide, {full}, not only over the part that was scanned")
+    return notes
 
 
 def _mask_size(size: Size) -> Size:
     """``size`` scaled down to at most 4096 pixels on the longer side."""
-    factor = min(1.0, _MAX_SIDE / max(size.width, size.height))
+    factor = min(1.0, MAX_SIDE / max(size.width, size.height))
     return Size(max(1, round(size.width * factor)), max(1, round(size.height * factor)))
 
 
@@ -95,59 +120,58 @@ def _stretched(mask: Mask, view: SlideView) -> Mask:
     return mask[np.ix_(*positions)]
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
-        message = f"{path}: the mask is neither a PNG nor GeoJSON: {error}"
-        raise InputError(message, "give a PNG of the whole slide, non-zero where tissue is, or GeoJSON") from error
+# Annotations
 
 
-def _polygons(path: Path, node: Any) -> Iterator[Polygon]:
-    """All polygons in a GeoJSON object, at any depth."""
-    kind = node.get("type") if isinstance(node, dict) else None
-    try:
-        if isinstance(node, list):
-            for child in node:
-                yield from _polygons(path, child)
-        elif kind in _CHILDREN:
-            yield from _polygons(path, node[_CHILDREN[kind]])
-        elif kind in ("Polygon", "MultiPolygon"):
-            polygons = [node["coordinates"]] if kind == "Polygon" else node["coordinates"]
-            yield from (_polygon(rings) for rings in polygons)
-        else:
-            raise InputError(f"{path}: the mask holds {kind or 'something'} where a polygon belongs", _GEOJSON_HINT)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: the mask is not valid GeoJSON: {error!r}", _GEOJSON_HINT) from error
-
-
-def _polygon(rings: list[list[list[float]]]) -> Polygon:
-    if not rings:
-        raise ValueError("a polygon without rings")
-    return [_ring(ring) for ring in rings]
-
-
-def _ring(points: list[list[float]]) -> Doubles:
-    ring = np.array([point[:2] for point in points], np.float64)
-    if ring.shape[0] < 3 or ring.shape[1:] != (2,) or not np.isfinite(ring).all():
-        raise ValueError("a ring needs at least three points")
-    return ring
-
-
-def _drawn(path: Path, polygons: list[Polygon], view: SlideView) -> Mask:
-    """Polygons in pixels of level 0, drawn as a mask of the view; ``InputError`` if none lies on the slide."""
-    full = view.slide.levels[0]
-    outer = [polygon[0] for polygon in polygons]
-    far_corner = (full.width, full.height)
-    if not any((ring.max(axis=0) > 0).all() and (ring.min(axis=0) < far_corner).all() for ring in outer):
-        raise InputError(f"{path}: no polygon of the mask lies on the slide, {full} pixels at level 0", _GEOJSON_HINT)
+def _drawn(path: Path, view: SlideView) -> tuple[Mask, list[str]]:
+    """The polygons of a file, drawn as a mask of the view, and notes; ``InputError`` if none lies on the slide."""
+    found = read_annotations(path)
+    notes, origin, full = found.notes(), view.slide.bounds_origin, view.slide.levels[0]
+    if origin != (0, 0):
+        if not found.counts_from_bounds:
+            raise InputError(
+                f"{path}: it is not known which corner of this slide the coordinates count from",
+                "open the slide and the annotations in QuPath and export GeoJSON",
+            )
+        notes.append(f"coordinates count from the corner of the part that was scanned, {origin}, as QuPath does")
+    tissue, excluded = ([_moved(rings, origin) for rings in part] for part in (found.tissue, found.excluded))
+    _check_position(path, tissue, full)
+    off = sum(not _touches(rings, full) for rings in tissue)
+    if off:
+        notes.append(f"polygons outside the slide are left out: {off}")
     size = _mask_size(view.size)
     scale = np.array([size.width / view.size.width, size.height / view.size.height])
+    to_mask = [[[_scaled(ring, view, scale) for ring in rings] for rings in part] for part in (tissue, excluded)]
     mask = np.zeros((size.height, size.width), np.bool_)
-    for polygon in polygons:
-        # in Pillow's coordinates the centre of a pixel is an integer
-        _draw(mask, [np.stack(view.l0_to_out(ring[:, 0], ring[:, 1]), axis=1) * scale - 0.5 for ring in polygon])
-    return mask
+    for rings in to_mask[0]:
+        _draw(mask, [ring - 0.5 for ring in rings])  # in Pillow's coordinates the centre of a pixel is an integer
+    return (_cut_out(mask, *to_mask) if excluded else mask), notes
+
+
+def _moved(rings: Polygon, origin: tuple[int, int]) -> Polygon:
+    return [ring + np.array(origin) for ring in rings]
+
+
+def _scaled(ring: Doubles, view: SlideView, scale: Doubles) -> Doubles:
+    """A ring in pixels of level 0, in pixels of the mask."""
+    scaled: Doubles = np.stack(view.l0_to_out(ring[:, 0], ring[:, 1]), axis=1) * scale
+    return scaled
+
+
+def _touches(rings: Polygon, full: Size) -> bool:
+    """Whether the rectangle around a polygon overlaps the slide."""
+    return bool((rings[0].max(axis=0) > 0).all() and (rings[0].min(axis=0) < (full.width, full.height)).all())
+
+
+def _check_position(path: Path, polygons: list[Polygon], full: Size) -> None:
+    """Raise ``InputError`` unless the polygons can be meant in pixels of this slide."""
+    if not any(_touches(rings, full) for rings in polygons):
+        raise InputError(f"{path}: no polygon of the mask lies on the slide, {full} pixels at level 0", GEOJSON_HINT)
+    farthest = max(float(np.abs(ring).max()) for rings in polygons for ring in rings)
+    if farthest > _REACH * max(full.width, full.height, MAX_SIDE):
+        raise InputError(f"{path}: the mask has a coordinate of {farthest:.4g}, far beyond the slide", GEOJSON_HINT)
+    if farthest <= 1 and min(full.width, full.height) > 2:
+        raise InputError(f"{path}: all polygons of the mask lie within one pixel", GEOJSON_HINT)
 
 
 def _draw(mask: Mask, rings: Polygon) -> None:
@@ -163,3 +187,28 @@ def _draw(mask: Mask, rings: Polygon) -> None:
         points = [(x, y) for x, y in ring - (box.x, box.y)]
         pen.polygon(points, fill=int(number == 0), outline=1)
     mask[box.slices()] |= np.asarray(canvas)
+
+
+def _cut_out(mask: Mask, tissue: list[Polygon], excluded: list[Polygon]) -> Mask:
+    """The mask without the pixels in ``excluded``, and without what drawing added to the outline of tissue there."""
+    cut, inside = np.zeros_like(mask), np.zeros_like(mask)
+    for polygons, flags in ((excluded, cut), (tissue, inside)):
+        for rings in polygons:
+            flags |= _centres_inside(rings, mask.shape)
+    beside: Mask = ndimage.binary_dilation(cut, structure=np.ones((3, 3), np.bool_))
+    return mask & ~cut & (inside | ~beside)
+
+
+def _centres_inside(rings: Polygon, shape: tuple[int, ...]) -> Mask:
+    """Pixels whose centre is inside a polygon, by the even-odd rule."""
+    height, width = shape
+    crossed = np.zeros((height, width + 1), np.bool_)
+    for ring in rings:
+        for (x, y), (next_x, next_y) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+            first, last = np.ceil(np.clip([min(y, next_y), max(y, next_y)], 0, height) - 0.5).astype(int)
+            if first < last:
+                rows = np.arange(first, last)
+                at = x + (rows + 0.5 - y) * ((next_x - x) / (next_y - y))
+                crossed[rows, np.ceil(at - 0.5).clip(0, width).astype(int)] ^= True
+    flags: Mask = np.logical_xor.accumulate(crossed, axis=1)[:, :-1]
+    return flags

@@ -1,4 +1,4 @@
-"""How a TIFF file stores its levels: segments (tiles or strips), planes, and the meaning of the samples."""
+"""How a TIFF file stores its levels: segments (tiles or strips) and planes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import imagecodecs
 import numpy as np
 import tifffile
 
 from kin_cli.geometry import AnyArray, Box, Integers, Pixels, Size
-from kin_cli.slide.base import WHITE, composite, composite_premultiplied, to_uint8
+from kin_cli.slide.tiff_colours import GIVES_RGB, Colours, Unsupported, to_rgb, unpacked_ycbcr
 
 ReadAt = Callable[[int, int], bytes]  # (offset, number of bytes) → bytes of the file
 
+SEGMENT_LIMIT_BYTES = 1 << 30
 _JPEG = {6, 7, 34892}
-# compressions whose decoders return RGB, whatever colour space the file names
-_GIVES_RGB = _JPEG | {34712, 34933, 34934, 50001, 50002, 52546}
+_FAX = {2, 3, 4}
 _RAW_SEGMENT_PX = 512
-_ASSOCIATED, _UNASSOCIATED = 1, 2  # values of the tag ExtraSamples: alpha, premultiplied or not
-
-
-class Unsupported(Exception):
-    """The file stores a kind of image that kin cannot read; the message names it."""
+_MAX_SIDE = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,12 @@ class Plane(Protocol):
 class _SegmentPlane:
     """Tiles or strips in row-major order: their offsets and sizes in bytes, and their decoder.
 
-    ``decode`` is ``TiffPage.decode`` of tifffile, ``tables`` are the JPEG tables that the tiles share.
+    ``decode`` takes the bytes and the number of a segment and returns samples (h, w, n).
     """
 
     offsets: Integers
     counts: Integers
-    decode: Callable[..., Any]
-    tables: bytes | None
+    decode: Callable[[bytes, int], AnyArray]
 
     @property
     def stored(self) -> int:
@@ -72,9 +68,7 @@ class _SegmentPlane:
         number = segment.number
         if self.counts[number] == 0:
             return None
-        data = read(int(self.offsets[number]), int(self.counts[number]))
-        decoded: AnyArray = self.decode(data, number, jpegtables=self.tables)[0][0]
-        return decoded
+        return self.decode(read(int(self.offsets[number]), int(self.counts[number])), number)
 
 
 @dataclass(frozen=True)
@@ -124,39 +118,64 @@ class TiffLevel:
                 yield Segment(row * self.across + col, Box(col * width, row * height, width, height).clipped(self.size))
 
 
-def levels_of(series: tifffile.TiffPageSeries) -> tuple[TiffLevel, ...]:
-    """The levels of a series, the largest first.
+def levels_of(series: tifffile.TiffPageSeries, colours: Colours) -> tuple[TiffLevel, ...]:
+    """The levels of a series whose samples mean ``colours``, the largest first.
 
     Raises:
-        Unsupported: stacks, fluorescence channels, and sample types and colour spaces that are not RGB or grey.
+        Unsupported: no decoder is known, or a level differs from the first one in kind.
     """
-    return tuple(_level(level) for level in series.levels)
+    first = series.keyframe
+    full = Size(first.imagewidth, first.imagelength)
+    levels = []
+    for level in series.levels:
+        if any(page is None for page in level.pages):
+            raise Unsupported("part of a set of several files")
+        pages = [page.aspage() for page in level.pages]
+        size = Size(pages[0].imagewidth, pages[0].imagelength)
+        alike = ("photometric", "samplesperpixel", "bitspersample", "sampleformat")
+        same = all(getattr(pages[0], name) == getattr(first, name) for name in alike)
+        if not levels or (same and len(pages) == colours.planes and same_extent(full, size)):
+            levels.append(_level(pages, colours))
+    return tuple(levels)
 
 
-def _level(series: tifffile.TiffPageSeries) -> TiffLevel:
-    if any(page is None for page in series.pages):
-        raise Unsupported("part of a set of several files")
-    pages = [page.aspage() for page in series.pages]
+def same_extent(full: Size, reduced: Size) -> bool:
+    """Whether ``reduced`` can be a level of ``full``: smaller, with the same ratio of the sides up to rounding."""
+    across, down = full.width / reduced.width, full.height / reduced.height
+    slack = max(1 / reduced.width, 1 / reduced.height) * 2 + 0.01
+    return min(across, down) >= 1 and abs(across / down - 1) <= slack
+
+
+def check_segments(page: tifffile.TiffPage, *, strips: bool = True) -> None:
+    """Raise ``Unsupported`` if one tile (or strip) of ``page`` takes more than 1 GiB when it is decoded."""
+    for side in (page.imagewidth, page.imagelength):
+        if not 0 < side < _MAX_SIDE:
+            raise ValueError(f"a picture of {page.imagewidth}×{page.imagelength} pixels")
+    if not page.is_tiled and (not strips or _is_raw(page)):
+        return
+    segment = _segment_size(page)
+    decoded = segment.pixels * int(page.samplesperpixel) * max(1, math.ceil(int(page.bitspersample) / 8))
+    if decoded > SEGMENT_LIMIT_BYTES:
+        what = f"one tile of {segment}" if page.is_tiled else f"one strip of {segment}"
+        raise Unsupported(f"{what} pixels takes {decoded / 1e9:.1f} GB of memory, more than the 1 GiB that kin allows")
+
+
+def decoded_bytes(level: TiffLevel, samples_bytes: int) -> int:
+    """Memory in bytes to decode one segment of a level: its samples and its 8-bit RGB."""
+    return level.segment.pixels * (samples_bytes + 3)
+
+
+def _level(pages: list[tifffile.TiffPage], colours: Colours) -> TiffLevel:
     first = pages[0]
-    _check_samples(series, first, len(pages))
-    planes = tuple(plane for page in pages for plane in _planes(page))
-    return TiffLevel(
-        Size(first.imagewidth, first.imagelength), _segment_size(first), planes, _to_rgb(first, len(pages))
-    )
-
-
-def _check_samples(series: tifffile.TiffPageSeries, first: tifffile.TiffPage, pages: int) -> None:
-    """Raise ``Unsupported`` unless a level is one RGB or grey image."""
-    stored = math.prod(series.shape)
-    seen = f"{'×'.join(map(str, series.shape))} samples ({series.axes}) of type {series.dtype}"
-    one_picture = pages == 1 and stored == first.imagewidth * first.imagelength * first.samplesperpixel
-    # some writers store RGB as three 8-bit channels in separate pages; channels of more bits are fluorescence
-    rgb_in_pages = pages == 3 and first.samplesperpixel == 1 and first.dtype == np.uint8
-    apart = rgb_in_pages and set("CS").intersection(series.axes) and stored == 3 * first.imagewidth * first.imagelength
-    if not (one_picture or apart):
-        raise Unsupported(f"a stack or a set of channels, {seen}")
-    if first.bitspersample not in (1, 8, 16) or first.sampleformat != 1:
-        raise Unsupported(f"{first.bitspersample}-bit samples, {seen}")
+    check_segments(first)
+    planes = tuple(plane for page in pages for plane in _planes(page, colours))
+    size, segment = Size(first.imagewidth, first.imagelength), _segment_size(first)
+    level = TiffLevel(size, segment, planes, to_rgb(first, colours))
+    wanted = level.across * math.ceil(size.height / segment.height)
+    short = [plane.stored for plane in planes if isinstance(plane, _SegmentPlane) and plane.stored < wanted]
+    if short:
+        raise ValueError(f"only {short[0]} of {wanted} tiles or strips are listed")
+    return level
 
 
 def _segment_size(page: tifffile.TiffPage) -> Size:
@@ -170,11 +189,16 @@ def _segment_size(page: tifffile.TiffPage) -> Size:
 
 def _is_raw(page: tifffile.TiffPage) -> bool:
     """Whether the rows of a page are uncompressed and follow each other in the file."""
-    plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1
+    plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1 and not _is_subsampled(page)
     return bool(plain and not page.is_tiled and page.is_contiguous and page.bitspersample in (8, 16))
 
 
-def _planes(page: tifffile.TiffPage) -> list[Plane]:
+def _is_subsampled(page: tifffile.TiffPage) -> bool:
+    """Whether the samples are data units of YCbCr that no JPEG holds."""
+    return bool(page.photometric == 6 and page.compression not in GIVES_RGB and page.is_subsampled)
+
+
+def _planes(page: tifffile.TiffPage, colours: Colours) -> list[Plane]:
     count, depth = (1, int(page.samplesperpixel)) if page.planarconfig == 1 else (int(page.samplesperpixel), 1)
     if _is_raw(page):
         size, dtype = Size(page.imagewidth, page.imagelength), page.dtype.newbyteorder(page.parent.byteorder)
@@ -182,53 +206,88 @@ def _planes(page: tifffile.TiffPage) -> list[Plane]:
         return [_RawPlane(start, size, depth, dtype) for start in starts]
     offsets = np.array(page.dataoffsets, np.int64).reshape(count, -1)
     counts = np.array(page.databytecounts, np.int64).reshape(count, -1)
-    return [_SegmentPlane(offsets[plane], counts[plane], page.decode, page.jpegtables) for plane in range(count)]
+    decode = _decoder(page, colours)
+    return [
+        _SegmentPlane(offsets[plane], counts[plane], partial(_in_plane, decode, plane * offsets.shape[1]))
+        for plane in range(count)
+    ]
 
 
-def _to_rgb(page: tifffile.TiffPage, pages: int) -> Callable[[AnyArray], Pixels]:
-    """The conversion of samples (h, w, n) to RGB; ``Unsupported`` if the colour space has none."""
-    name = getattr(page.photometric, "name", str(page.photometric))
-    if name == "YCBCR" and page.compression not in _GIVES_RGB:
-        raise Unsupported(f"YCbCr colours with {page.compression.name} compression")
-    if name == "PALETTE":
-        return partial(_palette_to_rgb, to_uint8(np.ascontiguousarray(page.colormap.T)))
-    if name == "SEPARATED" and page.samplesperpixel == 4:
-        return _cmyk_to_rgb
-    colours = {"RGB": 3, "YCBCR": 3, "MINISBLACK": 1, "MINISWHITE": 1}.get(name)
-    if colours is None:
-        raise Unsupported(f"colour space {name} with {page.samplesperpixel} samples")
-    if pages == 3:
-        colours = 3
-    alpha = page.extrasamples[0] if page.extrasamples else 0
-    return partial(_additive_to_rgb, colours, int(alpha), name == "MINISWHITE")
+def _in_plane(decode: Callable[[bytes, int], AnyArray], first: int, data: bytes, number: int) -> AnyArray:
+    return decode(data, first + number)
 
 
-def _additive_to_rgb(colours: int, alpha: int, inverted: bool, samples: AnyArray) -> Pixels:
-    values = to_uint8(samples)
-    rgb = values[..., :colours]
-    if inverted:
-        rgb = 255 - rgb
-    if colours == 1:
-        rgb = np.repeat(rgb, 3, axis=-1)
-    if alpha == _UNASSOCIATED:
-        return composite(rgb, values[..., colours], fill_colour=WHITE)
-    if alpha == _ASSOCIATED:
-        return composite_premultiplied(rgb, values[..., colours], fill_colour=WHITE)
-    return rgb
+def _decoder(page: tifffile.TiffPage, colours: Colours) -> Callable[[bytes, int], AnyArray]:
+    """The decoder of a page's segments; ``Unsupported`` if tifffile has none for its compression."""
+    compression = page.compression
+    known = int(compression) == 1 or int(compression) in _JPEG | _FAX or compression in tifffile.TIFF.DECOMPRESSORS
+    if not known:
+        name = getattr(compression, "name", f"number {int(compression)}")
+        raise Unsupported(f"its compression, {name}, is none that kin can decode")
+    if colours.kind == "YCbCr" and _is_subsampled(page):
+        across, down = (int(value) for value in page.tags.valueof("YCbCrSubSampling", (2, 2)))
+        if page.predictor != 1 or page.fillorder != 1 or across not in (1, 2, 4) or down not in (1, 2, 4):
+            raise Unsupported(f"YCbCr colours, {across}×{down} subsampled, with a predictor or in reversed bits")
+        size = _segment_size(page)
+        rows = [min(size.height, page.imagelength - top) for top in range(0, page.imagelength, size.height)]
+        heights = [size.height] if page.is_tiled else rows
+        return partial(_decode_ycbcr, page, size.width, heights, (across, down))
+    return partial(_decode, page.decode, page)
 
 
-def _palette_to_rgb(colours: Pixels, samples: AnyArray) -> Pixels:
-    return colours[samples[..., 0].astype(np.intp)]
+def _decode(decode: Callable[..., Any], page: tifffile.TiffPage, data: bytes, number: int) -> AnyArray:
+    """Samples (h, w, n) of one segment; of pictures larger than the segment, as some writers store them, its part."""
+    codec = int(page.compression)
+    if codec in _JPEG and page.is_tiled and (size := _jpeg_size(data)) is not None:
+        if size.pixels * 4 > SEGMENT_LIMIT_BYTES:
+            raise Unsupported(f"a JPEG of {size} pixels in a tile of {page.tilewidth}×{page.tilelength}")
+        if size.width > page.tilewidth or size.height > page.tilelength:
+            return _larger_jpeg(page, data)
+    found = decode(data, number, jpegtables=page.jpegtables)[0]
+    if found is None:
+        raise ValueError("nothing is stored")
+    samples: AnyArray = found[0]
+    return samples.astype(np.bool_) if codec in _FAX and int(page.bitspersample) == 1 else samples
 
 
-def _cmyk_to_rgb(samples: AnyArray) -> Pixels:
-    light = 255 - to_uint8(samples).astype(np.uint16)
-    return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
+def _larger_jpeg(page: tifffile.TiffPage, data: bytes) -> AnyArray:
+    spaces = tifffile.tifffile.jpeg_decode_colorspace(
+        page.photometric, page.planarconfig, page.extrasamples, page.is_jfif
+    )
+    samples: AnyArray = imagecodecs.jpeg_decode(
+        data, tables=page.jpegtables, colorspace=spaces[0], outcolorspace=spaces[1]
+    )
+    samples = samples if samples.ndim == 3 else samples[..., None]
+    return samples[: page.tilelength, : page.tilewidth]
 
 
-def resolution_mpp(page: tifffile.TiffPage) -> tuple[float | None, float | None]:
-    """µm per pixel in x and y from the resolution tags; None if a tag is missing or has no unit."""
-    unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))
+def _jpeg_size(data: bytes) -> Size | None:
+    """Size that the frame header of a JPEG states; None if there is none in the bytes."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(data[start : start + 2], "big") for start in (at + 5, at + 7))
+            return Size(width, height) if width and height else None
+        at += 2 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def _decode_ycbcr(
+    page: tifffile.TiffPage, width: int, heights: list[int], subsampling: tuple[int, int], data: bytes, number: int
+) -> AnyArray:
+    compression = page.compression
+    raw = data if int(compression) == 1 else tifffile.TIFF.DECOMPRESSORS[compression](data)
+    return unpacked_ycbcr(bytes(raw), (heights[min(number, len(heights) - 1)], width), subsampling)
+
+
+def resolution_mpp(page: tifffile.TiffPage, unit_um: float | None = None) -> tuple[float | None, float | None]:
+    """µm per pixel in x and y from the resolution tags; None if a tag is missing or has no unit.
+
+    ``unit_um`` is the unit in µm if something else than the tag ResolutionUnit states it.
+    """
+    if unit_um is None:
+        unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))
 
     def mpp(tag: str) -> float | None:
         value = page.tags.valueof(tag)

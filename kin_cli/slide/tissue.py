@@ -34,10 +34,14 @@ _BLACK = 24
 
 @dataclass(frozen=True, eq=False)
 class TissueMask:
-    """A mask (h, w), True for tissue, that covers the whole ``out_`` frame, whose size is ``size``."""
+    """A mask (h, w), True for tissue, that covers the whole ``out_`` frame, whose size is ``size``.
+
+    ``notes`` tells what a user should know of it, such as objects of the mask's file that were left out.
+    """
 
     mask: Mask
     size: Size
+    notes: tuple[str, ...] = ()
 
     @property
     def tissue_fraction(self) -> float:

@@ -39,6 +39,7 @@ class FillingSlide(Slide):
         self.levels, self.downsamples = slide.levels, slide.downsamples
         self.mpp, self.objective, self.icc = slide.mpp, slide.objective, slide.icc
         self.fill_colour, self.expects_background = slide.fill_colour, slide.expects_background
+        self.bounds_origin = slide.bounds_origin
         self._faults: dict[tuple[int, Box], None] = {}
         self._listener: Listener | None = None
         self._lock = threading.Lock()
@@ -129,6 +130,10 @@ class Faults:
     def add_patch(self, patch: Cell) -> None:
         """Note that a patch has no statistics."""
         self._add([len(self._tiles) + self._patches.index(patch)])
+
+    def has_patch(self, patch: Cell) -> bool:
+        """Whether a patch has no statistics."""
+        return len(self._tiles) + self._patches.index(patch) in self._store
 
     def _add(self, keys: list[int]) -> None:
         with self._lock:

@@ -38,6 +38,9 @@ class WholeSlide(Slide):
         self.mpp = credible_mpp(_number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y"))
         self.objective = _number(properties, "openslide.objective-power")
         self.fill_colour = _colour(properties.get("openslide.background-color"))
+        bounds = [_number(properties, f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
+        if None not in bounds[2:]:  # a corner at 0 is None
+            self.bounds_origin = (int(bounds[0] or 0), int(bounds[1] or 0))
         self.icc = self._profile()
 
     def close(self) -> None:

@@ -155,7 +155,8 @@ def create_atomic(path: Path, content: bytes) -> bool:
 def _written_beside(path: Path, content: bytes) -> Path:
     """Write ``content`` to a temporary file in the folder of ``path``, sync it, and return its path."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    temporary.unlink(missing_ok=True)  # left by a process of the same number; O_EXCL follows no link that replaces it
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         write_all(fd, content)
         os.fsync(fd)
@@ -169,9 +170,9 @@ def _written_beside(path: Path, content: bytes) -> Path:
 
 
 def publish(finished: Path, destination: Path) -> None:
-    """Give a complete file its final name, replacing any file of that name; after a crash it is there whole or not.
+    """Give a complete file its final name; after a crash it is there whole or not.
 
-    Both names must be in the same folder. Raises ``OSError``.
+    A file of that name is replaced. Both names must be on the same file system. Raises ``OSError``.
     """
     fd = os.open(finished, os.O_RDONLY)
     try:

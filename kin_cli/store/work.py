@@ -17,7 +17,10 @@ that any number of processes use it at once.
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,7 +41,12 @@ from kin_cli.store.files import (
 
 ALONE = "0"  # the shard of a process that does all the work
 _FINGERPRINT = "fingerprint.json"
-_BEGUN = "begun"
+_BEGUN, _FINISHED = "begun", "finished"
+# what kin writes into a work folder: states, stores, the output before it gets its name, temporary files of these
+_OWN_FILE = re.compile(
+    r"\.?(?:(?:fingerprint|begun|finished|slide|record)\.json|[a-z]+-[A-Za-z0-9_.-]+\.(?:dat|journal)|output\.(?:part|tif))"
+    r"(?:\.[0-9]+\.tmp)?"
+)
 _OVERWRITE_HINT = "--overwrite starts afresh"
 
 
@@ -69,7 +77,9 @@ class WorkFolder:
             raise OutputError(f"{output}: is a folder, not a file to write", "give a file name for the output")
         folder = work_folder(output)
         with os_errors_as_output_errors(folder):
-            folder.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                folder.mkdir()
+            _refuse_unless_ours(folder)
             sync_folder(parent)
         claim = Claim.take(folder, shard, of=output)
         work = cls(folder, claim)
@@ -109,15 +119,21 @@ class WorkFolder:
         """Renew the claim, as a thread does every minute; ``OutputError`` if another process has taken it over."""
         self._claim.touch()
 
-    def remove(self) -> None:
-        """Delete the folder and give up the claim: only when the output is complete."""
+    def remove(self) -> list[str]:
+        """Delete the folder and give up the claim: only when the output is complete.
+
+        Returns the names of files in it that are none of kin's; these, and the folder with them, are left.
+        """
         with os_errors_as_output_errors(self.folder):
-            self._clear()
+            self._claim.refuse_others()
+            foreign = _foreign_names(self.folder)
+            self._delete_work()
             self._claim.release()
             Claim.remove_dead(self.folder)
             with suppress(OSError):  # another process may have claimed the folder at this very moment
                 self.folder.rmdir()
             sync_folder(self.folder.parent)
+        return foreign
 
     def close(self) -> None:
         """Give up the claim and keep the work."""
@@ -132,11 +148,19 @@ class WorkFolder:
         self.close()
 
     def _clear(self) -> None:
-        """Delete everything but the claims; the fingerprint last, so that a crash leaves no tiles without it."""
+        """Delete the work of an earlier run; ``OutputError`` if another shard lives or a file is none of kin's."""
         self._claim.refuse_others()
+        if foreign := _foreign_names(self.folder):
+            raise OutputError(
+                f"{self.folder}: holds {', '.join(foreign[:3])}, which kin did not make", "move it elsewhere"
+            )
+        self._delete_work()
+
+    def _delete_work(self) -> None:
+        """Delete kin's own files but the claims; the fingerprint last, so that a crash leaves no tiles without it."""
         for path in sorted(self.folder.iterdir()):
-            if path.name != _FINGERPRINT and not Claim.owns(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if path.name != _FINGERPRINT and _OWN_FILE.fullmatch(path.name) and not path.is_dir():
+                path.unlink(missing_ok=True)
         self.path(_FINGERPRINT).unlink(missing_ok=True)
         sync_folder(self.folder)
 
@@ -164,17 +188,22 @@ def open_work(
             work = WorkFolder.open(output, fingerprint, overwrite=True, shard=shard)
             begun = None
         if begun is None:
-            work.write_state(_BEGUN, {"overwrite": overwrite, "found": _identity(output)})
+            work.write_state(_BEGUN, {"overwrite": overwrite})
     except BaseException:
         work.close()
         raise
     return work
 
 
+def about_to_name(work: WorkFolder, finished: Path) -> None:
+    """Note in the work folder which file is about to get the output's name: see ``made_by``."""
+    work.write_state(_FINISHED, {"file": _identity(finished)})
+
+
 def made_by(work: WorkFolder, output: Path) -> bool:
-    """Whether an earlier run of this work finished ``output``: it exists, and is new since the work began."""
-    begun, found = work.read_state(_BEGUN), _identity(output)
-    return begun is not None and found is not None and found != begun["found"]
+    """Whether ``output`` is the file that an earlier run of this work finished; see ``about_to_name``."""
+    finished, found = work.read_state(_FINISHED), _identity(output)
+    return finished is not None and found is not None and found == finished["file"]
 
 
 def check_disk(output: Path, bytes_needed: int) -> None:
@@ -192,10 +221,10 @@ def check_disk(output: Path, bytes_needed: int) -> None:
 def _identity(file: Path) -> list[int] | None:
     """Size and time of the last change (ns) of a file; None if it does not exist."""
     try:
-        stat = file.stat()
+        status = file.stat()
     except FileNotFoundError:
         return None
-    return [stat.st_size, stat.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
 # A table that outlives the output
@@ -241,12 +270,33 @@ def kept_store(
         claim.release()
 
 
+# What in a folder is ours
+
+
+def _refuse_unless_ours(folder: Path) -> None:
+    """Raise ``OutputError`` if ``folder`` is a symbolic link, no folder, or belongs to another user."""
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise OutputError(f"{folder}: is a symbolic link, and kin follows none there", "remove the link")
+    if not stat.S_ISDIR(status.st_mode):
+        raise OutputError(f"{folder}: is not a folder", "move it elsewhere, or choose another output with -o")
+    if status.st_uid != os.geteuid():
+        raise OutputError(
+            f"{folder}: belongs to another user (number {status.st_uid})", "choose another output folder with -o"
+        )
+
+
+def _foreign_names(folder: Path) -> list[str]:
+    """Names of everything in a work folder that kin does not write there."""
+    return sorted(path.name for path in folder.iterdir() if not (_OWN_FILE.fullmatch(path.name) or Claim.owns(path)))
+
+
 # Fingerprints: every setting that decides a result, as JSON
 
 
 def as_text(state: Mapping[str, object]) -> bytes:
     """The mapping as JSON in UTF-8, keys in order."""
-    return json.dumps(dict(state), sort_keys=True, ensure_ascii=False, indent=1).encode()
+    return json.dumps(dict(state), sort_keys=True, ensure_ascii=False, indent=1).encode(errors="backslashreplace")
 
 
 def as_json(state: Mapping[str, object]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from kin_cli.translate import translate
 
 METHODS: tuple[Method, ...] = ("in", "kin")
 _REAL_NUMBERS = 1 << 41  # patches from here on are drawn by neither training nor its sample pictures
-_SIDE_PATCHES = 8
+_SIDE_PATCHES = 8  # largest side of a piece that is chosen automatically
 _SILENT = SilentProgress()
 
 
@@ -98,8 +98,8 @@ def _richest(view: SlideView, within: Box, patch_px: int) -> Box:
     top, left = -(-within.y // patch_px), -(-within.x // patch_px)
     bottom, right = max(within.bottom // patch_px, top + rows), max(within.right // patch_px, left + cols)
     fraction = np.pad(fraction, ((0, max(0, bottom - fraction.shape[0])), (0, max(0, right - fraction.shape[1]))))
-    windows = np.lib.stride_tricks.sliding_window_view(fraction[top:bottom, left:right], (rows, cols))
-    row, col = np.unravel_index(int(windows.sum((2, 3)).argmax()), windows.shape[:2])
+    boxes = np.lib.stride_tricks.sliding_window_view(fraction[top:bottom, left:right], (rows, cols))
+    row, col = np.unravel_index(int(boxes.sum((2, 3)).argmax()), boxes.shape[:2])
     x, y = (left + int(col)) * patch_px, (top + int(row)) * patch_px
     # a narrow strip may hold no whole cells of the grid: shift the box inside, off the grid
     return Box(

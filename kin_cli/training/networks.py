@@ -79,9 +79,12 @@ def _downsampling(channels: int, wider: int, *, antialias: bool, norm: bool) -> 
 
 
 class PatchProjection(nn.Module):
-    """CUT's projection head: features at given places pass a small MLP per layer and are scaled to unit length."""
+    """CUT's projection head: features at given places pass a small MLP per layer and are scaled to unit length.
 
-    def __init__(self, channels: Sequence[int], *, dim: int = 256) -> None:  # Park et al., ECCV 2020
+    ``channels`` are those of the layers; 256 is the paper's ``dim`` (Park et al., ECCV 2020).
+    """
+
+    def __init__(self, channels: Sequence[int], *, dim: int = 256) -> None:
         super().__init__()
         self.heads = nn.ModuleList(nn.Sequential(nn.Linear(c, dim), nn.ReLU(), nn.Linear(dim, dim)) for c in channels)
 

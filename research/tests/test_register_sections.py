@@ -22,7 +22,7 @@ HAEMATOXYLIN, EOSIN, DAB = (0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268,
 
 
 def stained(layers: list[tuple[Floats, tuple[float, float, float]]]) -> npt.NDArray[np.uint8]:
-    """Natural optical densities (h, w) of dyes as pixels on glass of 245."""
+    """Natural optical densities (h, w) of dyes as pixels on a background of 245."""
     density = sum(amount[..., None] * np.array(dye) for amount, dye in layers)
     return np.clip(245.0 * np.exp(-density), 0, 255).astype(np.uint8)
 

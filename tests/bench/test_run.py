@@ -96,20 +96,6 @@ def test_a_smaller_measured_middle_is_less_work() -> None:
     assert "of which pass 1 sees the middle 32" in table(found)
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        (("--model", "m.pth", "--width", "8"), "--model and --width"),
-        (("--width", "0"), "width 0"),
-        (("--device", "cuda:99"), "cuda:99"),
-    ],
-)
-def test_bad_options_are_one_line(options: tuple[str, ...], word: str) -> None:
-    run = kin("bench", *options)
-    assert run.code != 0
-    assert word in run.err.strip().splitlines()[-1]
-
-
 def test_no_repeats_are_refused() -> None:
     with pytest.raises(UsageError):
         BenchSettings(RandomGenerator(), repeats=0)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 
 from kin_cli.commands.main import cli
+from kin_cli.commands.options import translation_options
+from kin_cli.settings import Settings
 from tests.helpers.processes import assert_refused, kin
+from tests.helpers.translations import command_settings
 
 
 def test_every_option_of_translate_says_what_it_does() -> None:
@@ -75,3 +79,84 @@ def test_bad_options_get_one_line(picture: Path, tiny_generator: Path, options: 
     result = kin("translate", picture, "-m", tiny_generator, *options.split(), "-o", picture.parent / "o.tif")
     assert_refused(result, word, code=code)
     assert [p.name for p in picture.parent.iterdir()] == ["slide.png"]
+
+
+# A value for every option of a translation that changes its settings.
+VALUES = {
+    "model": "other.pth",
+    "method": "dn",
+    "kernel": "constant:3",
+    "interpolation": "bilinear",
+    "seamless": None,
+    "halo": "32",
+    "window": "1024",
+    "patch_size": "256",
+    "measure_size": "64",
+    "authors": None,
+    "correction": "1",
+    "eps": "0",
+    "thumbnail": ("small.png", "--method", "tin"),
+    "tissue": "mask.png",
+    "background": "keep",
+    "level": "1",
+    "mpp": "0.5",
+    "source_mpp": "0.25",
+    "region": "1,2,3,4",
+    "compression": "deflate",
+    "quality": "90",
+    "subsampling": "444",
+    "icc": "drop",
+    "device": "cuda",
+    "precision": "fp16",
+    "compile": "off",
+    "batch_size": "3",
+    "workers": "3",
+    "overwrite": None,
+    "skip_existing": None,
+    "report": None,
+    "on_read_error": "fill",
+}
+
+
+def test_every_option_reaches_the_settings() -> None:
+    plain = options_to_settings()
+    options = {option.name: option for option in click.command("all")(translation_options(lambda: None)).params}
+    assert options.keys() - {"config"} == VALUES.keys()
+    for name, value in VALUES.items():
+        words = () if value is None else (value,) if isinstance(value, str) else value
+        changed = options_to_settings(options[name].opts[-1], *words)
+        assert changed != plain, name
+
+
+def options_to_settings(*words: str) -> Settings:
+    return command_settings(Path("a.svs"), Path("m.pth"), Path("o.tif"), *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "correction", "eps"),
+    [
+        ((), 0, None),
+        (("--authors",), 1, 0.0),
+        (("--authors", "--method", "tin"), 1, None),
+        (("--authors", "--correction", "0", "--eps", "1e-5"), 0, 1e-5),
+    ],
+)
+def test_authors_is_a_default_for_two_options(words: tuple[str, ...], correction: int, eps: float | None) -> None:
+    norm = options_to_settings(*words).norm
+    assert (norm.correction, norm.eps) == (correction, eps)
+
+
+@pytest.mark.parametrize(
+    ("words", "halo", "interpolation"),
+    [
+        ((), 0, "nearest"),
+        (("--seamless",), None, "bilinear"),
+        (("--seamless", "--halo", "16"), 16, "bilinear"),
+        (("--seamless", "--interpolation", "nearest"), None, "nearest"),
+        (("--seamless", "--method", "dn"), None, "bilinear"),
+        (("--halo", "auto"), None, "nearest"),
+    ],
+)
+def test_seamless_is_a_default_for_two_options(words: tuple[str, ...], halo: int | None, interpolation: str) -> None:
+    norm = options_to_settings(*words).norm
+    assert (norm.halo_px, norm.effective_interpolation) == (halo, interpolation)

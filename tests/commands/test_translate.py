@@ -27,10 +27,10 @@ def test_a_translation_writes_the_output_its_record_and_nothing_else(picture: Pa
         picture.parent / "o.ome.tif",
     )
     assert result.code == 0, result.err
-    record = json.loads((picture.parent / "o.json").read_text())
+    record = json.loads((picture.parent / "o.ome.tif.json").read_text())
     assert record["plan"]["patches"] == 15
     assert record["settings"]["kernel"] == "constant:3"
-    assert sorted(p.name for p in picture.parent.iterdir()) == ["o.json", "o.ome.tif", "slide.png"]
+    assert sorted(p.name for p in picture.parent.iterdir()) == ["o.ome.tif", "o.ome.tif.json", "slide.png"]
     assert kin("check", picture.parent / "o.ome.tif").code == 0
 
 
@@ -39,7 +39,7 @@ def test_the_default_output_stands_beside_the_slide(picture: Path, tiny_generato
     assert result.code == 0, result.err
     assert json.loads(result.out)["output"].endswith("slide.kin.ome.tif")
     assert (picture.parent / "slide.kin.ome.tif").exists()
-    assert (picture.parent / "slide.kin.json").exists()
+    assert (picture.parent / "slide.kin.ome.tif.json").exists()
     assert_refused(kin("translate", picture, "-m", tiny_generator, "--patch-size", 32), "exists already", "--overwrite")
 
 

@@ -28,7 +28,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("given", product([False, True], repeat=len(VALUES)))
+@pytest.mark.parametrize("given", list(product([False, True], repeat=len(VALUES))))
 def test_what_can_be_computed_is_and_the_rest_is_explained(given: tuple[bool, ...]) -> None:
     there = {name for name, is_given in zip(VALUES, given, strict=True) if is_given}
     choice = EvaluationSettings(SlideChoice(Path("a.svs")), **{name: VALUES[name] for name in there})  # type: ignore[arg-type]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from scipy.spatial import distance
-from torch import nn
 
 from kin_cli.errors import InputError
 from kin_cli.figures.analysis import (
@@ -25,14 +22,11 @@ from kin_cli.figures.analysis import (
     quantiles,
 )
 from kin_cli.figures.plots import analysis_figure
-from kin_cli.models.architectures import LayerBlock, Spec, build, layer_blocks
+from kin_cli.models.architectures import LayerBlock, layer_blocks
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.models.exchange import exchange_norms
-from kin_cli.models.resnet import ResnetSpec, UrustSpec
-from kin_cli.models.unet import UnetSpec
 from kin_cli.norm.kernel import Kernel
 from kin_cli.progress import SilentProgress
-from tests.helpers.processes import kin
 from tests.helpers.slides import write_photo
 from tests.helpers.translations import settings
 
@@ -79,50 +73,6 @@ def test_thumbnail_figures_are_what_they_say() -> None:
     one[0, :2], one[1, 4:] = 97, 2
     np.testing.assert_allclose(outside(one, patches, blocks=BLOCKS), [[0.5, 0], [0, 1]])
     np.testing.assert_allclose(deviation_ratio(one, patches, blocks=BLOCKS), [1, 2 / 50])
-
-
-SPECS: list[tuple[Spec, list[str], int]] = [
-    (ResnetSpec(width=4, blocks=3), ["conv", "down 1", "down 2", "residual", "up 1", "up 2"], 64),
-    (
-        ResnetSpec(width=4, blocks=2, antialias_down=True, antialias_up=True, dropout=True),
-        ["conv", "down 1", "down 2", "residual", "up 1", "up 2"],
-        64,
-    ),
-    (UrustSpec(width=4, blocks=2), ["conv", "down 1", "down 2", "residual", "up 1", "up 2"], 64),
-    (UnetSpec(width=2, downs=5), [*(f"down {n}" for n in (1, 2, 3)), *(f"up {n}" for n in (1, 2, 3, 4))], 64),
-    (UnetSpec(width=2, downs=7), [*(f"down {n}" for n in range(1, 6)), *(f"up {n}" for n in range(1, 7))], 256),
-]
-
-
-@pytest.mark.parametrize(("spec", "names", "side"), SPECS, ids=lambda value: getattr(value, "architecture", ""))
-def test_layer_blocks_are_those_of_the_layout(spec: Spec, names: list[str], side: int) -> None:
-    """Told from the size of the feature maps: it falls along the downs, stays in the residuals, grows along the ups."""
-    torch.manual_seed(0)
-    module = build(spec)
-    sides: list[int] = []
-    for layer in module.modules():
-        if isinstance(layer, nn.InstanceNorm2d):
-            layer.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
-    with torch.inference_mode():
-        module(torch.zeros(1, 3, side, side))
-    network = exchange_norms(module, side=side)
-    blocks = layer_blocks(network.layers)
-    assert [block.name for block in blocks] == names
-    ends = [0] + [block.channels.stop for block in blocks]
-    assert [block.channels.start for block in blocks] == ends[:-1]
-    assert ends[-1] == network.channels
-    assert sum(block.layers for block in blocks) == len(network.layers)
-    by_block = [sides.pop(0) for block in blocks for _ in range(block.layers)]
-    place = 0
-    previous = side + 1
-    for block in blocks:
-        here = by_block[place]
-        assert set(by_block[place : place + block.layers]) == {here}
-        if block.name.startswith("up"):
-            assert here >= previous
-        else:
-            assert here <= previous
-        previous, place = here, place + block.layers
 
 
 @pytest.fixture(scope="module")
@@ -216,25 +166,3 @@ def test_too_few_patches_are_refused(photo: Path, tiny_generator: Path, tmp_path
     Image.open(photo).crop((0, 0, PATCH, PATCH)).save(tmp_path / "one.png")
     with pytest.raises(InputError, match="no pairs"):
         analyse(analysis_settings(tmp_path / "one.png", tiny_generator, tmp_path), SilentProgress())
-
-
-def test_kin_analyse_writes_picture_csv_and_json(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
-    output, table = tmp_path / "figure.png", tmp_path / "figures.csv"
-    common = (photo, "-m", tiny_generator, "-o", output, "--patch-size", PATCH, "--device", "cpu", "-j", 1)
-    done = kin("analyse", *common, "--csv", table, "--json")
-    assert done.code == 0, done.err
-    record = json.loads(done.out)
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(record["similarity"])
-    assert {row["with"] for row in rows} == {"patches", "thumbnail", "all patches", "neighbourhood gaussian:7"}
-    assert set(record["thumbnail"]["outside_90_percent"]) == {block["name"] for block in record["blocks"]}
-    assert Image.open(output).width == 2500
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "figures.csv"]
-    kept = kin("analyse", *common, "-o", tmp_path / "folder", "--table", tmp_path / "kept")
-    assert "mean, residual" in kept.out
-    assert (tmp_path / "kept" / "table-0.dat").exists()
-    folder = tmp_path / "folder"
-    assert sorted(path.suffix for path in folder.iterdir()) == [".csv", ".json", ".png"]
-    assert (folder / "statistics.csv").read_bytes() == table.read_bytes()
-    assert json.loads((folder / "statistics.json").read_text())["similarity"] == record["similarity"]

@@ -32,6 +32,13 @@ def kin(*arguments: object, **variables: str) -> Run:
     return Run(code, out.getvalue(), err.getvalue())
 
 
+def succeed(*arguments: object) -> str:
+    """What a command line prints that exits with 0."""
+    result = kin(*arguments)
+    assert result.code == 0, result.err
+    return result.out
+
+
 def assert_refused(result: Run, *words: str, code: int | None = None) -> None:
     """One line on stderr that holds the words, a non-zero exit code, no traceback."""
     assert result.code != 0 if code is None else result.code == code, result.err

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyvips
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
@@ -85,3 +86,10 @@ def assert_opens_as(path: Path, expected: Pixels) -> None:
         np.testing.assert_array_equal(read_all(slide), expected)
         box = Box(101, 57, 230, 201)
         np.testing.assert_array_equal(slide.read(0, box), expected[box.slices()])
+
+
+def write_tiled(path: Path, pixels: NDArray[np.uint8], *, tile: int, quality: int | None = None) -> Path:
+    """A tiled TIFF by libvips: lossless, or JPEG, whose chroma is subsampled below quality 90."""
+    how = {"compression": "deflate"} if quality is None else {"compression": "jpeg", "Q": quality}
+    pyvips.Image.new_from_array(pixels).tiffsave(str(path), tile=True, tile_width=tile, tile_height=tile, **how)
+    return path

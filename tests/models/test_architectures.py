@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from kin_cli.models.architectures import Spec, build, halo_px, measured_radius_px
+from kin_cli.models.architectures import Spec, build, halo_px, layer_blocks, measured_radius_px
+from kin_cli.models.exchange import exchange_norms
 from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.models.unet import UnetSpec
 
@@ -66,3 +67,47 @@ def test_unbounded_receptive_field_is_an_error() -> None:
 
     with pytest.raises(ValueError, match="wider than"):
         measured_radius_px(Everywhere(), stride=1)
+
+
+SPECS: list[tuple[Spec, list[str], int]] = [
+    (ResnetSpec(width=4, blocks=3), ["conv", "down 1", "down 2", "residual", "up 1", "up 2"], 64),
+    (
+        ResnetSpec(width=4, blocks=2, antialias_down=True, antialias_up=True, dropout=True),
+        ["conv", "down 1", "down 2", "residual", "up 1", "up 2"],
+        64,
+    ),
+    (UrustSpec(width=4, blocks=2), ["conv", "down 1", "down 2", "residual", "up 1", "up 2"], 64),
+    (UnetSpec(width=2, downs=5), [*(f"down {n}" for n in (1, 2, 3)), *(f"up {n}" for n in (1, 2, 3, 4))], 64),
+    (UnetSpec(width=2, downs=7), [*(f"down {n}" for n in range(1, 6)), *(f"up {n}" for n in range(1, 7))], 256),
+]
+
+
+@pytest.mark.parametrize(("spec", "names", "side"), SPECS, ids=lambda value: getattr(value, "architecture", ""))
+def test_layer_blocks_are_those_of_the_layout(spec: Spec, names: list[str], side: int) -> None:
+    """Told from the size of the feature maps: it falls along the downs, stays in the residuals, grows along the ups."""
+    torch.manual_seed(0)
+    module = build(spec)
+    sides: list[int] = []
+    for layer in module.modules():
+        if isinstance(layer, nn.InstanceNorm2d):
+            layer.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    with torch.inference_mode():
+        module(torch.zeros(1, 3, side, side))
+    network = exchange_norms(module, side=side)
+    blocks = layer_blocks(network.layers)
+    assert [block.name for block in blocks] == names
+    ends = [0] + [block.channels.stop for block in blocks]
+    assert [block.channels.start for block in blocks] == ends[:-1]
+    assert ends[-1] == network.channels
+    assert sum(block.layers for block in blocks) == len(network.layers)
+    by_block = [sides.pop(0) for block in blocks for _ in range(block.layers)]
+    place = 0
+    previous = side + 1
+    for block in blocks:
+        here = by_block[place]
+        assert set(by_block[place : place + block.layers]) == {here}
+        if block.name.startswith("up"):
+            assert here >= previous
+        else:
+            assert here <= previous
+        previous, place = here, place + block.layers

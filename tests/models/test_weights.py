@@ -155,7 +155,7 @@ STATES: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-def assert_refused(path: Path, expected: str) -> None:
+def assert_no_checkpoint(path: Path, expected: str) -> None:
     with pytest.raises(ModelError) as caught:
         load_generator(path)
     error = caught.value
@@ -169,7 +169,7 @@ def assert_refused(path: Path, expected: str) -> None:
 def test_wrong_content(kind: str, tmp_path: Path) -> None:
     make, expected = STATES[kind]
     torch.save(make(), tmp_path / "latest_net_G.pth")
-    assert_refused(tmp_path / "latest_net_G.pth", expected)
+    assert_no_checkpoint(tmp_path / "latest_net_G.pth", expected)
 
 
 @pytest.mark.parametrize("writer", ["torch", "torch legacy", "pickle"])
@@ -180,14 +180,14 @@ def test_code_is_named_and_not_run(writer: str, tmp_path: Path) -> None:
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=writer == "torch")
-    assert_refused(path, r"contains code.*, not only weights; not loaded$")
+    assert_no_checkpoint(path, r"contains code.*, not only weights; not loaded$")
     assert not trace.exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     torch.jit.script(nn.Conv2d(3, 3, 3)).save(str(tmp_path / "G.pt"))
-    assert_refused(tmp_path / "G.pt", r"is a TorchScript archive")
+    assert_no_checkpoint(tmp_path / "G.pt", r"is a TorchScript archive")
 
 
 @pytest.mark.parametrize(
@@ -203,32 +203,32 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
 )
 def test_files_that_are_no_checkpoint(content: bytes, expected: str, tmp_path: Path) -> None:
     (tmp_path / "G.pth").write_bytes(content)
-    assert_refused(tmp_path / "G.pth", expected)
+    assert_no_checkpoint(tmp_path / "G.pth", expected)
 
 
 def test_paths_that_are_no_file(tmp_path: Path) -> None:
-    assert_refused(tmp_path / "G.pth", r"no such file$")
-    assert_refused(tmp_path, r"is a folder$")
+    assert_no_checkpoint(tmp_path / "G.pth", r"no such file$")
+    assert_no_checkpoint(tmp_path, r"is a folder$")
     (tmp_path / "file").touch()
-    assert_refused(tmp_path / "file" / "G.pth", r"cannot be read: ")
+    assert_no_checkpoint(tmp_path / "file" / "G.pth", r"cannot be read: ")
 
 
 def test_names_in_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
     torch.save({"a\nb\x1b[2J": torch.zeros(1)}, tmp_path / "G.pth")
-    assert_refused(tmp_path / "G.pth", r"keys seen: a\?b\?\[2J$")
+    assert_no_checkpoint(tmp_path / "G.pth", r"keys seen: a\?b\?\[2J$")
 
 
 def test_a_dictionary_inside_itself(tmp_path: Path) -> None:
     content: dict[str, object] = {}
     content["model"] = content
     torch.save(content, tmp_path / "G.pth")
-    assert_refused(tmp_path / "G.pth", r"holds no state dict; entries seen: model$")
+    assert_no_checkpoint(tmp_path / "G.pth", r"holds no state dict; entries seen: model$")
 
 
 def test_zip_archive_of_something_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "G.pth", "w") as archive:
         archive.writestr("notes/readme.txt", "hello")
-    assert_refused(tmp_path / "G.pth", r"is a zip archive, but no PyTorch checkpoint$")
+    assert_no_checkpoint(tmp_path / "G.pth", r"is a zip archive, but no PyTorch checkpoint$")
 
 
 @pytest.fixture(scope="module", params=["zip", "legacy", "safetensors"])
@@ -250,7 +250,7 @@ def test_every_truncation_is_refused(sound: Path, fraction: float, tmp_path: Pat
     content = sound.read_bytes()
     (tmp_path / "G.pth").write_bytes(content[: int(fraction * len(content))])
     # cut inside a name, a bare pickle seems to ask for a function that is not on the list
-    assert_refused(tmp_path / "G.pth", r"is (empty|not a checkpoint|truncated or damaged)|contains code \(")
+    assert_no_checkpoint(tmp_path / "G.pth", r"is (empty|not a checkpoint|truncated or damaged)|contains code \(")
 
 
 @FUZZ

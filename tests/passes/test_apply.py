@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,6 @@ from tests.helpers.progress import Watcher
 from tests.helpers.sinks import LAYOUT, PATCH, SIZE, TILE, SinkStores, sink_of, view_of
 
 EVERY = list(Grid(SIZE, PATCH))
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[SinkStores]:
-    with SinkStores(tmp_path) as stores:
-        yield stores
 
 
 def test_whole_tiles_are_encoded_and_partial_ones_kept_as_they_are(stores: SinkStores) -> None:

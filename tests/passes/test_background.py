@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +65,6 @@ def test_there_are_no_edges_between_filled_tiles(seed: int) -> None:
 def test_nothing_to_go_by_is_told(tmp_path: Path) -> None:
     assert colour_of({}, tmp_path) is None
     assert colour_of({Cell(0, 0): ((9, 9, 9), 1)}, tmp_path) is None, "one pixel of a tile says nothing"
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[SinkStores]:
-    with SinkStores(tmp_path) as stores:
-        yield stores
 
 
 @pytest.mark.parametrize("mode", ["fill", "keep", "white"])

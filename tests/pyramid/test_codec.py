@@ -14,7 +14,7 @@ from kin_cli.pyramid.codec import Codec, halved
 from tests.helpers.pictures import smooth_picture
 
 
-def block_means(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def means_of_four(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     height, width = pixels.shape[:2]
     return pixels.astype(int).reshape(height // 2, 2, width // 2, 2, 3).sum((1, 3)) / 4
 
@@ -23,7 +23,7 @@ def test_deflate_is_lossless_also_for_noise() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     codec = Codec("deflate")
     assert np.array_equal(codec.decode(codec.encode(noise), 48), noise)
-    assert np.array_equal(codec.decode_half(codec.encode(noise), 48), np.floor(block_means(noise) + 0.5))
+    assert np.array_equal(codec.decode_half(codec.encode(noise), 48), np.floor(means_of_four(noise) + 0.5))
 
 
 def test_deflate_is_what_tifffile_reads_as_adobe_deflate_with_predictor() -> None:
@@ -74,12 +74,12 @@ def test_half_scale_is_near_the_means(codec: Codec, side: int) -> None:
     half = codec.decode_half(codec.encode(tile), side)
     assert half.shape == (side // 2, side // 2, 3)
     assert half.dtype == np.uint8
-    assert abs(half - block_means(tile)).mean() < 3
+    assert abs(half - means_of_four(tile)).mean() < 3
 
 
 def test_halved_rounds_halves_up() -> None:
     noise = np.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    assert np.array_equal(halved(noise), np.floor(block_means(noise) + 0.5))
+    assert np.array_equal(halved(noise), np.floor(means_of_four(noise) + 0.5))
 
 
 def test_threads_give_the_same_bytes() -> None:

@@ -94,7 +94,7 @@ def command(tmp_path: Path, tiny_generator: Path) -> list[object]:
 
 def test_it_shows_the_pixels_and_the_values_of_both_slides(done: Path) -> None:
     slide = done
-    page = Reader(slide.with_name("out.report.html"))
+    page = Reader(slide.with_name("out.ome.tif.report.html"))
     source = tifffile.imread(slide)
     output = tifffile.imread(slide.with_name("out.ome.tif"))
     for name, pixels in (("source", source), ("translation", output)):
@@ -116,7 +116,7 @@ def test_the_seam_results_are_those_of_kin_seams(done: Path) -> None:
     output = slide.with_name("out.ome.tif")
     told = json.loads(kin("seams", output, "--source", slide, "--patch-size", 128, "--tissue", "none", "--json").out)
     alone = json.loads(kin("seams", slide, "--patch-size", 128, "--tissue", "none", "--json").out)
-    rows = {row[0]: row for row in Reader(slide.with_name("out.report.html")).rows if row}
+    rows = {row[0]: row for row in Reader(slide.with_name("out.ome.tif.report.html")).rows if row}
     for name, direction in (("all", "both"), ("left | right", "vertical"), ("upper / lower", "horizontal")):
         result, own = (found[direction][told["headline"]] for found in (told, alone))
         assert rows[name][1] == f"{result['ratio_to_source']:.3f}"
@@ -127,7 +127,7 @@ def test_the_seam_results_are_those_of_kin_seams(done: Path) -> None:
 
 def test_it_is_one_file_of_a_few_megabytes(done: Path) -> None:
     slide = done
-    file = slide.with_name("out.report.html")
+    file = slide.with_name("out.ome.tif.report.html")
     assert file.stat().st_size < 5e6
     page = Reader(file)
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
@@ -151,7 +151,7 @@ def test_the_sources_own_results_are_those_of_the_source_alone(done: Path, tmp_p
 
 
 def test_skip_existing_makes_a_missing_report_and_keeps_a_present_one(tmp_path: Path, command: list[object]) -> None:
-    output, report = tmp_path / "out.ome.tif", tmp_path / "out.report.html"
+    output, report = tmp_path / "out.ome.tif", tmp_path / "out.ome.tif.report.html"
     assert kin(*(word for word in command if word != "--report")).code == 0
     assert not report.exists()
     before = digest(output)
@@ -160,7 +160,7 @@ def test_skip_existing_makes_a_missing_report_and_keeps_a_present_one(tmp_path: 
     assert kin(*command, "--skip-existing").code == 0
     assert report.stat().st_mtime_ns == made
     # another run's report is not this one's
-    record = tmp_path / "out.json"
+    record = tmp_path / "out.ome.tif.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": {"measure": 99.0}}))
     assert kin(*command, "--skip-existing").code == 0
     assert "99.0 s" in Reader(report).text
@@ -168,7 +168,7 @@ def test_skip_existing_makes_a_missing_report_and_keeps_a_present_one(tmp_path: 
 
 
 def test_a_report_that_cannot_be_written_leaves_the_output(tmp_path: Path, command: list[object]) -> None:
-    report = tmp_path / "out.report.html"
+    report = tmp_path / "out.ome.tif.report.html"
     report.mkdir()
     result = kin(*command)
     assert result.code == 1
@@ -178,7 +178,7 @@ def test_a_report_that_cannot_be_written_leaves_the_output(tmp_path: Path, comma
     assert kin("check", tmp_path / "out.ome.tif").code == 0
     report.rmdir()
     assert kin(*command, "--skip-existing").code == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"slide.tif", "out.ome.tif", "out.json", "out.report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"slide.tif", "out.ome.tif", "out.ome.tif.json", "out.ome.tif.report.html"}
 
 
 def test_a_failure_that_nobody_foresaw_leaves_the_output_too(
@@ -197,7 +197,7 @@ def test_a_failure_that_nobody_foresaw_leaves_the_output_too(
 def test_what_could_not_be_read_is_told(tmp_path: Path, command: list[object]) -> None:
     break_tile(tmp_path / "slide.tif", 7)
     assert kin(*command, "--on-read-error", "fill").code == 1
-    assert "could not be read and were filled" in Reader(tmp_path / "out.report.html").text
+    assert "could not be read and were filled" in Reader(tmp_path / "out.ome.tif.report.html").text
 
 
 @pytest.mark.parametrize("patch", [32, 512])
@@ -209,7 +209,7 @@ def test_a_picture_without_borders_to_measure_has_a_report(tmp_path: Path, tiny_
         "translate", tmp_path / "photo.png", "-m", tiny_generator, "-o", output, "--patch-size", patch, "--report"
     )
     assert made.code == 0, made.err
-    page = Reader(tmp_path / "out.report.html")
+    page = Reader(tmp_path / "out.ome.tif.report.html")
     assert page.pictures["Close-up 1: source"].shape == pixels.shape
     assert "no tile of 512×512 px" in page.text
     assert ("seams cannot be measured between patches of 32 px" in page.text) == (patch == 32)

@@ -26,7 +26,7 @@ def test_the_results_become_tables_and_a_picture(measured: dict[str, Any], tmp_p
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")]
     assert [row[1].strip() for row in rows] == ["run", "one", "two"]
     assert len({len(row) for row in rows}) == 1
-    assert "failed.json: no JSON" in done.stderr
+    assert "failed.json: not JSON" in done.stderr
     assert Image.open(tmp_path / "stages.png").size[0] > 500
 
 

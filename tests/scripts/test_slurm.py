@@ -75,7 +75,7 @@ def exit_codes(slurm: dict[str, str], folder: Path, job: str) -> dict[str, tuple
     return found
 
 
-def kin(slurm: dict[str, str], folder: Path, *words: object) -> None:
+def kin_on_cluster(slurm: dict[str, str], folder: Path, *words: object) -> None:
     command(slurm, folder, sys.executable, "-m", "kin_cli", *words)
 
 
@@ -105,7 +105,7 @@ def test_an_array_over_slides_survives_a_requeue(slurm: dict[str, str], tmp_path
     assert merged.startswith("4 done, 1 failed")
     assert f"failed: {slides / 'c.tif'}: not a slide" in merged
     # the interrupted slide is what an uninterrupted run makes
-    kin(slurm, tmp_path, "translate", large, "-o", tmp_path / "b.kin.ome.tif", *options)
+    kin_on_cluster(slurm, tmp_path, "translate", large, "-o", tmp_path / "b.kin.ome.tif", *options)
     assert digest(tmp_path / "b.kin.ome.tif") == digest(out / "b.kin.ome.tif")
     (out / "kin-batch" / "status-2-of-3.csv").unlink()
     again = command(slurm, tmp_path, SCRIPTS / "slurm_merge_status.sh", out, code=75)
@@ -129,7 +129,7 @@ def test_the_chain_over_one_slide_equals_one_process(
     (tmp_path / "chain").mkdir()
     resources = {**slurm, "SBATCH_OPTIONS": " ".join(RESOURCES)}
     last = command(resources, tmp_path, SCRIPTS / "slurm_one_slide.sh", 3, slide, "chain/out.ome.tif", *options)
-    kin(slurm, tmp_path, "translate", slide, "-o", "out.ome.tif", *options)
+    kin_on_cluster(slurm, tmp_path, "translate", slide, "-o", "out.ome.tif", *options)
     wait_until(lambda: is_over(slurm, tmp_path, last), "the end of the chain")
     assert digest(tmp_path / "chain" / "out.ome.tif") == digest(tmp_path / "out.ome.tif")
     assert not (tmp_path / "chain" / "out.ome.tif.kin-work").exists()

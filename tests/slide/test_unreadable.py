@@ -130,7 +130,7 @@ def test_unreadable_tiles_are_filled_counted_and_left_out(
     result = kin("translate", faulty, "-m", tiny_generator, "-o", output, *SMALL, *fill)
     assert result.code == 1
     assert "parts of 1 tiles could not be read and were filled; 1 patches were left out" in result.err
-    record = json.loads((tmp_path / "out.json").read_text())
+    record = json.loads((tmp_path / "out.ome.tif.json").read_text())
     assert record["unreadable"] == {"tiles": 1, "patches": 1, "where": [[0, 0]]}
     assert kin("check", output).code == 0
     # The same pixels, white where the tile is missing, but with that part measured: other statistics.

@@ -107,7 +107,7 @@ def test_an_evaluation_that_was_interrupted_is_done_again(
     assert not list((run.output / "evaluation").glob("table*"))
 
 
-def test_figures_are_those_of_the_translations_that_are_left(
+def test_metrics_are_those_of_the_translations_that_are_left(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def features(tiles: Sequence[np.ndarray]) -> np.ndarray:

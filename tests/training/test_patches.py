@@ -73,23 +73,23 @@ def test_images_are_drawn_in_proportion_to_their_area(tmp_path: Path) -> None:
     assert pool.capacity == (64 * 64 + 256 * 128) // 32**2
 
 
-def test_shares_of_tissue_border_and_glass(shared_data: Path) -> None:
+def test_fractions_of_tissue_border_and_background(shared_data: Path) -> None:
     file = shared_data / "CMU-1-Small-Region.svs"
     half = {"patch_px": 128, "min_tissue": 0.6}
     spread = {}
     for name, fractions in {
         "tissue": {},
         "border": {"border_fraction": 1.0},
-        "glass": {"background_fraction": 1.0},
+        "background": {"background_fraction": 1.0},
     }.items():
         pool = source([file], **half, **fractions)
         patches = np.stack([pool.draw(number) for number in range(24)])
-        # glass of that slide is grey level 240 and smooth
+        # background of that slide is grey level 240 and smooth
         spread[name] = float((patches.min(-1) < 225).mean())
         pool.close()
     assert spread["tissue"] > 0.55
-    assert spread["glass"] < 0.02
-    assert spread["glass"] < spread["border"] < spread["tissue"]
+    assert spread["background"] < 0.02
+    assert spread["background"] < spread["border"] < spread["tissue"]
     assert pool.mpp == pytest.approx(0.499)
 
 

@@ -1,0 +1,173 @@
+"""Nothing that is an input, and nothing that kin did not make, is ever replaced or deleted without being told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from tests.helpers.processes import assert_refused, kin
+from tests.helpers.translations import SMALL
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A photograph of 200 × 136 px in an otherwise empty folder."""
+    pixels = np.random.default_rng(3).integers(60, 220, (136, 200, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "case1.png")
+    return tmp_path / "case1.png"
+
+
+def test_a_file_of_the_records_name_is_kept(picture: Path, tiny_generator: Path) -> None:
+    output = picture.with_name("x.ome.tif")
+    mine = picture.with_name("x.ome.tif.json")
+    mine.write_text('{"kin": "of my own", "note": 1}')
+    assert_refused(kin("translate", picture, "-m", tiny_generator, "-o", output, *SMALL), str(mine), "did not write it")
+    assert mine.read_text() == '{"kin": "of my own", "note": 1}'
+    assert not output.exists()
+    assert kin("translate", picture, "-m", tiny_generator, "-o", output, *SMALL, "--overwrite").code == 0
+    assert json.loads(mine.read_text())["schema"] == 1
+
+
+def test_a_file_of_the_reports_name_is_kept(picture: Path, tiny_generator: Path) -> None:
+    output, mine = picture.with_name("x.png"), picture.with_name("x.png.report.html")
+    mine.write_text("<html>mine</html>")
+    refused = kin("translate", picture, "-m", tiny_generator, "-o", output, *SMALL, "--report")
+    assert_refused(refused, str(mine))
+    assert mine.read_text() == "<html>mine</html>"
+
+
+def test_the_names_beside_two_outputs_are_two(picture: Path, tiny_generator: Path) -> None:
+    for ending in (".tif", ".ome.tif", ".png"):
+        output = picture.with_name(f"t{ending}")
+        assert kin("translate", picture, "-m", tiny_generator, "-o", output, *SMALL).code == 0
+    names = {path.name for path in picture.parent.iterdir()}
+    assert {"t.tif.json", "t.ome.tif.json", "t.png.json"} <= names
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_no_input_is_ever_replaced(picture: Path, tiny_generator: Path, overwrite: tuple[str, ...]) -> None:
+    model = picture.with_name("t.png.json")
+    shutil.copy(tiny_generator, model)
+    before = model.read_bytes()
+    refused = kin("translate", picture, "-m", model, "-o", picture.with_name("t.png"), *SMALL, *overwrite)
+    assert_refused(refused, str(model), "the generator", code=2)
+    mask = picture.with_name("u.png.json")
+    mask.write_text('{"type": "Polygon", "coordinates": [[[0, 0], [200, 0], [200, 136], [0, 136]]]}')
+    refused = kin(
+        "translate",
+        picture,
+        "-m",
+        tiny_generator,
+        *SMALL,
+        "--tissue",
+        mask,
+        "-o",
+        picture.with_name("u.png"),
+        *overwrite,
+    )
+    assert_refused(refused, str(mask), "the tissue mask", code=2)
+    config = picture.with_name("v.png.json")
+    config.write_text('patch-size = 64\nkernel = "constant:3"\n')
+    refused = kin(
+        *("translate", picture, "-m", tiny_generator, "--config", config, "-o", picture.with_name("v.png")), *overwrite
+    )
+    assert_refused(refused, str(config), "the configuration", code=2)
+    linked = picture.with_name("linked.png")
+    linked.symlink_to(picture)
+    refused = kin("translate", picture, "-m", tiny_generator, "-o", linked, *SMALL, *overwrite)
+    assert_refused(refused, "a file of the slide", code=2)
+    assert model.read_bytes() == before
+    assert Image.open(picture).size == (200, 136)
+
+
+def test_a_planted_link_as_work_folder_is_not_followed(picture: Path, tiny_generator: Path) -> None:
+    precious = picture.parent / "precious"
+    precious.mkdir()
+    (precious / "data.txt").write_text("years of work")
+    (precious / "fingerprint.json").write_text("{}")
+    link = picture.with_name("x.ome.tif.kin-work")
+    link.symlink_to(precious)
+    for extra in ((), ("--overwrite",)):
+        refused = kin("translate", picture, "-m", tiny_generator, "-o", picture.with_name("x.ome.tif"), *SMALL, *extra)
+        assert_refused(refused, "symbolic link")
+    assert sorted(path.name for path in precious.iterdir()) == ["data.txt", "fingerprint.json"]
+
+
+def test_foreign_files_in_a_work_folder_stop_overwrite(picture: Path, tiny_generator: Path) -> None:
+    folder = picture.with_name("x.ome.tif.kin-work")
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "deeper" / "thesis.doc").write_text("mine")
+    (folder / "fingerprint.json").write_text("{}")
+    output = picture.with_name("x.ome.tif")
+    refused = kin("translate", picture, "-m", tiny_generator, "-o", output, *SMALL, "--overwrite")
+    assert_refused(refused, str(folder), "deeper", "kin did not make")
+    assert (folder / "deeper" / "thesis.doc").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_work_folder_of_another_user_is_refused(picture: Path, tiny_generator: Path) -> None:
+    folder = picture.with_name("x.ome.tif.kin-work")
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    refused = kin("translate", picture, "-m", tiny_generator, "-o", picture.with_name("x.ome.tif"), *SMALL)
+    assert_refused(refused, "another user")
+
+
+def test_a_users_part_file_is_left_alone(picture: Path, tiny_generator: Path) -> None:
+    mine = picture.with_name("x.ome.tif.part")
+    mine.write_text("a download of mine")
+    assert kin("translate", picture, "-m", tiny_generator, "-o", picture.with_name("x.ome.tif"), *SMALL).code == 0
+    assert mine.read_text() == "a download of mine"
+
+
+def exchanged(folder: Path) -> tuple[Path, Path]:
+    """Two slides of one size in bytes with other pixels."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(40, 200, (256, 320, 3), np.uint8)
+    for name, content in (("before.tif", pixels), ("after.tif", pixels[:, ::-1])):
+        tifffile.imwrite(
+            folder / name, np.ascontiguousarray(content), photometric="rgb", tile=(128, 128), metadata=None
+        )
+    before, after = folder / "before.tif", folder / "after.tif"
+    assert before.stat().st_size == after.stat().st_size
+    return before, after
+
+
+def test_an_exchanged_slide_is_never_mixed_nor_verified(tmp_path: Path, tiny_generator: Path) -> None:
+    before, after = exchanged(tmp_path)
+    slide, output, table = tmp_path / "slide.tif", tmp_path / "o.ome.tif", tmp_path / "table"
+    shutil.copyfile(before, slide)
+    common = ("translate", slide, "-m", tiny_generator, "-o", output, "--tissue", "none", *SMALL)
+    assert kin(*common, "--table", table).code == 0
+    kept = output.read_bytes()
+    shutil.copyfile(after, slide)
+    assert_refused(kin(*common, "--skip-existing"), str(output), "another slide")
+    assert output.read_bytes() == kept
+    other = ("translate", slide, "-m", tiny_generator, "-o", tmp_path / "p.ome.tif", "--tissue", "none", *SMALL)
+    assert_refused(kin(*other, "--table", table), str(table), "another slide")
+    shutil.copyfile(before, slide)
+    os.utime(slide, (1, 1))
+    assert kin(*common, "--skip-existing").code == 0
+
+
+def test_unfinished_work_is_not_continued_on_another_slide(tmp_path: Path, tiny_generator: Path) -> None:
+    before, after = exchanged(tmp_path)
+    slide, output = tmp_path / "slide.tif", tmp_path / "o.ome.tif"
+    shutil.copyfile(before, slide)
+    common = ("translate", slide, "-m", tiny_generator, "-o", output, "--tissue", "none", *SMALL)
+    assert kin(*common, "--pass", "measure").code == 0
+    shutil.copyfile(after, slide)
+    assert_refused(kin(*common), "o.ome.tif.kin-work")
+    assert not output.exists()
+    assert kin(*common, "--overwrite").code == 0
+    wanted = tmp_path / "wanted.ome.tif"
+    assert kin("translate", slide, "-m", tiny_generator, "-o", wanted, "--tissue", "none", *SMALL).code == 0
+    with tifffile.TiffFile(output) as found, tifffile.TiffFile(wanted) as right:
+        np.testing.assert_array_equal(found.asarray(), right.asarray())
