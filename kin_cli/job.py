@@ -35,7 +35,14 @@ from kin_cli.pyramid.writer import write_flat, write_pyramid
 from kin_cli.slide.identity import SlideIdentity
 from kin_cli.slide.unreadable import Faults, strict
 from kin_cli.store.blobs import BlobStore
-from kin_cli.store.files import create_atomic, os_errors_as_output_errors, sync_folder, work_folder, write_atomic
+from kin_cli.store.files import (
+    create_atomic,
+    os_errors_as_output_errors,
+    read_regular,
+    sync_folder,
+    work_folder,
+    write_atomic,
+)
 from kin_cli.store.work import (
     ALONE,
     WorkFolder,
@@ -310,8 +317,9 @@ def agree_on_slide(
     """
     folder, hint = known.parent, f"--overwrite starts afresh, or remove {known.parent}"
     with os_errors_as_output_errors(known):
-        create_atomic(known, as_text(identity.as_dict()))
-        recorded = parsed(known, known.read_bytes(), hint=hint)
+        if not known.exists():  # a complete table may lie where nothing can be written
+            create_atomic(known, as_text(identity.as_dict()))
+        recorded = parsed(known, read_regular(known), hint=hint)
     same = identity.is_recorded(recorded, note=note)
     if same is None:
         raise OutputError(

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from kin_cli.errors import InputError, OutputError, UsageError
 from kin_cli.settings import Settings
 from kin_cli.slide.identity import slide_files
-from kin_cli.store.files import os_errors_as_output_errors, work_folder
+from kin_cli.store.files import os_errors_as_output_errors, sync_folder, work_folder, written_beside
 
 _RECORD_BYTES = 1 << 24  # a record is a few kB; a larger JSON file is somebody else's
 _REPORT_MARK = b'<meta name="generator" content="kin '
 _HEAD_BYTES = 4096
+_SYSTEM_FOLDERS = (Path("/dev"), Path("/proc"), Path("/sys"))
 
 
 def check_outputs(settings: Settings) -> None:
@@ -36,6 +38,8 @@ def check_outputs(settings: Settings) -> None:
     for path in (output.path, *beside):
         if path.is_dir():
             raise OutputError(f"{path}: is a folder", "give the output another file name with -o")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: is a device or a pipe, which a file would replace", "choose another output")
     unfinished = os.path.lexists(work_folder(output.path))
     if os.path.lexists(output.path) and not (output.overwrite or output.skip_existing or unfinished):
         raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")
@@ -50,17 +54,11 @@ def check_outputs(settings: Settings) -> None:
 def inputs_of(settings: Settings) -> Iterator[tuple[Path, str]]:
     """Every file that a translation reads, with what it is, in words."""
     source, norm = settings.source, settings.norm
-    try:
-        yield from ((path, "a file of the slide") for path in slide_files(source.slide))
-    except InputError:
-        yield source.slide, "the slide"  # it is missing or unreadable, which is told when it is opened
+    yield from slide_inputs(source.slide, "the slide")
     yield settings.model, "the generator"
-    if isinstance(source.tissue, Path):
-        yield source.tissue, "the tissue mask"
-    if norm.thumbnail is not None:
-        yield norm.thumbnail, "the thumbnail"
-    if settings.config is not None:
-        yield settings.config, "the configuration"
+    yield from file_inputs(
+        (source.tissue, "the tissue mask"), (norm.thumbnail, "the thumbnail"), (settings.config, "the configuration")
+    )
     if settings.table is not None and settings.table.is_dir():
         yield from ((path, "a part of the table") for path in settings.table.iterdir())
 
@@ -73,7 +71,7 @@ def refuse_inputs(written: Iterable[Path], inputs: Iterable[tuple[Path, str]]) -
             status = path.stat()
             what = next((what for found, what in known if os.path.samestat(found, status)), None)
             if what is not None:
-                raise UsageError(f"{path}: is {what}, which is never replaced", "choose another output with -o")
+                raise UsageError(f"{path}: is {what}, which is never replaced", "choose another name for the output")
 
 
 def refuse_existing(written: Iterable[Path | None], *, overwrite: bool) -> None:
@@ -81,6 +79,103 @@ def refuse_existing(written: Iterable[Path | None], *, overwrite: bool) -> None:
     for path in written:
         if path is not None and os.path.lexists(path) and not overwrite:
             raise OutputError(f"{path}: exists already", "--overwrite replaces it")
+
+
+def check_files(
+    written: Iterable[tuple[str, Path | None]], inputs: Iterable[tuple[Path, str]], *, overwrite: bool
+) -> None:
+    """Raise, before any work, unless the files that a command will write can be written: pairs of option and path.
+
+    Raises:
+        UsageError: two options name the same file, or one names an input (``slide_inputs``, ``inputs_of``).
+        OutputError: a folder is missing or may not be written to, a folder or a device is in the way, or a file exists
+            and ``overwrite`` was not given.
+    """
+    given = [(option, path) for option, path in written if path is not None]
+    refuse_same(given)
+    refuse_inputs([path for _, path in given], inputs)
+    for option, path in given:
+        _refuse_place(option, path)
+    refuse_existing([path for _, path in given], overwrite=overwrite)
+
+
+def refuse_same(given: Iterable[tuple[str, Path]]) -> None:
+    """Raise ``UsageError`` if two options name the same file or folder, whatever names lead to it."""
+    known: dict[Path, str] = {}
+    for option, path in given:
+        place = path.resolve()
+        if place in known:
+            raise UsageError(f"{path}: is named by {known[place]} and by {option}", "give each a name of its own")
+        known[place] = option
+
+
+def slide_inputs(slide: Path | None, what: str) -> Iterator[tuple[Path, str]]:
+    """Every file of a slide, for ``check_files``; of None nothing."""
+    if slide is None:
+        return
+    if not slide.is_file():  # to look into a pipe would wait for ever
+        yield slide, what
+        return
+    try:
+        yield from ((path, f"a file of {what}") for path in slide_files(slide))
+    except InputError:
+        yield slide, what  # it is missing or unreadable, which is told when it is opened
+
+
+def file_inputs(*files: tuple[object, str]) -> Iterator[tuple[Path, str]]:
+    """Those of the values that are paths, for ``check_files``: an option may be unset or a word such as "auto"."""
+    return ((path, what) for path, what in files if isinstance(path, Path))
+
+
+def write_outputs(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
+    """Write all files, or none if one of them cannot be written; a file is replaced with ``overwrite`` only.
+
+    Raises ``OutputError``, also if a file that did not exist at the beginning of the work exists now.
+    """
+    drafts: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            with os_errors_as_output_errors(path):
+                drafts[path] = written_beside(path, content)
+        for path, draft in drafts.items():
+            with os_errors_as_output_errors(path):
+                if overwrite:
+                    draft.replace(path)
+                else:
+                    _named_first(draft, path)
+                sync_folder(path.parent)
+    finally:
+        for draft in drafts.values():
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
+def _named_first(draft: Path, path: Path) -> None:
+    """Give a finished file its name; ``OutputError`` if a file has it."""
+    try:
+        path.hardlink_to(draft)
+    except OSError:
+        # a file system without hard links has a moment in which another program's file may be replaced
+        if os.path.lexists(path):
+            raise OutputError(f"{path}: was made by another program meanwhile", "--overwrite replaces it") from None
+        draft.replace(path)
+
+
+def _refuse_place(option: str, path: Path) -> None:
+    """Raise ``OutputError`` if a file cannot be made at ``path``, or what stands there is no file."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder", f"create it, or choose another file with {option}")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder", f"name a file with {option}")
+    if (path.exists() and not path.is_file()) or folder.resolve() in _SYSTEM_FOLDERS or _in_proc(folder):
+        raise OutputError(f"{path}: is a device or a pipe, which a file would replace", f"name a file with {option}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder}: no permission to write to it", f"choose another folder with {option}")
+
+
+def _in_proc(folder: Path) -> bool:
+    return Path("/proc") in folder.resolve().parents
 
 
 def _is_ours(path: Path, output: Path) -> bool:

@@ -16,13 +16,14 @@ import torch
 
 from kin_cli import __version__
 from kin_cli.concurrency import available_cores
-from kin_cli.errors import NoTissueError, UsageError
+from kin_cli.errors import NoTissueError, OutputError, UsageError
 from kin_cli.geometry import Cell, Floats, Grid
 from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.norm.lookup import Lookup
 from kin_cli.outputs import check_outputs
 from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
 from kin_cli.passes.engine import Engine, EnginePool
+from kin_cli.passes.measure import thumbnail_of
 from kin_cli.passes.windows import WindowGrid
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.layout import Blocks, PyramidLayout, fit_blocks
@@ -32,6 +33,7 @@ from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.slide.open import open_source
 from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
+from kin_cli.store.files import read_regular
 
 _MIN_PATCHES_TO_COMPILE = 256
 _PRIOR = 0.01  # relative to a kernel full of tissue: 1 % of the statistics inside tissue, most of them around dust
@@ -192,7 +194,8 @@ class Plan:
         """Upper estimate of the peak memory of the process; independent of the slide's size.
 
         Readers and writers hold 4 · workers windows with their statistics and one block of tiles; each device holds up
-        to 5 batches. On CPUs the network's activations and weights are added.
+        to 5 batches. On CPUs the network's activations and weights are added. Photographs, and TIFFs with very large
+        tiles or strips, need more (``Slide.memory_bytes``).
         """
         side = self.window_px + 2 * self.halo_px
         reach = 2 * self.settings.norm.effective_kernel.radius + self.window_px // self.settings.norm.patch_px + 3
@@ -202,14 +205,16 @@ class Plan:
         network = 4 * sum(p.numel() for p in self.generator.module.parameters())
         if self.device.type == "cpu":
             network += lanes * (network + activation_bytes(self.generator, side, self.precision))
-        return _BASE_BYTES + queue + network
+        return _BASE_BYTES + queue + network + self.view.slide.memory_bytes
 
     def warnings(self) -> list[str]:
         """Messages about the output that the user should read before trusting it."""
+        slide = [f"{self.settings.source.slide}: {note}" for note in self.view.slide.notes]
         trained, mpp = self.generator.trained_mpp, self.view.mpp
         if trained is None or mpp is None or abs(math.log(mpp / trained)) < math.log(1.1):
-            return []
-        return [f"the image has {mpp:.4g} µm/px, the generator was trained at {trained:g}: consider --mpp {trained:g}"]
+            return [*slide, *self.mask.notes]
+        scale = f"the image has {mpp:.4g} µm/px, the generator was trained at {trained:g}: consider --mpp {trained:g}"
+        return [*slide, *self.mask.notes, scale]
 
     def notes(self) -> list[str]:
         """What to tell the user before the work: ``warnings``, and what loading changed in the generator."""
@@ -249,6 +254,7 @@ class Plan:
             "background": output.background,
             "output": output.path.name,
             "kin": __version__,
+            **({} if source.series is None else {"series": source.series}),
         }
 
     def summary(self) -> dict[str, object]:
@@ -274,12 +280,15 @@ class Plan:
             "table_bytes": self.table_bytes,
             "memory_bound_bytes": self.host_bytes,
             "disk_bytes": self.disk_bytes,
+            **({"temporary_bytes": decoded} if (decoded := self.view.slide.temporary_bytes) else {}),
         }
 
 
 def make_plan(settings: Settings) -> Plan:
     """Open and check everything that a translation needs, so that mistakes raise a ``KinError`` before any work."""
     check_outputs(settings)
+    if settings.table is not None and settings.table.exists() and not settings.table.is_dir():
+        raise OutputError(f"{settings.table}: is not a folder with a table", "name a folder, new or with a table")
     devices = ready_devices(settings.compute.device)
     precision = resolve_precision(settings.compute.precision, devices[0])
     generator = load_generator(settings.model)
@@ -315,6 +324,8 @@ def make_plan(settings: Settings) -> Plan:
             identity=identity,
         )
         _check_tissue(plan)
+        if settings.norm.thumbnail is not None:
+            thumbnail_of(settings.norm.thumbnail)  # or the work would begin before it is found unreadable
         return plan
     except BaseException:
         view.slide.close()
@@ -328,6 +339,7 @@ def source_view(source: SourceSettings) -> SlideView:
         level=source.level,
         mpp=source.mpp,
         source_mpp=source.source_mpp,
+        series=source.series,
         region=source.region,
         fill=source.on_read_error == "fill",
     )
@@ -386,4 +398,4 @@ def _check_size(view: SlideView) -> None:
 
 def _file_id(path: Path) -> str:
     """Name and checksum of a file: its content may change under the same name."""
-    return f"{path.name} (crc32 {zlib.crc32(path.read_bytes()):08x})"
+    return f"{path.name} (crc32 {zlib.crc32(read_regular(path)):08x})"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 from kin_cli import __version__
 from kin_cli.concurrency import available_cores, prefetch
 from kin_cli.errors import OutputError
@@ -15,7 +19,8 @@ from kin_cli.pyramid.writer import write_flat, write_pyramid
 from kin_cli.settings import OutputSettings
 from kin_cli.slide.synthetic import SampleSlide
 from kin_cli.store.blobs import BlobStore
-from kin_cli.store.work import WorkFolder
+from kin_cli.store.files import work_folder
+from kin_cli.store.work import about_to_name, made_by, open_work
 
 _TILE_PX = 512
 
@@ -25,15 +30,23 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
 
     Memory bound: 2 · workers tiles.
     """
-    if output.path.exists() and not output.overwrite:
-        raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")
+    _check(output)
     workers = workers or min(8, available_cores())
     slide, tile = SampleSlide(size, seed=seed), fit_blocks(_TILE_PX, size).tile
     codec = Codec("deflate" if output.flat else output.compression, output.quality, output.subsampling)
     layout = PyramidLayout(size, tile, min_side=max(size.width, size.height) + 1 if output.flat else 1024)
     grid = layout.grid(0)
     fingerprint = {"sample": seed, "width": size.width, "height": size.height, "kin": __version__}
-    with WorkFolder.open(output.path, fingerprint, overwrite=output.overwrite) as work:
+    with open_work(output.path, fingerprint, overwrite=output.overwrite) as work:
+        if made_by(work, output.path):  # a run was killed between naming the output and removing its work
+            work.remove()
+            return
+
+        def before_naming(finished: Path) -> None:
+            _refuse_existing(output)
+            about_to_name(work, finished)
+
+        _refuse_existing(output)
         with BlobStore(work.folder, "tiles", capacity=layout.tile_count) as tiles:
 
             def make(cell: Cell) -> None:
@@ -49,9 +62,29 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
             info = ImageInfo(
                 mpp=slide.mpp, icc=None, software=f"kin {__version__}", name=output.path.name, settings=fingerprint
             )
+            how: dict[str, Any] = {
+                "codec": codec,
+                "info": info,
+                "destination": output.path,
+                "before_naming": before_naming,
+            }
             if output.flat:
-                write_flat(tiles, layout, codec=codec, info=info, destination=output.path)
+                write_flat(tiles, layout, **how)
             else:
                 with progress.stage("write", layout.tile_count) as advance:
-                    write_pyramid(tiles, layout, codec=codec, info=info, destination=output.path, advance=advance)
+                    write_pyramid(tiles, layout, advance=advance, **how)
         work.remove()
+
+
+def _check(output: OutputSettings) -> None:
+    """Raise ``OutputError`` unless the output can be written; it may exist if work on it was interrupted."""
+    path = output.path
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is not a file, so it is not replaced", "give the output another name")
+    if not os.path.lexists(work_folder(path)):
+        _refuse_existing(output)
+
+
+def _refuse_existing(output: OutputSettings) -> None:
+    if os.path.lexists(output.path) and not output.overwrite:
+        raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")

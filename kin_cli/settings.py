@@ -11,6 +11,7 @@ from kin_cli.errors import UsageError
 from kin_cli.geometry import Box
 from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.lookup import Interpolation
+from kin_cli.store.files import named_beside
 
 Method = Literal["in", "kin", "dn", "tin"]
 _MPP_RANGE = (0.001, 10_000.0)  # wider than any microscope, and within what TIFF can store
@@ -97,7 +98,10 @@ class NormSettings:
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """The slide and what to read of it: ``level``, or resampled to ``mpp``; ``region`` is in pixels of that image."""
+    """The slide and what to read of it: ``level``, or resampled to ``mpp``; ``region`` is in pixels of that image.
+
+    ``series`` is the number of a picture within a TIFF file; None: the largest one in colour.
+    """
 
     slide: Path
     level: int | None = None
@@ -106,6 +110,7 @@ class SourceSettings:
     region: Box | None = None
     tissue: Path | Literal["auto", "none"] = "auto"
     on_read_error: Literal["fail", "fill"] = "fail"
+    series: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("--mpp", self.mpp), ("--source-mpp", self.source_mpp)):
@@ -140,12 +145,12 @@ class OutputSettings:
     @property
     def record_path(self) -> Path:
         """Path of the JSON record beside the output: the output's whole name and ``.json``."""
-        return self.path.with_name(f"{self.path.name}.json")
+        return named_beside(self.path, ".json")
 
     @property
     def report_path(self) -> Path:
         """Path of the HTML report beside the output: its whole name and ``.report.html``."""
-        return self.path.with_name(f"{self.path.name}.report.html")
+        return named_beside(self.path, ".report.html")
 
 
 @dataclass(frozen=True)

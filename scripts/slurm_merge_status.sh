@@ -31,13 +31,14 @@ with (folder / "status-all.csv").open("w", newline="", encoding="utf-8", errors=
     writer = csv.DictWriter(file, rows[0] if rows else ["slide"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+incomplete = ("failed", "filled", "no tissue", "bad generator")
 counts = collections.Counter(row["status"] for row in rows)
 print(", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing yet")
 for row in rows:
-    if row["status"] in ("failed", "filled"):
+    if row["status"] in incomplete:
         print(f"{row['status']}: {row['slide']}: {row['reason']}")
 if unfinished:
     print(f"shards not finished; unless they still run: sbatch --array={','.join(unfinished)} …")
     sys.exit(75)
-sys.exit(1 if counts["failed"] or counts["filled"] else 0)
+sys.exit(1 if any(counts[status] for status in incomplete) else 0)
 PYTHON

@@ -39,21 +39,21 @@ def test_a_plain_implementation_of_the_paper(tmp_path: Path, name: str, options:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("layout", ["urust", "cut", "cyclegan"])
+@pytest.mark.parametrize("architecture", ["urust", "cut", "cyclegan"])
 def test_the_authors_outputs(
-    tmp_path: Path, shared_data: Path, shared_reference: Path, layout: str, method: str
+    tmp_path: Path, shared_data: Path, shared_reference: Path, architecture: str, method: str
 ) -> None:
     case = next(
         case
         for case in json.loads((shared_reference / "cases.json").read_text())["cases"]
-        if case["checkpoint"] == f"{layout}.pth" and case["normalization"] == method
+        if case["checkpoint"] == f"{architecture}.pth" and case["normalization"] == method
     )
     options = {
         "in": ["--method", "in"],
         "tin": ["--method", "tin", "--authors", "--thumbnail", str(shared_reference / "thumbnail.png")],
     }.get(method, ["--method", "kin", "--kernel", method, "--authors"])
     where = ("--region", "700,900,640,384", "--patch-size", "128", "--tissue", "none", "--device", "cpu")
-    model = ("-m", shared_reference / f"{layout}.pth", "-o", tmp_path / "out.png")
+    model = ("-m", shared_reference / f"{architecture}.pth", "-o", tmp_path / "out.png")
     run = kin("translate", shared_data / "CMU-1-Small-Region.svs", *model, *where, *options)
     assert run.code == 0, run.err
     got = np.asarray(Image.open(tmp_path / "out.png")).astype(int)

@@ -121,7 +121,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_anything_is_opened(ph
     ):
         with pytest.raises(error, match=match):
             make_plan(settings(photo, absent, output))
-    with pytest.raises(UsageError, match="is the slide itself"):
+    with pytest.raises(UsageError, match="is a file of the slide, which is never replaced"):
         make_plan(settings(photo, absent, photo, overwrite=True))
 
 

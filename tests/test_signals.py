@@ -122,6 +122,34 @@ def test_signals_end_it_in_order_and_it_goes_on(
     assert not work.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_after_a_signal_during_the_report_the_same_command_makes_it(
+    slide: Path, tiny_generator: Path, wanted: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    output, report = tmp_path / "out.ome.tif", tmp_path / "out.ome.tif.report.html"
+    arguments = ("translate", slide, "-m", tiny_generator, "-o", output, *SMALL, "--report")
+    process = subprocess.Popen(list(map(str, (sys.executable, "-m", "kin_cli", *arguments))), stderr=subprocess.PIPE)
+    while not (tmp_path / "out.ome.tif.json").exists() and process.poll() is None:
+        time.sleep(0.002)
+    while (tmp_path / "out.ome.tif.kin-work").exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (75, 130, -signal.SIGKILL), err
+    assert b"Traceback" not in err
+    assert not report.exists()
+    made = kin(*arguments)
+    assert made.code == 0, made.err
+    assert "only its report is made" in made.err
+    assert "kin report" in report.read_text()
+    assert digest(output) == digest(wanted)
+    assert {path.name for path in tmp_path.iterdir()} == {output.name, report.name, f"{output.name}.json"}
+    again = kin(*arguments)
+    assert (again.code, "exists already" in again.err) == (1, True)
+    other = kin(*arguments, "--kernel", "1")
+    assert (other.code, digest(output)) == (1, digest(wanted))
+
+
 IN_A_LIBRARY = """
 import hashlib
 from kin_cli.errors import Stopped

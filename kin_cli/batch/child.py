@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any
 
-from kin_cli.errors import KinError, Stopped
+from kin_cli.errors import KinError, ModelError, NoTissueError, Stopped
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 from kin_cli.signals import end_with_us
@@ -47,7 +47,7 @@ class ChildProcess:
         try:
             return child.translate(settings, progress)
         except _Refusal as error:
-            raise KinError(error.message, error.hint) from None  # the child can go on
+            raise error.cause from None  # the child can go on
         except BaseException:
             self.close()
             raise
@@ -70,7 +70,11 @@ class ChildProcess:
 
 
 class _Refusal(KinError):
-    """A failure of one slide after which the child can go on."""
+    """A failure of one slide after which the child can go on; ``cause`` is what the child raised."""
+
+    def __init__(self, cause: KinError) -> None:
+        super().__init__(cause.message, cause.hint)
+        self.cause = cause
 
 
 @dataclass
@@ -119,7 +123,7 @@ class _Child:
                 elif kind == "leave":
                     stages.pop_all().close()
                 elif kind == "note":
-                    progress.note(f"{slide}: {values[0]}")
+                    progress.note(f"{slide}: {str(values[0]).removeprefix(f'{slide}: ')}")
                 elif kind == "done":
                     return dict(values[0])
                 else:
@@ -134,7 +138,7 @@ class _Child:
         if code is not None and code < 0:
             hint = "the machine may be short of memory" if code == -signal.SIGKILL else "the slide may be damaged"
             return KinError(f"{slide}: its process died of {signal.Signals(-code).name}{self._last_words()}", hint)
-        return KinError(f"{slide}: its process ended unexpectedly with code {code}{self._last_words()}")
+        return KinError(f"{slide}: its process ended before the slide was done, with code {code}{self._last_words()}")
 
     def _last_words(self) -> str:
         self.log.seek(0, os.SEEK_END)
@@ -155,7 +159,9 @@ class _Child:
 
 
 def _failure(kind: str, values: list[Any]) -> KinError:
-    message, hint, exit_code = values
+    message, hint, exit_code, *name = values
     if kind == "stopped":
         return Stopped(message, hint, exit_code=exit_code)
-    return _Refusal(message, hint) if kind == "refused" else KinError(message, hint)
+    kinds = {cls.__name__: cls for cls in (NoTissueError, ModelError)}
+    cause = kinds.get(name[0], KinError)(message, hint) if name else KinError(message, hint)
+    return _Refusal(cause) if kind == "refused" else cause

@@ -1,15 +1,21 @@
 """Translate many slides, one after another; a slide that fails does not stop the batch.
 
 ``<outputs>/kin-batch/`` holds the outcome of every slide: a CSV file for people and a JSON file for programs, complete
-at any moment. For a batch in shards it also holds ``slides.json``, the slides and the number of shards that all shards
-agree on.
+at any moment. Each batch also has a file of its own there, ``runs/<UTC time>.json``, with its command line and
+versions, which later batches leave alone. For a batch in shards there is also ``slides.json``, the slides and the
+number of shards that all shards agree on.
 """
 
 from __future__ import annotations
 
 import csv
+import getpass
+import importlib.metadata
 import io
 import json
+import os
+import platform
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,33 +25,43 @@ from typing import Any, Literal
 
 from kin_cli import __version__
 from kin_cli.batch.child import ChildProcess
+from kin_cli.batch.search import STATUS_FOLDER
 from kin_cli.batch.shard import Shard
 from kin_cli.batch.tasks import SlideTask, refuse_collisions
-from kin_cli.errors import KinError, OutputError, Stopped, UsageError
+from kin_cli.errors import KinError, ModelError, NoTissueError, OutputError, Stopped, UsageError
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 from kin_cli.store.files import create_atomic, os_errors_as_output_errors, write_atomic
 
-FOLDER = "kin-batch"
 AGREED_FILE = "slides.json"
-State = Literal["pending", "running", "done", "skipped", "filled", "failed", "stopped"]
+RUNS_FOLDER = "runs"
+SCHEMA = 1  # of the files that hold the outcome
+State = Literal["pending", "running", "done", "skipped", "filled", "no tissue", "bad generator", "failed", "stopped"]
+INCOMPLETE: frozenset[State] = frozenset(["filled", "no tissue", "bad generator", "failed"])
+_LIBRARIES = ("torch", "numpy", "pillow", "tifffile", "imagecodecs", "openslide-python", "openslide-bin", "pyvips")
 
 
 @dataclass(frozen=True)
 class SlideBatch:
-    """Tasks, how to make the settings of one, the folder of the outputs, and the shard to translate (None: all)."""
+    """A batch: tasks, how to make the settings of one, the folder of the outputs, the shard to translate (None: all).
+
+    ``command`` is the command line and ``left_out`` what was left out of the tasks; both are kept in the run's record.
+    """
 
     tasks: Sequence[SlideTask]
     settings: Callable[[SlideTask], Settings]
     outputs: Path
     shard: Shard | None = None
+    command: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
 
 @dataclass
 class SlideStatus:
     """Outcome of one slide.
 
-    ``filled`` means done, but parts of the slide were unreadable; ``skipped`` means that a verified output existed.
+    ``filled`` means done, but parts of the slide were unreadable; ``skipped`` means that a verified output existed;
+    ``no tissue`` and ``bad generator`` that there is no output, because of the slide or of the generator.
     """
 
     slide: str
@@ -77,12 +93,24 @@ class SlideStatus:
 
 
 class BatchStatus:
-    """Outcomes of all slides of a batch or shard, kept in ``<stem>.csv`` and ``<stem>.json``."""
+    """Outcomes of all slides of a batch or shard, kept in ``<stem>.csv``, ``<stem>.json`` and the run's own file."""
 
-    def __init__(self, folder: Path, stem: str, tasks: Sequence[SlideTask]) -> None:
+    def __init__(self, folder: Path, stem: str, batch: SlideBatch, tasks: Sequence[SlideTask]) -> None:
         self.slides = [SlideStatus(str(task.slide), str(task.output)) for task in tasks]
         self.paths = (folder / f"{stem}.csv", folder / f"{stem}.json")
         self._stem, self._started = stem, _now()
+        self._facts = _facts(batch)
+        self._run_file: Path | None = None
+
+    def begin(self) -> None:
+        """Create the run's own file, and write all. Raises ``OutputError`` if that fails."""
+        _refuse_foreign(*self.paths)
+        folder = self.paths[0].parent / RUNS_FOLDER
+        with os_errors_as_output_errors(folder):
+            _refuse_link(folder)
+            folder.mkdir(exist_ok=True)
+            self._run_file = self._created(folder)
+        self.save()
 
     def counts(self) -> dict[str, int]:
         """Return how many slides are in each state that occurs."""
@@ -92,18 +120,36 @@ class BatchStatus:
         """Return everything, for JSON."""
         slides = [asdict(slide) for slide in self.slides]
         times = {"started": self._started, "written": _now()}
-        return {"kin": __version__, "batch": self._stem, **times, "counts": self.counts(), "slides": slides}
+        facts = {"schema": SCHEMA, "kin": __version__, "batch": self._stem, **times, **self._facts}
+        return {**facts, "counts": self.counts(), "slides": slides}
 
     def save(self) -> None:
-        """Replace both files. Raises ``OutputError`` if that fails."""
+        """Replace all files. Raises ``OutputError`` if that fails."""
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, [field.name for field in fields(SlideStatus)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(slide) for slide in self.slides)
-        texts = (table.getvalue(), json.dumps(self.summary(), indent=1, ensure_ascii=False) + "\n")
-        for path, text in zip(self.paths, texts, strict=True):
+        content = self._content()
+        for path, text in zip(self.paths, (table.getvalue().encode(errors="surrogateescape"), content), strict=True):
             with os_errors_as_output_errors(path):
-                write_atomic(path, text.encode(errors="surrogateescape"))
+                write_atomic(path, text)
+        if self._run_file is not None:
+            with os_errors_as_output_errors(self._run_file):
+                write_atomic(self._run_file, content)
+
+    def _content(self) -> bytes:
+        text = json.dumps(self.summary(), indent=1, ensure_ascii=False) + "\n"
+        return text.encode(errors="surrogateescape")
+
+    def _created(self, folder: Path) -> Path:
+        """Create the file of this run in ``folder``: its time in UTC, its shard, and a number if another has both."""
+        shard = self._stem.removeprefix("status")
+        name = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime()) + shard
+        path, number = folder / f"{name}.json", 1
+        while not create_atomic(path, self._content()):
+            number += 1
+            path = folder / f"{name}-{number}.json"
+        return path
 
 
 def run_batch(batch: SlideBatch, progress: Progress) -> BatchStatus:
@@ -115,15 +161,18 @@ def run_batch(batch: SlideBatch, progress: Progress) -> BatchStatus:
     """
     refuse_collisions(batch.tasks)
     settings = {task: batch.settings(task) for task in batch.tasks}
-    folder = batch.outputs / FOLDER
+    folder = batch.outputs / STATUS_FOLDER
     with os_errors_as_output_errors(folder):
+        _refuse_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
     tasks, stem = batch.tasks, "status"
     if batch.shard is not None:
         agree_on_slides(folder, batch.tasks, batch.shard)
         tasks, stem = batch.shard.of(batch.tasks), f"status-{batch.shard}"
-    status, child = BatchStatus(folder, stem, tasks), ChildProcess()
-    status.save()
+    status, child = BatchStatus(folder, stem, batch, tasks), ChildProcess()
+    status.begin()
+    for note in batch.left_out:
+        progress.note(note)
     try:
         with progress.stage("slides", len(tasks), "slides") as advance:
             for number, (task, slide) in enumerate(zip(tasks, status.slides, strict=True), 1):
@@ -184,9 +233,58 @@ def _translate(child: ChildProcess, settings: Settings, slide: SlideStatus, prog
         slide.status, slide.reason = "stopped", "interrupted; the same command continues"
         raise
     except KinError as error:
-        slide.status, slide.reason = "failed", " ".join(str(error).split()).removeprefix(f"{slide.slide}: ")
+        slide.status = _state(error)
+        slide.reason = " ".join(str(error).split()).removeprefix(f"{slide.slide}: ")
     finally:
         slide.seconds = round(time.monotonic() - start, 2)
+
+
+def _state(error: KinError) -> State:
+    if isinstance(error, NoTissueError):
+        return "no tissue"
+    return "bad generator" if isinstance(error, ModelError) else "failed"
+
+
+def _facts(batch: SlideBatch) -> dict[str, object]:
+    """Who ran which command where, with which versions."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # in a container, a user without a name
+        user = None
+    return {
+        "command": shlex.join(batch.command),
+        "folder": str(Path.cwd()),
+        "host": platform.node(),
+        "system": platform.platform(),
+        "user": user,
+        "versions": versions,
+        "left_out": list(batch.left_out),
+    }
+
+
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise OutputError(f"{folder}: is a symbolic link, which kin does not follow", "remove it")
+
+
+def _refuse_foreign(table: Path, summary: Path) -> None:
+    """Raise ``OutputError`` if a file in the place of a status file is not one that kin wrote."""
+    for path, begins in ((table, (b"slide,output,status",)), (summary, (b'{\n "schema"', b'{\n "kin"'))):
+        with os_errors_as_output_errors(path):
+            if not os.path.lexists(path):
+                continue
+            ours = path.is_file() and not path.is_symlink()
+            if ours:
+                with path.open("rb") as file:
+                    ours = file.read(64).startswith(begins)
+        if not ours:
+            raise OutputError(f"{path}: exists, and kin did not write it", "move it, or choose another -o")
 
 
 def _make_folder(folder: Path) -> None:

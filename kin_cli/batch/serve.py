@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from kin_cli.errors import DeviceError, KinError, Stopped
+from kin_cli.errors import DeviceError, KinError, Stopped, explained
 from kin_cli.progress import Advance
 from kin_cli.report.page import report_if_asked
 from kin_cli.settings import Settings
@@ -66,9 +66,10 @@ def _answer(settings: Settings, progress: _PipeProgress) -> tuple[object, ...]:
     """Translate one slide and return the message for the parent.
 
     ``done`` and the record; or ``refused`` (this process can go on), ``failed`` (it cannot) or ``stopped``, each with
-    message, hint and exit code.
+    message, hint and exit code, and ``refused`` with the name of the error.
     """
     slide = settings.source.slide
+    answer: tuple[object, ...]
     try:
         record = translate(settings, progress)
         report_if_asked(settings, record, progress)
@@ -78,13 +79,11 @@ def _answer(settings: Settings, progress: _PipeProgress) -> tuple[object, ...]:
     except DeviceError as error:
         answer = "failed", error.message, error.hint, error.exit_code
     except KinError as error:
-        answer = "refused", error.message, error.hint, error.exit_code
-    except MemoryError:
-        answer = "failed", f"{slide}: out of memory", "see kin translate --dry-run for what it needs", 1
+        answer = "refused", error.message, error.hint, error.exit_code, type(error).__name__
     except Exception as error:
         traceback.print_exc()
-        hint = "run kin --debug translate on it and report it"
-        answer = "failed", f"{slide}: unexpected {type(error).__name__}: {error}", hint, 1
+        known = explained(error)
+        answer = "failed", f"{slide}: {known.message}", known.hint, 1
     request = stop_requested()  # after a request to stop, any failure is its consequence
     return answer if request is None else ("stopped", request.message, request.hint, request.exit_code)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,17 @@ import click
 
 from kin_cli.commands.parameters import FILE, KernelType
 from kin_cli.commands.progress import ConsoleProgress
+from kin_cli.commands.streams import json_text, show
 from kin_cli.commands.variants import (
     base_settings,
+    check_written,
+    csv_bytes,
     output_options,
     prepared_folder,
     shared_options,
-    write_csv,
-    write_text,
 )
-from kin_cli.store.files import os_errors_as_output_errors, working_folder
+from kin_cli.errors import OutputError
+from kin_cli.store.files import working_folder
 
 if TYPE_CHECKING:
     from kin_cli.figures.analysis import Analysis
@@ -50,31 +52,40 @@ def analyse(slide: Path, output: Path, **options: Any) -> None:
     neighbourhood. Only patches that are at least half tissue count. If OUTPUT is a folder, it gets statistics.png, .csv
     and .json.
     """
+    if output.suffix and not output.is_dir():
+        figure, beside = output, []
+    else:
+        if os.path.lexists(output) and not output.is_dir():
+            raise OutputError(f"{output}: is no folder, and no ending says which figure to write", "write .png")
+        figure, beside = output / "statistics.png", [output / "statistics.csv", output / "statistics.json"]
+    with working_folder(output) if beside else nullcontext():
+        found = _analysed(slide, figure, beside, options)
+    show(json_text(found.as_dict()) if options["as_json"] else f"{_text(found)}\n{figure}")
+
+
+def _analysed(slide: Path, figure: Path, beside: list[Path], options: dict[str, Any]) -> Analysis:
+    """Run an analysis, and write its figure, the file of ``--csv``, and ``beside`` the figure a .csv and a .json."""
+    folder, overwrite = prepared_folder(figure, None), options["overwrite"]
+    table = options["table"] or folder / "table"
+    base = base_settings(slide, {**options, "table": table}, folder=folder)
+    written = [*(("-o", path) for path in (figure, *beside)), ("--csv", options["csv_file"])]
+    check_written(base, written, options, folder=folder)
     from kin_cli.figures.analysis import AnalysisSettings
     from kin_cli.figures.analysis import analyse as run
-    from kin_cli.figures.plots import analysis_figure, save_figure
+    from kin_cli.figures.folder import clear, figure_work
+    from kin_cli.figures.plots import analysis_figure, encoded_figure
+    from kin_cli.outputs import write_outputs
 
-    stem = None
-    if output.is_dir() or not output.suffix:
-        with os_errors_as_output_errors(output):
-            output.mkdir(exist_ok=True)
-        stem, output = output / "statistics", output / "statistics.png"
-    folder = prepared_folder(output, None, overwrite=options["overwrite"])
-    with working_folder(folder):
-        table = options["table"] or folder / "table"
-        base = base_settings(slide, {**options, "table": table}, folder=folder)
+    progress = ConsoleProgress()
+    with figure_work(folder, base, overwrite=overwrite):
         settings = AnalysisSettings(base, table, options["patches"], options["seed"], options["reach"])
-        found = run(settings, ConsoleProgress())
-        save_figure(analysis_figure(found), output)
-    record = json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    if options["csv_file"] is not None:
-        write_csv(options["csv_file"], found.rows())
-    if stem is not None:
-        write_csv(stem.with_suffix(".csv"), found.rows())
-        write_text(stem.with_suffix(".json"), record + "\n")
-    with os_errors_as_output_errors(folder):
-        shutil.rmtree(folder)
-    click.echo(record if options["as_json"] else f"{_text(found)}\n{output}")
+        found = run(settings, progress)
+        contents = {file: csv_bytes(found.rows()) for file in (options["csv_file"], *beside[:1]) if file is not None}
+        if beside:
+            contents[beside[1]] = f"{json_text(found.as_dict())}\n".encode()
+        write_outputs({**contents, figure: encoded_figure(analysis_figure(found), figure)}, overwrite=overwrite)
+        clear(folder, note=progress.note)
+    return found
 
 
 def _text(found: Analysis) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,11 @@ import click
 from kin_cli.batch.shard import Shard
 from kin_cli.commands.options import ShardType, bundled_generator, settings_from, translation_options
 from kin_cli.commands.progress import BatchProgress
+from kin_cli.commands.streams import json_text, show, tell_output
 from kin_cli.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
-    from kin_cli.batch.tasks import SlideTask
+    from kin_cli.batch.tasks import SlideTask, Worklist
     from kin_cli.settings import Settings
 
 _PATH = click.Path(path_type=Path)
@@ -44,16 +44,20 @@ def batch(
     """Translate every slide of INPUT (files and folders) or of a manifest.
 
     The outcome of each slide is in OUTPUT/kin-batch/status.csv and .json (status-3-of-16.csv for shard 3 of 16). The
-    exit code is 1 if any slide failed. With --skip-existing the same command continues after an interruption.
+    exit code is 1 if any slide failed or could not be read. Command line, versions and outcome of each batch stay in
+    OUTPUT/kin-batch/runs. With --skip-existing the same command continues after an interruption.
     """
-    from kin_cli.batch.run import SlideBatch, run_batch
+    from kin_cli.batch.run import INCOMPLETE, SlideBatch, run_batch
 
     search = {name: options.pop(name) for name in ("manifest", "recursive", "ext")}
-    tasks = _tasks(inputs, folder, **search)
+    worklist = _worklist(inputs, folder, **search)
+    tasks, left_out = worklist.tasks, [*worklist.notes, *worklist.unreadable]
     if dry_run:
+        for note in left_out:
+            click.echo(f"kin: {note}", err=True)
         for task in shard.of(tasks) if shard else tasks:
-            click.echo(f"{task.slide} → {task.output}")
-        return 0
+            show(f"{task.slide} → {task.output}")
+        return 1 if worklist.unreadable else 0
 
     def settings(task: SlideTask) -> Settings:
         own = {"output": task.output, "source_mpp": task.source_mpp, "model": task.model, "tissue": task.mask}
@@ -61,22 +65,22 @@ def batch(
 
     if options["model"] is None and any(task.model is None for task in tasks):
         options["model"] = bundled_generator()
-    _refuse_absent([options["model"], *(task.model for task in tasks)])
+    _refuse_absent(options["model"], options["tissue"], *(task.model for task in tasks))
+    command = ["kin", *(click.get_current_context().obj or ())]
     try:
-        status = run_batch(SlideBatch(tasks, settings, folder, shard), BatchProgress())
+        status = run_batch(SlideBatch(tasks, settings, folder, shard, command, left_out), BatchProgress())
     except Stopped as stop:
         again = "the same command" if options["skip_existing"] else "the same command with --skip-existing"
         raise Stopped(stop.message, f"{again} continues where it stopped", exit_code=stop.exit_code) from None
     counts = status.counts()
     text = ", ".join(f"{count} {name}" for name, count in counts.items())
-    click.echo(json.dumps(status.summary(), indent=1, ensure_ascii=False) if as_json else f"{status.paths[0]}: {text}")
-    return 1 if counts.keys() & {"failed", "filled"} else 0
+    tell_output(json_text(status.summary()) if as_json else f"{status.paths[0]}: {text}")
+    return 1 if worklist.unreadable or counts.keys() & INCOMPLETE else 0
 
 
-def _tasks(
-    inputs: tuple[Path, ...], folder: Path, *, manifest: Path | None, recursive: bool, ext: Any
-) -> list[SlideTask]:
-    from kin_cli.batch.tasks import Search, find_tasks, read_manifest
+def _worklist(inputs: tuple[Path, ...], folder: Path, *, manifest: Path | None, recursive: bool, ext: Any) -> Worklist:
+    from kin_cli.batch.manifest import read_manifest
+    from kin_cli.batch.search import Search, find_tasks
 
     if manifest is None:
         if not inputs:
@@ -84,13 +88,10 @@ def _tasks(
         return find_tasks(inputs, folder, Search.of(ext, recursive=recursive))
     if len(inputs) > 1 or (inputs and not inputs[0].is_dir()):
         raise UsageError("--manifest goes with at most one folder, the one that holds its slides")
-    listed = read_manifest(manifest, slides=inputs[0] if inputs else None, outputs=folder)
-    if listed.ignored:
-        click.echo(f"kin: {manifest}: columns that kin does not know: {', '.join(listed.ignored)}", err=True)
-    return list(listed.tasks)
+    return read_manifest(manifest, slides=inputs[0] if inputs else None, outputs=folder)
 
 
-def _refuse_absent(models: list[Path | None]) -> None:
-    for model in {model for model in models if model is not None}:
-        if not model.exists():
-            raise UsageError(f"{model}: no such file", "name a checkpoint with --model, or in the manifest")
+def _refuse_absent(*files: Path | str | None) -> None:
+    for file in {file for file in files if isinstance(file, Path)}:
+        if not file.exists():
+            raise UsageError(f"{file}: no such file", "check --model and --tissue, or the manifest")

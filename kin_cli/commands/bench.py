@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +18,7 @@ from kin_cli.commands.parameters import (
     workers_option,
 )
 from kin_cli.commands.progress import ConsoleProgress
+from kin_cli.commands.streams import json_text, show
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Size
 
@@ -87,7 +87,7 @@ def bench(as_json: bool, **options: Any) -> None:
     from kin_cli.bench.table import table
 
     result = run(settings, ConsoleProgress()).as_dict()
-    click.echo(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) if as_json else table(result))
+    show(json_text(result) if as_json else table(result))
 
 
 def _settings(options: dict[str, Any]) -> BenchSettings:

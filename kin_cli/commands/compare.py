@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,16 @@ import click
 
 from kin_cli.commands.parameters import FILE
 from kin_cli.commands.progress import ConsoleProgress
+from kin_cli.commands.streams import json_text, show
 from kin_cli.commands.variants import (
     base_settings,
+    check_written,
     comparison_options,
+    csv_bytes,
     output_options,
     prepared_folder,
     shared_options,
     variant,
-    write_csv,
     yardstick_from,
 )
 from kin_cli.errors import UsageError
@@ -55,11 +57,12 @@ def compare(slide: Path, output: Path, **options: Any) -> None:
     The close-ups show the corners of the patch grid with the worst seams under IN, the same in every column. Statistics
     are measured once. After an interruption the same command continues.
     """
+    folder = prepared_folder(output, options["keep"])
+    base = base_settings(slide, options, folder=folder)
+    check_written(base, [("-o", output), ("--csv", options["csv_file"])], options, folder=folder)
     from kin_cli.figures.compare import CompareSettings, Look
     from kin_cli.figures.sheet import comparison_sheet
 
-    folder = prepared_folder(output, options["keep"], overwrite=options["overwrite"])
-    base = base_settings(slide, options, folder=folder)
     settings = CompareSettings(
         base=base,
         variants=tuple(_variants(base, options)),
@@ -75,20 +78,24 @@ def finish(
     settings: CompareSettings, sheet: Callable[[Comparison], Any], *, output: Path, options: dict[str, Any]
 ) -> None:
     """Run a comparison, save its figure and the other files asked for, and print the metrics."""
-    from kin_cli.figures.compare import clean_up
+    from kin_cli.figures.compare import clean_up, translation_of
     from kin_cli.figures.compare import compare as run
-    from kin_cli.figures.plots import save_figure
+    from kin_cli.figures.folder import figure_work
+    from kin_cli.figures.plots import encoded_figure
     from kin_cli.figures.sheet import csv_rows, values_text
+    from kin_cli.outputs import check_outputs, write_outputs
 
-    found = run(settings, ConsoleProgress())
-    save_figure(sheet(found), output)
-    if options["csv_file"] is not None:
-        write_csv(options["csv_file"], csv_rows(found))
-    clean_up(settings)
-    if options["as_json"]:
-        click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False))
-    else:
-        click.echo(f"{values_text(found)}\n{output}")
+    progress, table, overwrite = ConsoleProgress(), options["csv_file"], options["overwrite"]
+    work = nullcontext() if settings.keep else figure_work(settings.folder, settings.base, overwrite=overwrite)
+    with work:
+        if settings.folder.is_dir():
+            for variant in settings.variants:
+                check_outputs(translation_of(settings, variant))
+        found = run(settings, progress)
+        rows = {} if table is None else {table: csv_bytes(csv_rows(found))}
+        write_outputs({**rows, output: encoded_figure(sheet(found), output)}, overwrite=overwrite)
+        clean_up(settings, progress)
+    show(json_text(found.as_dict()) if options["as_json"] else f"{values_text(found)}\n{output}")
 
 
 def _variants(base: Settings, options: dict[str, Any]) -> list[Variant]:
@@ -136,12 +143,13 @@ def sweep(slide: Path, output: Path, **options: Any) -> None:
     For either kind, size 1 uses each patch's own statistics and inf their average over the slide. The close-up shows
     the corner of the patch grid with the worst seams under the first size. Statistics are measured once.
     """
+    kinds = kinds_from(options["kinds"], options["sizes"])
+    folder = prepared_folder(output, options["keep"])
+    base = base_settings(slide, options, folder=folder)
+    check_written(base, [("-o", output), ("--csv", options["csv_file"])], options, folder=folder)
     from kin_cli.figures.compare import CompareSettings, Look
     from kin_cli.figures.sheet import sweep_sheet
 
-    kinds = kinds_from(options["kinds"], options["sizes"])
-    folder = prepared_folder(output, options["keep"], overwrite=options["overwrite"])
-    base = base_settings(slide, options, folder=folder)
     settings = CompareSettings(
         base=base,
         variants=tuple(_sweep_variants(base, options, kinds=kinds)),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +14,13 @@ from kin_cli.commands.parameters import (
     csv_option,
     inception_option,
     json_option,
+    overwrite_option,
     tissue_option,
     workers_option,
 )
 from kin_cli.commands.progress import ConsoleProgress
+from kin_cli.commands.streams import json_text, show
+from kin_cli.commands.variants import csv_bytes
 
 if TYPE_CHECKING:
     from kin_cli.evaluation.run import Evaluation
@@ -69,7 +70,8 @@ _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 @workers_option
 @json_option
 @csv_option
-def evaluate(slide: Path, as_json: bool, csv_file: Path | None, **options: Any) -> None:
+@overwrite_option
+def evaluate(slide: Path, as_json: bool, csv_file: Path | None, overwrite: bool, **options: Any) -> None:
     """Measure the quality of SLIDE in its tissue.
 
     \b
@@ -77,15 +79,19 @@ def evaluate(slide: Path, as_json: bool, csv_file: Path | None, **options: Any) 
     ssim, fsim                 against the slide it was translated from (--source)
     sobel, piqe, niqe, seams   of SLIDE alone; seams also against the source
     """
+    from kin_cli.outputs import check_files, write_outputs
+
+    settings = _settings(slide, options)
+    check_files([("--csv", csv_file)], _inputs(settings), overwrite=overwrite)
     from kin_cli.evaluation.run import evaluate as run
 
-    found = run(_settings(slide, options), ConsoleProgress())
+    found = run(settings, ConsoleProgress())
     if csv_file is not None:
-        _write_csv(csv_file, found)
+        write_outputs({csv_file: csv_bytes(_rows(found))}, overwrite=overwrite)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False))
+        show(json_text(found.as_dict()))
     else:
-        click.echo(_table(found))
+        show(_table(found))
 
 
 def _settings(slide: Path, options: dict[str, Any]) -> EvaluationSettings:
@@ -110,6 +116,20 @@ def _settings(slide: Path, options: dict[str, Any]) -> EvaluationSettings:
     )
 
 
+def _inputs(settings: EvaluationSettings) -> Iterator[tuple[Path, str]]:
+    """Every file that an evaluation reads, with what it is, in words."""
+    from kin_cli.outputs import file_inputs, slide_inputs
+
+    yield from slide_inputs(settings.slide.path, "the slide")
+    for choice, what in ((settings.reference, "the reference slide"), (settings.source, "the source slide")):
+        yield from slide_inputs(None if choice is None else choice.path, what)
+    yield from file_inputs(
+        (settings.sampling.tissue, "the tissue mask"),
+        (settings.inception, "the file of Inception weights"),
+        (settings.niqe_model, "the NIQE model"),
+    )
+
+
 def _table(found: Evaluation) -> str:
     names = max(len(value.metric) for value in found.values)
     lines = []
@@ -119,14 +139,9 @@ def _table(found: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _write_csv(file: Path, found: Evaluation) -> None:
-    from kin_cli.store.files import os_errors_as_output_errors, write_atomic
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide", "metric", "value", "better", "detail"])
-    for value in found.values:
-        number = "" if value.value is None else repr(value.value)
-        writer.writerow([found.settings.slide.path, value.metric, number, value.better, value.detail])
-    with os_errors_as_output_errors(file):
-        write_atomic(file, text.getvalue().encode())
+def _rows(found: Evaluation) -> list[list[object]]:
+    slide = found.settings.slide.path
+    values: list[list[object]] = [
+        [slide, value.metric, value.value, value.better, value.detail] for value in found.values
+    ]
+    return [["slide", "metric", "value", "better", "detail"], *values]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kin_cli.commands.parameters import FILE
+from kin_cli.commands.parameters import FILE, series_option
 from kin_cli.commands.streams import json_text, show
 from kin_cli.store.files import bytes_text
 
@@ -24,10 +24,11 @@ _MODEL_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors")
 @click.option(
     "--patch-size", type=click.IntRange(4), default=512, show_default=True, help="Side of the patches to count, px."
 )
+@series_option
 @click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
-def info(file: Path, patch_size: int, as_json: bool) -> None:
+def info(file: Path, patch_size: int, series: int | None, as_json: bool) -> None:
     """Describe FILE: a slide, or a generator's checkpoint (.pth, .pt, .ckpt, .safetensors)."""
-    facts = _model(file) if file.suffix.lower() in _MODEL_ENDINGS else _slide(file, patch_size)
+    facts = _model(file) if file.suffix.lower() in _MODEL_ENDINGS else _slide(file, patch_size, series)
     if as_json:
         show(json_text(facts))
     else:
@@ -80,6 +81,8 @@ def describe_plan(plan: Plan) -> str:
     shape = f"{grid.rows} rows × {grid.cols} columns of {norm.patch_px} px"
     patches = f"{plan.translated_patches} of {len(grid)} with tissue ({shape})"
     tiles = f"{windows.translated_tiles} of {len(plan.layout.grid(0))} translated"
+    decoded = view.slide.temporary_bytes
+    temporary = f", and {bytes_text(decoded)} in the temporary folder (TMPDIR)" if decoded else ""
     kept = "" if plan.settings.table is None else f" in {plan.settings.table}"
     return table_text(
         [
@@ -93,8 +96,9 @@ def describe_plan(plan: Plan) -> str:
             ("device", f"{plan.device}, {plan.precision}, batch {plan.batch}, {plan.workers} threads"),
             ("table", f"{bytes_text(plan.table_bytes)}{kept}"),
             ("memory", f"at most {bytes_text(plan.host_bytes)}, whatever the slide's size"),
-            ("disk", f"at most {bytes_text(plan.disk_bytes)} while working"),
+            ("disk", f"at most {bytes_text(plan.disk_bytes)} while working{temporary}"),
             ("output", str(plan.settings.output.path)),
+            *(("note", note) for note in plan.notes()),
         ]
     )
 
@@ -116,13 +120,13 @@ def _model(file: Path) -> dict[str, object]:
     return {"file": str(file), **describe(load_generator(file))}
 
 
-def _slide(file: Path, patch_size: int) -> dict[str, object]:
+def _slide(file: Path, patch_size: int, series: int | None) -> dict[str, object]:
     from kin_cli.geometry import Grid
     from kin_cli.slide.mask_file import tissue_mask
     from kin_cli.slide.open import open_slide
     from kin_cli.slide.view import open_view
 
-    with open_slide(file) as slide:
+    with open_slide(file, series=series) as slide:
         view = open_view(slide)
         mask = tissue_mask(view, "auto")
         grid = Grid(view.size, patch_size)
@@ -142,7 +146,8 @@ def _slide(file: Path, patch_size: int) -> dict[str, object]:
             # Estimates for a generator of width 64 with nine blocks; --dry-run knows the numbers of a translation.
             "table_bytes": with_tissue * 8 * 5248,
             "disk_bytes": int(0.8 * view.size.pixels),
-            "memory_bytes": 2 << 30,
+            "memory_bytes": (2 << 30) + slide.memory_bytes,
+            **({"notes": list(slide.notes)} if slide.notes else {}),
         }
 
 
@@ -155,7 +160,7 @@ def _card_rows(card: object, *, known: Set[str]) -> list[tuple[str, str]]:
     for name, text in sorted(card.items()) if isinstance(card, dict) else ():
         try:
             groups = json.loads(text) if name == "training" else None
-        except ValueError:
+        except (ValueError, RecursionError):
             groups = None
         if isinstance(groups, dict):
             shown = (group for group in groups if group != "card")  # its entries are entries of the metadata, too

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+from click.core import ParameterSource
 
 from kin_cli import __version__
 from kin_cli.commands.analyse import analyse
@@ -78,11 +79,11 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code; an error becomes one line on stderr."""
-    debug = "--debug" in arguments or bool(os.environ.get("KIN_DEBUG"))
+    debug = "--debug" in arguments or _debugs()
     if not debug:
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # kin prints one line of its own about a bad file
     try:
-        result = cli.main(list(arguments), prog_name="kin", standalone_mode=False)
+        result = cli.main(list(arguments), prog_name="kin", standalone_mode=False, obj=tuple(arguments))
         failure = stdout_failure()
         if failure is not None:
             raise failure
@@ -91,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
         click.echo(error.format_message())
         return 2
     except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code, debug)
+        return _fail(_variable_of(error) + error.format_message(), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130, debug)
     except SystemExit:  # click's answer to a broken pipe; stdout and stderr are guarded, so it is one of ours
@@ -99,6 +100,22 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         known = explained(error)
         return _fail(str(known), known.exit_code, debug)
+
+
+def _variable_of(error: click.ClickException) -> str:
+    """The environment variable that a refused value comes from, for the front of the message; empty if from none."""
+    if not isinstance(error, click.BadParameter):
+        return ""
+    option = error.param
+    if option is None or error.ctx is None or option.name is None:
+        return ""
+    if error.ctx.get_parameter_source(option.name) is not ParameterSource.ENVIRONMENT:
+        return ""
+    return f"{option.envvar or f'{error.ctx.auto_envvar_prefix}_{option.name.upper()}'}: "
+
+
+def _debugs() -> bool:
+    return os.environ.get("KIN_DEBUG", "").strip().lower() not in ("", "0", "f", "false", "n", "no", "off")
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

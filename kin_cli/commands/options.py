@@ -19,7 +19,9 @@ from kin_cli.commands.parameters import (
     compile_option,
     config_file,
     config_option,
+    overwrite_work_option,
     precision_option,
+    series_option,
     tissue_option,
 )
 from kin_cli.errors import UsageError
@@ -90,6 +92,7 @@ _OPTIONS = (
     click.option("--level", type=click.IntRange(0), help="Pyramid level of the slide to translate.  [default: 0]"),
     click.option("--mpp", type=float, help="Resample the slide to this many µm per pixel, instead of --level."),
     click.option("--source-mpp", type=float, help="The slide's µm per pixel, if its file says nothing or is wrong."),
+    series_option,
     click.option(
         "--region", type=RegionType(), help="Translate only this rectangle, in pixels of the translated level."
     ),
@@ -133,9 +136,7 @@ _OPTIONS = (
         type=click.IntRange(1),
         help="Number of threads that read and write.  [default: all cores, at most 8]",
     ),
-    click.option(
-        "--overwrite", is_flag=True, help="Replace an existing output, and unfinished work of other settings."
-    ),
+    overwrite_work_option,
     click.option(
         "--skip-existing", is_flag=True, help="Skip slides whose output exists, is sound and has the same settings."
     ),
@@ -183,7 +184,8 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
 
     if options["level"] is not None and options["mpp"] is not None:
         raise UsageError("--level and --mpp exclude each other")
-    source = {name: options[name] for name in ("level", "mpp", "source_mpp", "region", "tissue", "on_read_error")}
+    read = ("level", "mpp", "source_mpp", "series", "region", "tissue", "on_read_error")
+    source = {name: options[name] for name in read}
     written = ("compression", "quality", "subsampling", "icc", "background", "overwrite", "skip_existing", "report")
     output = {name: options[name] for name in written}
     return Settings(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kin_cli.errors import UsageError
+from kin_cli.errors import KinError, UsageError
 from kin_cli.geometry import Box, Size
+from kin_cli.store.files import read_regular
 
 CONFIG_FILE = "kin_cli.config"  # key of a click context's ``meta`` under which the file of --config is kept
 FILE = click.Path(path_type=Path)
@@ -20,11 +22,14 @@ class KernelType(click.ParamType):
 
     name = "kernel"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse a kernel specification."""
         from kin_cli.norm.kernel import Kernel
 
-        return value if isinstance(value, Kernel) else Kernel.parse(str(value))
+        try:
+            return value if isinstance(value, Kernel) else Kernel.parse(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 class RegionType(click.ParamType):
@@ -90,16 +95,25 @@ workers_option = click.option(
     "-j", "--workers", type=click.IntRange(1), help="Number of threads.  [default: all cores]"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+overwrite_work_option = click.option(
+    "--overwrite", is_flag=True, help="Replace an existing output, and unfinished work of other settings."
+)
 csv_option = click.option("--csv", "csv_file", type=FILE, help="Also write the results to this CSV file.")
 inception_option = click.option(
     "--inception", type=FILE, envvar="KIN_INCEPTION", help="File with the Inception weights for FID."
+)
+series_option = click.option(
+    "--series",
+    type=click.IntRange(0),
+    help="Picture of a TIFF file with several, as kin info numbers them.  [default: the largest one in colour]",
 )
 tissue_option = click.option(
     "--tissue",
     type=TissueType(),
     default="auto",
     show_default=True,
-    help="Where tissue is: auto (detected), none (all patches count), or a mask file (PNG, GeoJSON).",
+    help="Where tissue is: auto (detected), none (all patches count), or a mask file (PNG, TIFF, JPEG, GeoJSON).",
 )
 precision_option = click.option(
     "--precision",
@@ -146,19 +160,89 @@ def _load_config(ctx: click.Context, _param: click.Parameter, file: Path | None)
     if file is None:
         return
     ctx.meta[CONFIG_FILE] = file
+    values = _toml(file)
+    options = {name: option for option in _options(ctx.command) for name in _key_names(option)}
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        option = options.get(key.replace("_", "-"))
+        if option is None:
+            known = ", ".join(sorted({_key_names(option)[0] for option in options.values()}))
+            raise UsageError(f"{file}: unknown key '{key}'", f"known keys: {known}")
+        name = str(option.name)
+        if name in given:
+            raise UsageError(f"{file}: '{key}' gives an option for the second time", "keep one of both")
+        given[name] = _config_value(file, key, value, option, ctx)
+    ctx.default_map = {**(ctx.default_map or {}), **given}
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    """The keys and values of a TOML file."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
+    hint = "--config needs a TOML file"
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = read_regular(file).decode("utf-8-sig")
+        values: dict[str, Any] = tomllib.loads(text)
+        return values
     except FileNotFoundError:
-        raise UsageError(f"{file}: no such file", "--config needs a TOML file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{file}: not a readable TOML file: {error}") from None
-    known = {p.name for p in ctx.command.params if isinstance(p, click.Option) and p.name not in ("config", "help")}
-    given = {key.replace("-", "_"): value for key, value in values.items()}
-    if unknown := sorted(given.keys() - known):
-        options = ", ".join(sorted(name.replace("_", "-") for name in known if name))
-        raise UsageError(f"{file}: unknown key '{unknown[0]}'", f"known keys: {options}")
-    ctx.default_map = {**(ctx.default_map or {}), **given}
+        raise UsageError(f"{file}: no such file", hint) from None
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror or error}", hint) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 (byte {error.start})", "save it as UTF-8") from None
+    except RecursionError:
+        raise UsageError(f"{file}: nested too deeply", hint) from None
+    except ValueError as error:  # tomllib's own, and of numbers that Python does not read
+        keys = re.findall(r"^[ \t]*([\w-]+)[ \t]*=", text, re.MULTILINE)
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UsageError(f"{file}: the key '{twice[0]}' stands in it more than once", "keep one of them") from None
+        raise UsageError(f"{file}: not a readable TOML file: {error}", hint) from None
+
+
+def _options(command: click.Command) -> list[click.Option]:
+    hidden = ("config", "help")
+    return [p for p in command.params if isinstance(p, click.Option) and p.name not in hidden]
+
+
+def _key_names(option: click.Option) -> list[str]:
+    """The keys of an option in a TOML file: its long flags without dashes, then the name of its variable."""
+    flags = [flag.removeprefix("--") for flag in option.opts if flag.startswith("--")]
+    return list(dict.fromkeys([*flags, str(option.name).replace("_", "-")]))
+
+
+def _config_value(file: Path, key: str, value: Any, option: click.Option, ctx: click.Context) -> Any:
+    """The value of a key as the option's flag would be given it; ``UsageError`` naming the key if that is refused."""
+    if option.multiple:
+        if isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values()):
+            return value  # as CardOption takes it
+        items = value if isinstance(value, list) else [value]
+        return [_single_value(file, key, item, option, ctx) for item in items]
+    return _single_value(file, key, value, option, ctx)
+
+
+def _single_value(file: Path, key: str, value: Any, option: click.Option, ctx: click.Context) -> Any:
+    text = isinstance(option.type, (click.Path, TissueType, click.types.StringParamType, click.Choice))
+    if option.is_flag:
+        kinds: tuple[type, ...] = (bool,)
+        needed = "true or false"
+    elif text:
+        kinds, needed = (str,), "a text in quotes"
+        if isinstance(option.type, click.Choice):  # such as subsampling = 420
+            kinds = (str, int)
+    else:
+        kinds, needed = (str, int, float), "a number or a text in quotes"
+        if isinstance(value, list) and all(type(entry) in (int, float) for entry in value):
+            value = ",".join(map(str, value))  # such as region = [0, 0, 512, 512]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and not option.is_flag):
+        raise UsageError(f"{file}: '{key}' has a value of a wrong type ({type(value).__name__})", f"write {needed}")
+    plain = value if option.is_flag else str(value)
+    if isinstance(plain, str) and "\0" in plain:
+        raise UsageError(f"{file}: '{key}' holds a NUL character", "remove it")
+    try:
+        option.type(plain, option, ctx)
+    except (click.ClickException, KinError) as error:
+        message = error.message if isinstance(error, click.ClickException) else str(error)
+        raise UsageError(f"{file}: '{key}': {message}") from None
+    return plain

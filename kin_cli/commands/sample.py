@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from kin_cli.commands.parameters import SizeType
+from kin_cli.commands.parameters import SizeType, overwrite_work_option
 from kin_cli.commands.progress import ConsoleProgress
+from kin_cli.commands.streams import tell_output
 from kin_cli.geometry import Size
 
 
@@ -20,7 +21,7 @@ from kin_cli.geometry import Size
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed; each gives another slide."
 )
 @click.option("-j", "--workers", type=click.IntRange(1), help="Number of threads.  [default: one per core, at most 8]")
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@overwrite_work_option
 def sample(output: Path, size: Size, seed: int, workers: int | None, overwrite: bool) -> None:
     """Write a synthetic, H&E-like slide (0.5 µm per pixel) to OUTPUT: .tif, .ome.tif, .png or .jpg."""
     from kin_cli.sample import write_sample
@@ -28,4 +29,4 @@ def sample(output: Path, size: Size, seed: int, workers: int | None, overwrite: 
 
     settings = OutputSettings(output, overwrite=overwrite)
     write_sample(settings, size, seed=seed, workers=workers, progress=ConsoleProgress())
-    click.echo(str(output))
+    tell_output(str(output))

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kin_cli.commands.parameters import FILE, RegionType, json_option, tissue_option, workers_option
+from kin_cli.commands.parameters import (
+    FILE,
+    RegionType,
+    json_option,
+    overwrite_option,
+    tissue_option,
+    workers_option,
+)
 from kin_cli.commands.progress import ConsoleProgress
+from kin_cli.commands.streams import json_text, show
+from kin_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from kin_cli.evaluation.seams import SlideSeams
@@ -44,7 +52,8 @@ _MAP_PX = 1600  # longer side of the map
 @click.option("--heatmap", type=FILE, help="Also write a map of all boundaries to this PNG file.")
 @workers_option
 @json_option
-def seams(slide: Path, heatmap: Path | None, as_json: bool, **options: Any) -> None:
+@overwrite_option
+def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **options: Any) -> None:
     """Measure the seams of SLIDE: the step at every boundary between two patches, against the texture beside it.
 
     R is the step relative to the texture, 1 without seams; compare it between translations of one slide only. R* is R
@@ -53,6 +62,7 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, **options: Any) -> N
     """
     from contextlib import ExitStack
 
+    _check_heatmap(slide, heatmap, options, overwrite=overwrite)
     from kin_cli.concurrency import available_cores
     from kin_cli.evaluation.seams import measure_slide_seams
     from kin_cli.evaluation.settings import SeamChoice, SlideChoice
@@ -64,34 +74,50 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, **options: Any) -> N
         if options["source"] is not None:
             choice = SlideChoice(options["source"], level=options["source_level"], region=options["source_region"])
             source = stack.enter_context(opened(choice))
+        mask, progress = tissue_mask(source or view, options["tissue"]), ConsoleProgress()
+        for note in mask.notes:
+            progress.note(note)
         found = measure_slide_seams(
             view,
             SeamChoice(options["patch_size"], options["origin"]),
             source=source,
-            mask=tissue_mask(source or view, options["tissue"]),
-            progress=ConsoleProgress(),
+            mask=mask,
+            progress=progress,
             workers=options["workers"] or available_cores(),
         )
         if heatmap is not None:
             from kin_cli.slide.view import overview
 
-            _write_map(heatmap, found, overview(view, _MAP_PX))
+            _write_map(heatmap, found, overview(view, _MAP_PX), overwrite=overwrite)
     if as_json:
-        click.echo(json.dumps({"slide": str(slide), **found.as_dict()}, indent=1, ensure_ascii=False, allow_nan=False))
+        show(json_text({"slide": str(slide), **found.as_dict()}))
     else:
-        click.echo("\n".join([*_values(found), *_worst(found)]))
+        show("\n".join([*_values(found), *_worst(found)]))
 
 
-def _write_map(file: Path, found: SlideSeams, thumbnail: Any) -> None:
+def _check_heatmap(slide: Path, heatmap: Path | None, options: dict[str, Any], *, overwrite: bool) -> None:
+    """Raise, before any work, if the map cannot be written."""
+    from kin_cli.outputs import check_files, file_inputs, slide_inputs
+
+    if heatmap is not None and heatmap.suffix.lower() not in ("", ".png"):
+        raise UsageError(f"{heatmap}: no known ending of a map", "write .png")
+    inputs = [
+        *slide_inputs(slide, "the slide"),
+        *slide_inputs(options["source"], "the source slide"),
+        *file_inputs((options["tissue"], "the tissue mask")),
+    ]
+    check_files([("--heatmap", heatmap)], inputs, overwrite=overwrite)
+
+
+def _write_map(file: Path, found: SlideSeams, thumbnail: Any, *, overwrite: bool) -> None:
     import io
 
     from kin_cli.evaluation.seams import seam_map
-    from kin_cli.store.files import os_errors_as_output_errors, write_atomic
+    from kin_cli.outputs import write_outputs
 
     encoded = io.BytesIO()
     seam_map(found, thumbnail).save(encoded, "PNG")
-    with os_errors_as_output_errors(file):
-        write_atomic(file, encoded.getvalue())
+    write_outputs({file: encoded.getvalue()}, overwrite=overwrite)
 
 
 def _values(found: SlideSeams) -> list[str]:

@@ -12,6 +12,7 @@ import click
 
 from kin_cli.commands.parameters import RegionType, config_option
 from kin_cli.commands.progress import ConsoleProgress
+from kin_cli.commands.streams import tell_output
 
 if TYPE_CHECKING:
     from kin_cli.training.settings import Losses
@@ -337,4 +338,4 @@ def _run(losses: Losses, options: dict[str, Any]) -> None:
 
     generator = carry_out(settings, ConsoleProgress())
     if os.environ.get("RANK", "0") == "0":  # of several processes, only the first prints
-        click.echo(str(generator))
+        tell_output(str(generator))

@@ -15,6 +15,7 @@ from kin_cli.commands.parameters import FILE
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import json_text, show, tell_output
 from kin_cli.errors import UsageError
+from kin_cli.slide.files import check_file
 
 if TYPE_CHECKING:
     from kin_cli.batch.shard import Shard
@@ -45,6 +46,7 @@ def translate(
 
     After an interruption the same command continues.
     """
+    check_file(slide)
     settings = settings_from(slide, options)
     if shard is not None and only_pass is None:
         raise UsageError("--shard needs a pass", "--pass measure for all shards, then --pass apply, then kin assemble")
@@ -71,9 +73,10 @@ def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Setti
     if not output.report or output.overwrite or output.skip_existing or not output.path.is_file():
         return settings
     from kin_cli.report.page import is_report_of
+    from kin_cli.store.files import read_regular
 
     try:
-        record = json.loads(output.record_path.read_bytes())
+        record = json.loads(read_regular(output.record_path))
     except (OSError, ValueError):
         return settings
     if not isinstance(record, dict) or is_report_of(record, output.report_path):
@@ -130,6 +133,7 @@ def assemble(slide: Path, as_json: bool, **options: Any) -> int:
     The passes are `kin translate --pass measure --shard i/n` and `kin translate --pass apply --shard i/n`. Give the
     same options as there. On equal hardware the file is the same, byte for byte, as that of one process.
     """
+    check_file(slide)
     settings = settings_from(slide, options)
     if settings.output.overwrite:
         raise UsageError("--overwrite has no meaning for kin assemble", "remove the old output before the passes")

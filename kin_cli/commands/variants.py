@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kin_cli.commands.options import bundled_generator, settings_from, translation_options
-from kin_cli.commands.parameters import FILE, csv_option, inception_option, json_option
-from kin_cli.store.files import os_errors_as_output_errors, work_folder, write_atomic
+from kin_cli.commands.parameters import FILE, csv_option, inception_option, json_option, overwrite_work_option
+from kin_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from kin_cli.figures.compare import Variant, Yardstick
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 _SHARED = (
     *("model", "patch_size", "authors", "correction", "eps", "tissue", "background", "level", "mpp", "source_mpp"),
-    *("region", "device", "precision", "compile", "batch_size", "workers"),
+    *("series", "region", "device", "precision", "compile", "batch_size", "workers"),
 )
 # Lossless, since the subsampled chroma of JPEG imitates seams at the borders of its tiles.
 _OUTPUT = {"compression": "deflate", "icc": "drop", "skip_existing": True}
@@ -43,7 +42,7 @@ def output_options(function: Any) -> Any:
             type=FILE,
             help="Folder that keeps the statistics of pass 1; made if missing, else reused, also by kin translate.",
         ),
-        click.option("--overwrite", is_flag=True, help="Discard unfinished work of other settings."),
+        overwrite_work_option,
         json_option,
         csv_option,
     )
@@ -103,22 +102,45 @@ def variant(base: Settings, options: dict[str, Any], *, flags: dict[str, Any], n
     return Variant(name, title.format(kernel=norm.effective_kernel), norm)
 
 
-def prepared_folder(output: Path, keep: Path | None, *, overwrite: bool) -> Path:
+def prepared_folder(output: Path, keep: Path | None) -> Path:
     """Return the folder for table and translations: ``keep``, or a work folder beside the output.
 
     Checks first that a figure can be drawn and written to ``output``.
     """
+    from kin_cli.figures.folder import work_folder_of
     from kin_cli.figures.plots import check_figure_file
 
     check_figure_file(output)
-    if keep is not None:
-        return keep
-    # a translation to this very file would use the name without .compare
-    folder = work_folder(output.with_name(f"{output.name}.compare"))
-    if overwrite and folder.exists():
-        with os_errors_as_output_errors(folder):
-            shutil.rmtree(folder)
-    return folder
+    if keep is not None and keep.exists() and not keep.is_dir():
+        raise OutputError(f"{keep}: is not a folder", "name a folder with --keep, a new one or one made before")
+    return keep or work_folder_of(output)
+
+
+def check_written(
+    base: Settings, written: Sequence[tuple[str, Path | None]], options: dict[str, Any], *, folder: Path
+) -> None:
+    """Raise, before any work, unless the figure and the other files can be written: pairs of option and path.
+
+    ``folder`` is that of ``prepared_folder``.
+    """
+    from kin_cli.outputs import check_files, file_inputs, inputs_of, refuse_same, slide_inputs
+
+    thumbnail, reference = options.get("thumbnail"), options.get("reference")
+    inputs = [
+        *inputs_of(base),
+        *slide_inputs(reference, "the reference slide"),
+        *file_inputs((thumbnail, "the thumbnail"), (options.get("inception"), "the file of Inception weights")),
+    ]
+    check_files(written, inputs, overwrite=options["overwrite"])
+    folders = [(option, options.get(option[2:])) for option in ("--table", "--keep")]
+    given = [(option, path) for option, path in (*written, *folders) if path is not None]
+    refuse_same(given)
+    for option, path in given:
+        if options.get("keep") is None and folder.resolve() in path.resolve().parents:
+            raise UsageError(f"{path}: is in the folder of unfinished work", f"choose another place with {option}")
+    for path, what in inputs:
+        if options.get("keep") is None and folder.resolve() in path.resolve().parents:
+            raise UsageError(f"{path}: {what} is in the folder of unfinished work", "move it elsewhere")
 
 
 def yardstick_from(options: dict[str, Any]) -> Yardstick:
@@ -130,14 +152,8 @@ def yardstick_from(options: dict[str, Any]) -> Yardstick:
     return Yardstick(metrics, options["reference"], options["inception"], options["tiles"], options["seed"])
 
 
-def write_csv(file: Path, rows: Sequence[Sequence[object]]) -> None:
-    """Write rows to a CSV file; None becomes an empty field, floats keep all digits."""
+def csv_bytes(rows: Sequence[Sequence[object]]) -> bytes:
+    """Rows as a CSV file; None becomes an empty field, floats keep all digits, file names their bytes."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(file, text.getvalue())
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a text file, completely or not at all."""
-    with os_errors_as_output_errors(file):
-        write_atomic(file, text.encode())
+    return text.getvalue().encode(errors="surrogateescape")

@@ -176,6 +176,8 @@ class _EvaluationRun:
         self._settings, self._slides, self._progress, self._workers = settings, slides, progress, workers
         # Translation and source show the same place, and background is easier to detect in a real slide.
         self._mask = tissue_mask(slides.source or slides.view, settings.sampling.tissue)
+        for note in self._mask.notes:
+            progress.note(note)
         self.tiles: dict[str, int] = {}
 
     def seams(self) -> SlideSeams:

@@ -20,7 +20,7 @@ class SlideChoice:
     """A slide, and which level, resolution and region of it to use.
 
     ``level`` and ``mpp`` (µm per pixel) exclude each other. ``source_mpp`` is the slide's own resolution, if its file
-    states none or a wrong one.
+    states none or a wrong one. ``series`` is the number of a picture within a TIFF file.
     """
 
     path: Path
@@ -28,6 +28,7 @@ class SlideChoice:
     mpp: float | None = None
     region: Box | None = None
     source_mpp: float | None = None
+    series: int | None = None
 
 
 @dataclass(frozen=True)

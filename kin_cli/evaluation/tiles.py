@@ -26,7 +26,12 @@ _LEAST_TISSUE = 0.5  # tissue fraction of a tile; the rest of it may be backgrou
 def opened(choice: SlideChoice) -> Iterator[SlideView]:
     """Open the chosen part of a slide, and close the slide at the end of the ``with`` block."""
     view = open_source(
-        choice.path, level=choice.level, mpp=choice.mpp, source_mpp=choice.source_mpp, region=choice.region
+        choice.path,
+        level=choice.level,
+        mpp=choice.mpp,
+        source_mpp=choice.source_mpp,
+        series=choice.series,
+        region=choice.region,
     )
     with view.slide:
         yield view

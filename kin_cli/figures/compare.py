@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from kin_cli.evaluation.run import Evaluation, MetricValue, entries_for, evaluat
 from kin_cli.evaluation.seams import SlideSeams, close_up, seam_grid
 from kin_cli.evaluation.settings import EvaluationSettings, Sampling, SeamChoice, SlideChoice
 from kin_cli.evaluation.tiles import opened, sampled_boxes
+from kin_cli.figures.folder import TABLE, clear
 from kin_cli.geometry import Box, Floats, Grid, Pixels
 from kin_cli.metrics.seams import SeamLine, SeamResult
 from kin_cli.passes.devices import resolve_device, resolve_devices
@@ -198,17 +198,24 @@ def compare(settings: CompareSettings, progress: Progress) -> Comparison:
     )
 
 
-def clean_up(settings: CompareSettings) -> None:
-    """Delete the folder of a comparison, unless it is to be kept."""
+def clean_up(settings: CompareSettings, progress: Progress) -> None:
+    """Delete the folder of a comparison, unless it is to be kept; what kin did not make is left, with a note."""
     if not settings.keep:
-        with os_errors_as_output_errors(settings.folder):
-            shutil.rmtree(settings.folder)
+        clear(settings.folder, (variant.name for variant in settings.variants), note=progress.note)
+
+
+def translation_of(settings: CompareSettings, variant: Variant) -> Settings:
+    """The settings of the translation by one variant. TIN takes its statistics from a thumbnail, not from a table."""
+    base, folder = settings.base, settings.folder
+    output = replace(base.output, path=folder / f"{variant.name}.tif")
+    table = None if variant.norm.method == "tin" else base.table or folder / TABLE
+    return replace(base, norm=variant.norm, output=output, table=table)
 
 
 def source_choice(base: Settings) -> SlideChoice:
     """Return the part of the slide that is translated, as a choice for the evaluation."""
     source = base.source
-    return SlideChoice(source.slide, source.level, source.mpp, source.region, source.source_mpp)
+    return SlideChoice(source.slide, source.level, source.mpp, source.region, source.source_mpp, source.series)
 
 
 def worst_corners(lines: Sequence[SeamLine], tissue: Floats, *, patch_px: int, count: int) -> list[Corner]:
@@ -245,7 +252,7 @@ class _ComparisonRun:
         self._mask: TissueMask = tissue_mask(view, settings.base.source.tissue)
         if not self._mask.mask.any():
             raise NoTissueError(f"{choice.path}: no tissue in it", "--tissue none translates everything")
-        self.notes: list[str] = []
+        self.notes: list[str] = list(self._mask.notes)
         self._sampling = self._chosen_sampling()
         self._check_evaluation()
         self.corners: list[Corner | None] = []
@@ -283,14 +290,11 @@ class _ComparisonRun:
 
     @contextmanager
     def _translated(self, variant: Variant) -> Iterator[Path]:
-        base, folder = self._settings.base, self._settings.folder
-        output = replace(base.output, path=folder / f"{variant.name}.tif")
-        # TIN takes its statistics from a thumbnail, not from a table.
-        table = None if variant.norm.method == "tin" else base.table or folder / "table"
-        translate(replace(base, norm=variant.norm, output=output, table=table), self._progress)
-        yield output.path
+        settings = translation_of(self._settings, variant)
+        translate(settings, self._progress)
+        yield settings.output.path
         if not self._settings.keep:
-            _remove(output)
+            _remove(settings.output)
 
     def _evaluated(self, slide: SlideChoice, *, source: SlideChoice | None) -> Evaluation:
         return evaluate(self._evaluation(slide, source=source), self._progress)

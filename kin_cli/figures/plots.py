@@ -1,4 +1,4 @@
-"""Figures with matplotlib, an optional dependency: make, check and save a figure, and the figure of an analysis.
+"""Figures with matplotlib, an optional dependency: make, check and encode a figure, and the figure of an analysis.
 
 Without pyplot, which has global state and may open a display.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 from kin_cli.errors import OutputError, UsageError
 from kin_cli.figures.analysis import QUANTILES, STATISTICS, Analysis
-from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 
 _KINDS = (".png", ".pdf", ".svg")
 _DPI = 200
@@ -52,14 +51,13 @@ def new_figure(width_in: float, height_in: float) -> Any:
     return figure
 
 
-def save_figure(figure: Any, file: Path) -> None:
-    """Save a figure, whole or not at all, in the format that the suffix names; PNG at 200 pixels per inch."""
+def encoded_figure(figure: Any, file: Path) -> bytes:
+    """The bytes of a figure in the format that the suffix of ``file`` names; PNG at 200 pixels per inch."""
     kind, encoded = file.suffix.lower()[1:], io.BytesIO()
     # Without dates, so that the same figure gives the same file.
     metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
     figure.savefig(encoded, format=kind, dpi=_DPI, metadata=metadata)
-    with os_errors_as_output_errors(file):
-        write_atomic(file, encoded.getvalue())
+    return encoded.getvalue()
 
 
 def analysis_figure(found: Analysis) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mappi
         raise ValueError(f"the module is no generator of {spec}: {listed(differing)} differ")
     if path.suffix == ".safetensors":
         described = {"format": "pt", "architecture": spec.architecture, **{k: str(v) for k, v in asdict(spec).items()}}
-        content = safetensors.torch.save(state, metadata={**(metadata or {}), **described})
+        content = _in_order(safetensors.torch.save(state, metadata={**(metadata or {}), **described}))
     elif path.suffix in (".pth", ".pt"):
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -110,6 +111,16 @@ def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mappi
         raise UsageError(f"{path}: unknown suffix '{path.suffix}' of a checkpoint", "use .safetensors or .pth")
     with os_errors_as_output_errors(path):
         write_atomic(path, content)
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in the order of the keys; safetensors itself writes them in random order."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def describe(generator: Generator) -> dict[str, object]:

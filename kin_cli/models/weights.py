@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kin_cli.errors import ModelError
+from kin_cli.store.files import open_regular, utf8_name
 
 ENVELOPES = ("state_dict", "model", "netG", "net_G", "generator", "params", "G")
 """Entries of a training checkpoint under which projects keep the generator's state dict."""
@@ -25,6 +26,29 @@ _WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and of torch.c
 _MAX_NESTING = 4
 _RUNNING_STATS = re.compile(r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked)$")
 _RESAVE = "re-save the generator alone: torch.save(net.state_dict(), file)"
+_READABLE = "kin reads .pth, .pt and .safetensors files"
+_FROM_TRAINING = "give the PyTorch checkpoint that its training wrote"
+_UNPACK = "unpack it and give the file in it"
+_HEAD_BYTES = 512
+_JSON_NEXT = (b'"', b"}", b" ", b"")  # what follows the opening brace of a header
+_OTHER_KINDS = (
+    (b"\x1f\x8b", "a gzip file", _UNPACK),
+    (b"BZh", "a bzip2 file", _UNPACK),
+    (b"\xfd7zXZ", "an xz file", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file", _UNPACK),
+    (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
+    (b"Rar!", "a RAR archive", _UNPACK),
+    (b"\x89HDF", "an HDF5 file, as Keras writes", _FROM_TRAINING),
+    (b"\x93NUMPY", "a NumPy array", _FROM_TRAINING),
+    (b"GGUF", "a GGUF language model", _FROM_TRAINING),
+    (b"\x89PNG", "a PNG image", _READABLE),
+    (b"\xff\xd8\xff", "a JPEG image", _READABLE),
+    (b"II*\0", "a TIFF image", _READABLE),
+    (b"MM\0*", "a TIFF image", _READABLE),
+    (b"II+\0", "a TIFF image", _READABLE),
+    (b"{", "a JSON file", _READABLE),
+    (b"<?xml", "an XML file", _READABLE),
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +91,7 @@ def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     size = 0
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
                 size += len(block)
@@ -77,36 +101,58 @@ def _sha256(path: Path) -> str:
         raise ModelError(f"{path} is a folder", "give the checkpoint file in it, such as latest_net_G.pth") from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from error
+    except ValueError as error:  # a NUL in the name
+        raise ModelError(f"{str(path)!r} is no possible name of a file: {error}", "check the path") from None
     if size == 0:
         raise ModelError(f"{path} is empty", "copy or download it again")
     return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[object, dict[str, str]]:
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start.startswith(b"PK\x03\x04"):
+    with open_regular(path) as file:
+        head = file.read(_HEAD_BYTES)
+    if head.startswith(b"PK\x03\x04"):
         return _read_zip(path), {}
-    # first opcode of a pickle of protocol 2 or later: PyTorch before 1.6 wrote it without a zip archive
-    if start.startswith(b"\x80"):
-        return _read_pickle(path), {}
-    # safetensors: 8 bytes with the length of the header, then the header
-    if start[8:] == b"{":
+    # safetensors: 8 bytes with the length of the header, which may look like a pickle's opcode, then the header
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and (length <= path.stat().st_size or head[9:10] in _JSON_NEXT):
         return _read_safetensors(path)
-    raise ModelError(
-        f"{path} is not a checkpoint: it is neither a PyTorch nor a safetensors file",
-        "KIN reads .pth, .pt and .safetensors files",
-    )
+    # first opcode of a pickle of protocol 2 or later: PyTorch before 1.6 wrote it without a zip archive
+    if head.startswith(b"\x80"):
+        return _read_pickle(path), {}
+    raise _no_checkpoint(path, head)
+
+
+def _no_checkpoint(path: Path, head: bytes) -> ModelError:
+    """What a file is that is no checkpoint, as far as its first bytes tell, and what to do about it."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"version https://git-lfs"):
+        return ModelError(f"{path} is a Git LFS pointer, not the file that it points to", "fetch it with git lfs pull")
+    if text.startswith((b"<!doctype html", b"<html")) or b"<html" in text:
+        hint = "download it again; the page may ask for a login or a confirmation"
+        return ModelError(f"{path} is a web page, not the file that was to be downloaded", hint)
+    if not head.strip(b"\0"):
+        return ModelError(f"{path} holds nothing but zeros", "copy or download it again")
+    for start, kind, hint in _OTHER_KINDS:
+        if head.startswith(start):
+            return ModelError(f"{path} is not a checkpoint but {kind}", hint)
+    if head[257:262] == b"ustar":
+        return ModelError(f"{path} is not a checkpoint but a tar archive", _UNPACK)
+    if path.suffix.lower() == ".onnx" or (head[:1] == b"\x08" and b"pytorch" in head):
+        return ModelError(f"{path} is not a checkpoint but an ONNX model", _FROM_TRAINING)
+    return ModelError(f"{path} is not a checkpoint: it is neither a PyTorch nor a safetensors file", _READABLE)
 
 
 def _read_zip(path: Path) -> object:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
     except Exception:  # a changed byte raises NotImplementedError or UnicodeDecodeError, too
         raise _damaged(path) from None
     if any("/code/" in name for name in names):
         raise ModelError(f"{path} is a TorchScript archive, which is code and not only weights; not loaded", _RESAVE)
+    if any(name.endswith((".npy", ".h5")) or name == "config.json" for name in names):
+        raise ModelError(f"{path} is an archive of NumPy or Keras, not of PyTorch", _FROM_TRAINING)
     if not any(name.endswith("/data.pkl") for name in names):
         raise ModelError(f"{path} is a zip archive, but no PyTorch checkpoint", "unpack it and give the file in it")
     return _read_pickle(path)
@@ -114,25 +160,29 @@ def _read_zip(path: Path) -> object:
 
 def _read_pickle(path: Path) -> object:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open_regular(path) as file:  # by a file: torch takes no name that is not UTF-8
             warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         code = f" ({named[1]})" if named else ""
         raise ModelError(f"{path} contains code{code}, not only weights; not loaded", _RESAVE) from None
     except MemoryError:
         raise
-    except Exception:  # damaged files make the reader raise IndexError, KeyError, EOFError and others
+    except Exception as error:  # damaged files make the reader raise IndexError, KeyError, EOFError and others
+        if "allocate memory" in str(error):
+            raise MemoryError from error
         raise _damaged(path) from None
 
 
 def _read_safetensors(path: Path) -> tuple[object, dict[str, str]]:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        with utf8_name(path) as name, safe_open(name, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError:
         raise _damaged(path) from None
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # a dtype that torch or this kin lacks
+        raise ModelError(f"{path} holds tensors that cannot be read: {error}", "save them as float32") from None
 
 
 def _damaged(path: Path) -> ModelError:

@@ -20,6 +20,7 @@ from kin_cli.slide.view import SlideView, open_view, overview
 
 Item = TypeVar("Item")
 _THUMBNAIL_MAX_PX = 2048
+_NARROW_STRIDE = 16  # up to this one generators are residual networks, which reflect their smallest maps by 1 px
 
 
 def measure_slide(
@@ -90,18 +91,22 @@ def thumbnail_statistics(view: SlideView, file: Path | None, *, engine: Engine, 
     """Means and scales of a thumbnail, shape (2, ΣC): the whole slide's in TIN (thumbnail instance normalisation).
 
     The thumbnail is the slide scaled to ``patch_px`` on its longer side, or the given image file, reduced to 2048 px if
-    larger; the aspect ratio is kept. Reflection pads both sides to multiples of the generator's stride.
+    larger; the aspect ratio is kept. Reflection pads both sides to multiples of the generator's stride, and very narrow
+    pictures to two of them, since the network itself reflects its smallest maps.
     """
-    if file is None:
-        pixels = overview(view, max_side=patch_px)
-    else:
-        with open_slide(file) as image:
-            pixels = overview(open_view(image), max_side=_THUMBNAIL_MAX_PX)
+    pixels = overview(view, max_side=patch_px) if file is None else thumbnail_of(file)
     height, width = pixels.shape[:2]
     step = engine.stride
-    padding = ((0, -height % step), (0, -width % step), (0, 0))
+    least = 2 * step if step <= _NARROW_STRIDE else step
+    padding = (*((0, max(least, -(-side // step) * step) - side) for side in (height, width)), (0, 0))
     stats: Floats = engine.measure([np.pad(pixels, padding, mode="reflect" if min(height, width) > 1 else "edge")])[0]
     if not np.isfinite(stats).all():
         raise overflow(f"its features of the thumbnail of {view.slide.path if file is None else file}")
     np.divide(1.0, stats[1], out=stats[1], where=stats[1] > 0)
     return stats
+
+
+def thumbnail_of(file: Path) -> Pixels:
+    """The picture in a file, at most 2048 px on its longer side. ``InputError`` if it cannot be read."""
+    with open_slide(file) as image:
+        return overview(open_view(image), max_side=_THUMBNAIL_MAX_PX)

@@ -34,6 +34,7 @@ from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.ifd import Directory, MalformedTiffError, Tag, TiffDirectories
 from kin_cli.pyramid.layout import OutputFormat
 from kin_cli.pyramid.metadata import Description, Digest, parse_description
+from kin_cli.store.files import named_beside, open_regular, read_regular, utf8_name
 from kin_cli.store.work import as_json, differences
 
 _SAME = 1e-6  # relative tolerance; a resolution is a ratio of two 32-bit integers
@@ -85,7 +86,8 @@ def check_flat(path: Path, kind: OutputFormat) -> list[str]:
     """List what is wrong with a PNG or JPEG, whatever its name: it must decode completely."""
     load = pyvips.Image.pngload if kind is OutputFormat.PNG else pyvips.Image.jpegload
     try:
-        load(str(path), access="sequential", fail_on="warning").avg()
+        with utf8_name(path) as name:
+            load(name, access="sequential", fail_on="warning").avg()
     except pyvips.Error as error:
         return [f"does not decode: {' '.join(str(error).split())}"]
     return []
@@ -209,7 +211,7 @@ def finished_record(output: Path, record_file: Path, settings: Mapping[str, obje
     setting that is missing on one side counts as None.
     """
     try:
-        record = json.loads(record_file.read_bytes())
+        record = json.loads(read_regular(record_file))
         found, size = dict(record["settings"]), int(record["output_bytes"])
     except FileNotFoundError:
         raise _refusal(output, f"exists, but its record {record_file.name} does not") from None
@@ -234,7 +236,7 @@ def verified_record(output: Path, record_file: Path, settings: Mapping[str, obje
 def is_image_file(path: Path) -> bool:
     """Whether ``check_file`` knows the file's kind: a TIFF, PNG or JPEG by its first bytes, or what cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(8)
     except OSError:
         return True
@@ -245,7 +247,7 @@ def is_image_file(path: Path) -> bool:
 def recorded_sha256(output: Path) -> str | None:
     """SHA-256 of ``output`` as the record beside it tells; None if there is no record, or not one of this file."""
     try:
-        record = json.loads(output.with_name(f"{output.name}.json").read_bytes())
+        record = json.loads(read_regular(named_beside(output, ".json")))
         same = Path(record["output"]).name == output.name and "kin" in record
         return str(record["output_sha256"]) if same else None
     except (OSError, ValueError, TypeError, KeyError):

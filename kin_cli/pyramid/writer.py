@@ -24,7 +24,7 @@ from kin_cli.pyramid.ifd import Tag, relink
 from kin_cli.pyramid.layout import OutputFormat, PyramidLayout
 from kin_cli.pyramid.metadata import Digest, ImageInfo, ome_description, plain_description
 from kin_cli.store.blobs import BlobStore
-from kin_cli.store.files import bytes_text, os_errors_as_output_errors, publish
+from kin_cli.store.files import bytes_text, os_errors_as_output_errors, publish, utf8_name
 
 _CLASSIC_LIMIT = 2**32 - 1
 _DIRECTORY_BYTES = 64 << 10  # upper bound of a directory without its tile tables and description
@@ -256,12 +256,13 @@ def _convert(tiles: Path, part: Path, kind: OutputFormat, codec: Codec, info: Im
     """Convert the TIFF ``tiles`` to a PNG or JPEG, ``part``."""
     per_mm = _UNKNOWN_PER_MM if info.mpp is None else 1e3 / info.mpp
     try:
-        image = pyvips.Image.tiffload(str(tiles), access="sequential", fail_on="error").copy(xres=per_mm, yres=per_mm)
-        if kind is OutputFormat.PNG:
-            image.pngsave(str(part), keep="icc")
-        else:
-            chroma = "on" if codec.subsampling == "420" else "off"
-            image.jpegsave(str(part), Q=codec.quality, subsample_mode=chroma, keep="icc:exif")
+        with utf8_name(tiles) as source, utf8_name(part, write=True) as target:
+            image = pyvips.Image.tiffload(source, access="sequential", fail_on="error").copy(xres=per_mm, yres=per_mm)
+            if kind is OutputFormat.PNG:
+                image.pngsave(target, keep="icc")
+            else:
+                chroma = "on" if codec.subsampling == "420" else "off"
+                image.jpegsave(target, Q=codec.quality, subsample_mode=chroma, keep="icc:exif")
     except pyvips.Error as error:
         raise OutputError(
             f"{part}: cannot be written: {' '.join(str(error).split())}", "free some space, then run it again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import glob
 import html
 import json
 import zlib
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kin_cli import __version__
-from kin_cli.errors import KinError, Stopped
+from kin_cli.errors import KinError, Stopped, explained
 from kin_cli.evaluation.seams import SlideSeams, seam_map
 from kin_cli.geometry import Box, Pixels, Size
 from kin_cli.metrics.seams import SeamLine, SeamResult
@@ -23,7 +24,7 @@ from kin_cli.progress import Progress
 from kin_cli.pyramid.codec import Codec
 from kin_cli.report.evidence import Evidence, Place, gather
 from kin_cli.settings import Settings
-from kin_cli.store.files import bytes_text, os_errors_as_output_errors, write_atomic
+from kin_cli.store.files import bytes_text, open_regular, os_errors_as_output_errors, write_atomic
 
 Record = Mapping[str, Any]
 
@@ -41,7 +42,7 @@ _STAGES = {
     "pyramid": "levels and file",
 }
 _HEAD_BYTES = 1024
-_AGAIN = "the output is complete; the same command with --skip-existing makes the report"
+_AGAIN = "the output is complete; the same command makes the report, kin batch with --skip-existing"
 
 
 def report_if_asked(settings: Settings, record: Record, progress: Progress) -> Path | None:
@@ -57,6 +58,7 @@ def report_if_asked(settings: Settings, record: Record, progress: Progress) -> P
     if not settings.output.report or is_report_of(record, file):
         return None
     try:
+        _remove_drafts(file)
         document = page(record, gather(settings, progress), mark=_mark(record))
         with os_errors_as_output_errors(file):
             write_atomic(file, document.encode(errors="replace"))
@@ -64,18 +66,23 @@ def report_if_asked(settings: Settings, record: Record, progress: Progress) -> P
         raise Stopped(stop.message, _AGAIN, exit_code=stop.exit_code) from None
     except KinError as error:
         raise KinError(f"{file}: the report could not be made: {error}", _AGAIN) from error
-    except MemoryError as error:
-        raise KinError(f"{file}: the report could not be made: out of memory", _AGAIN) from error
     except Exception as error:  # whatever it is, the user should know that the output is complete
-        what = f"unexpected {type(error).__name__}: {error}"
+        what = explained(error).message
         raise KinError(f"{file}: the report could not be made: {what}", _AGAIN) from error
     return file
+
+
+def _remove_drafts(file: Path) -> None:
+    """Remove what a killed process left of this report, see ``write_atomic``."""
+    for path in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
+        if path.suffixes[-2:-1] and path.suffixes[-2][1:].isdecimal() and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def is_report_of(record: Record, file: Path) -> bool:
     """Tell whether ``file`` is the report of the run with this record, by the mark in its head."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return f'content="{_mark(record)}"'.encode() in stream.read(_HEAD_BYTES)
     except OSError:
         return False

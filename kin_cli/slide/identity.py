@@ -62,6 +62,11 @@ def slide_files(path: Path) -> list[Path]:
     return [path, *sorted(set(others) - {path})]
 
 
+def dicom_series(path: Path) -> bytes | None:
+    """SeriesInstanceUID of a DICOM file, empty if it has none; None for any other file. Raises ``OSError``."""
+    return _series(_head(path))
+
+
 class SlideIdentity:
     """The files of one slide with their stamps, and their digest as soon as it is known.
 

@@ -176,9 +176,7 @@ def _check_position(path: Path, polygons: list[Polygon], full: Size) -> None:
 
 def _draw(mask: Mask, rings: Polygon) -> None:
     """Add a polygon, in pixels of the mask, to the mask; pixels on a ring count as inside."""
-    corner = np.floor(rings[0].min(axis=0)).astype(int)
-    extent = np.ceil(rings[0].max(axis=0)).astype(int) + 1 - corner
-    box = Box(*corner, *extent).clipped(Size(mask.shape[1], mask.shape[0]))
+    box = _box_of(rings, mask)
     if box.empty:
         return
     canvas = Image.new("1", (box.width, box.height))
@@ -194,21 +192,33 @@ def _cut_out(mask: Mask, tissue: list[Polygon], excluded: list[Polygon]) -> Mask
     cut, inside = np.zeros_like(mask), np.zeros_like(mask)
     for polygons, flags in ((excluded, cut), (tissue, inside)):
         for rings in polygons:
-            flags |= _centres_inside(rings, mask.shape)
+            _fill(flags, rings)
     beside: Mask = ndimage.binary_dilation(cut, structure=np.ones((3, 3), np.bool_))
     return mask & ~cut & (inside | ~beside)
 
 
-def _centres_inside(rings: Polygon, shape: tuple[int, ...]) -> Mask:
-    """Pixels whose centre is inside a polygon, by the even-odd rule."""
-    height, width = shape
-    crossed = np.zeros((height, width + 1), np.bool_)
+def _fill(flags: Mask, rings: Polygon) -> None:
+    """Set the pixels whose centre is inside a polygon, by the even-odd rule."""
+    box = _box_of(rings, flags)
+    if box.empty:
+        return
+    crossed = np.zeros((box.height, box.width + 1), np.bool_)
     for ring in rings:
-        for (x, y), (next_x, next_y) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-            first, last = np.ceil(np.clip([min(y, next_y), max(y, next_y)], 0, height) - 0.5).astype(int)
-            if first < last:
-                rows = np.arange(first, last)
-                at = x + (rows + 0.5 - y) * ((next_x - x) / (next_y - y))
-                crossed[rows, np.ceil(at - 0.5).clip(0, width).astype(int)] ^= True
-    flags: Mask = np.logical_xor.accumulate(crossed, axis=1)[:, :-1]
-    return flags
+        start = ring - (box.x, box.y)
+        step = np.roll(start, -1, axis=0) - start
+        ends = np.stack([start[:, 1], start[:, 1] + step[:, 1]])
+        first, last = np.ceil(np.sort(ends, axis=0).clip(0, box.height) - 0.5).astype(np.intp)
+        counts = np.maximum(last - first, 0)  # of the rows whose middle each edge crosses
+        edge = np.repeat(np.arange(len(ring)), counts)
+        rows = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
+        at = start[edge, 0] + (rows + 0.5 - start[edge, 1]) * (step[edge, 0] / step[edge, 1])
+        cols = np.ceil(at - 0.5).clip(0, box.width).astype(np.intp)
+        np.logical_xor.at(crossed, (rows, cols), True)
+    flags[box.slices()] |= np.logical_xor.accumulate(crossed, axis=1)[:, :-1]
+
+
+def _box_of(rings: Polygon, mask: Mask) -> Box:
+    """The pixels of a mask that a polygon overlaps."""
+    corner = np.floor(rings[0].min(axis=0)).astype(int)
+    extent = np.ceil(rings[0].max(axis=0)).astype(int) + 1 - corner
+    return Box(*corner, *extent).clipped(Size(mask.shape[1], mask.shape[0]))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import AnyArray, Box, Mask, Size
+from kin_cli.store.files import open_regular
 
 MAX_SIDE = 4096  # of a mask, in pixels
 SIGNATURES = {
@@ -89,12 +90,14 @@ def read_picture(path: Path, kind: str) -> tuple[Mask, list[str]]:
 def _collected(size: Size, parts: Iterator[_Part], *, lossy: bool) -> tuple[Mask, list[str]]:
     """The mask that ``parts`` make, and notes."""
     coloured, opaque, transparent, unsure = _Flags(size), _Flags(size), False, 0
+    flags: Mask
     for part in parts:
         if lossy:
-            flags = (part.samples >= _LOSSY_THRESHOLD).any(axis=2)
+            flags = np.logical_or.reduce(part.samples >= _LOSSY_THRESHOLD, axis=2)
             unsure += int(((part.samples >= _UNSURE).any(axis=2) & ~flags).sum())
         else:
-            flags = ((part.samples != 0) & (part.samples == part.samples)).any(axis=2)  # NaN is not equal to itself
+            numbers = part.samples == part.samples  # NaN is not equal to itself
+            flags = np.logical_or.reduce((part.samples != 0) & numbers, axis=2)
         if part.opaque is not None:
             transparent = transparent or not part.opaque.all()
             opaque.add(part.box, part.opaque)
@@ -104,6 +107,8 @@ def _collected(size: Size, parts: Iterator[_Part], *, lossy: bool) -> tuple[Mask
     if unsure > _UNSURE_FRACTION * size.pixels:
         dark = f"{unsure / size.pixels:.0%} of the mask is darker than 128 but not black"
         notes.append(f"{dark}, and counts as no tissue: better a PNG")
+    if lossy and not coloured.mask.any():
+        notes.append("no value of the mask, a lossy picture, is 128 or more")
     mask = opaque.mask if transparent and not coloured.mask.any() else coloured.mask
     if mask.all():
         notes.append("the mask has no background: everything counts as tissue")
@@ -126,7 +131,10 @@ def _plain(path: Path, *, lossy: bool) -> tuple[Mask, list[str]]:
 
 
 def _opened(path: Path) -> pyvips.Image:
-    image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="error")
+    # a descriptor instead of a name: libvips takes names in UTF-8 only, and options in square brackets from them
+    with open_regular(path) as file:
+        source = pyvips.Source.new_from_descriptor(file.fileno())
+    image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on="error")
     return image.colourspace("srgb") if image.interpretation == "cmyk" else image
 
 
@@ -202,7 +210,7 @@ def _segments(path: Path, page: tifffile.TiffPage, notes: list[str]) -> Iterator
         inverted = False
         notes.append("bits that are set count as tissue, although the file calls them black")
     alpha = page.samplesperpixel > 1 and page.extrasamples[-1:] in ((1,), (2,))
-    for data, (sample, _, top, left, _), shape in page.segments(maxworkers=1, buffersize=1 << 24):
+    for data, (_, _, top, left, _), shape in page.segments(maxworkers=1, buffersize=1 << 24):
         height, width = shape[1:3]
         box = Box(left, top, width, height).clipped(Size(page.imagewidth, page.imagelength))
         if data is None or box.empty:
@@ -218,18 +226,17 @@ def _segments(path: Path, page: tifffile.TiffPage, notes: list[str]) -> Iterator
 
 
 def _palette_mask(path: Path, page: tifffile.TiffPage, mask: Mask, found: list[str]) -> tuple[Mask, list[str]]:
-    """The mask of a palette picture: black is background, or the first colour if no pixel is black."""
-    colours = np.asarray(page.colormap).T.reshape(-1, 3)
-    black = np.flatnonzero(~(colours >> 8).any(axis=1))
-    if black.tolist() in ([], [0]):
-        first = tuple(int(value) >> 8 for value in colours[0])
-        note = [] if len(black) else [f"the first colour of the palette, {first}, counts as no tissue"]
-        return mask, note + found
+    """The mask of a palette picture, given that of its indices: black is background, or index 0 if nothing is black."""
+    colours = np.asarray(page.colormap).T.reshape(-1, 3) >> 8
+    black = np.flatnonzero(~colours.any(axis=1))
+    if black.tolist() == [0]:
+        return mask, found
 
     def painted() -> Iterator[_Part]:
         for part in _segments(path, page, []):
             yield _Part(part.box, ~np.isin(part.samples, black), part.opaque)
 
     by_colour = _collected(Size(page.imagewidth, page.imagelength), painted(), lossy=False)
-    # a palette may have unused black colours after its last one
-    return (mask, found) if by_colour[0].all() else by_colour
+    if not by_colour[0].all():
+        return by_colour
+    return mask, [f"the first colour of the palette, {tuple(colours[0].tolist())}, counts as no tissue", *found]

@@ -6,34 +6,42 @@ import math
 from pathlib import Path
 
 from kin_cli.errors import InputError, UsageError
-from kin_cli.geometry import Box
+from kin_cli.geometry import Box, Size
 from kin_cli.slide import tiff, wsi
 from kin_cli.slide.base import Slide
+from kin_cli.slide.files import READABLE, TIFF_SIGNATURES, check_file, unknown_format
 from kin_cli.slide.photo import PhotoSlide
+from kin_cli.slide.tiff_layout import same_extent
 from kin_cli.slide.unreadable import FillingSlide
 from kin_cli.slide.view import SlideView, open_view
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
-_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
+def open_slide(path: Path, *, mpp: float | None = None, series: int | None = None) -> Slide:
     """Open any slide or image that kin can read; ``mpp`` (µm per level-0 pixel) overrides the file's own value.
 
     Formats that OpenSlide recognises are read with OpenSlide. Plain TIFF, OME-TIFF, PNG and JPEG have readers in this
-    package; so do tiled TIFF files that OpenSlide would show incompletely or blurred (see ``tiff.reads_better``).
+    package; so do tiled TIFF files that OpenSlide would show incompletely, blurred, or as something else than they are
+    (see ``tiff.plain_picture``). ``series`` chooses one of several pictures in a TIFF file, by tifffile's numbers; by
+    default it is the largest one in colour.
 
     Raises:
-        UsageError: ``mpp`` is not a positive number.
-        InputError: the file is missing, empty, a folder, damaged, or of an unknown format.
+        UsageError: ``mpp`` is not a positive number, or there is no picture ``series``.
+        InputError: the file is missing, empty, no regular file, damaged, of an unknown format, no RGB or grey picture,
+            or its pixels are not square.
     """
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
         raise UsageError(f"a pixel size must be a positive number of µm, got {mpp}")
     path = Path(path)
-    _check_file(path)
-    slide = _open(path)
+    slide = _open(path, check_file(path), series)
     if mpp is not None:
         slide.mpp = mpp
+    elif slide.not_square is not None:
+        slide.close()
+        width, height = slide.not_square
+        hint = "resample it to square pixels; or, if the file is wrong, state the pixel size with --source-mpp"
+        raise InputError(f"{path}: its pixels are not square, {width:.4g} × {height:.4g} µm", hint)
     return slide
 
 
@@ -43,6 +51,7 @@ def open_source(
     level: int | None = None,
     mpp: float | None = None,
     source_mpp: float | None = None,
+    series: int | None = None,
     region: Box | None = None,
     fill: bool = False,
 ) -> SlideView:
@@ -52,12 +61,13 @@ def open_source(
         path: the slide's file.
         level, mpp, region: see ``view.open_view``.
         source_mpp: µm per level-0 pixel if the file's own value is wrong or missing.
+        series: number of the picture within a TIFF file; see ``open_slide``.
         fill: show the fill colour where the slide cannot be read, instead of raising; see ``FillingSlide``.
 
     Raises:
         UsageError, InputError: see ``open_slide`` and ``open_view``.
     """
-    slide = open_slide(path, mpp=source_mpp)
+    slide = open_slide(path, mpp=source_mpp, series=series)
     try:
         return open_view(FillingSlide(slide) if fill else slide, level=level, mpp=mpp, region=region)
     except BaseException:
@@ -65,61 +75,52 @@ def open_source(
         raise
 
 
-def _open(path: Path) -> Slide:
+def _open(path: Path, head: bytes, series: int | None) -> Slide:
+    if head.startswith(TIFF_SIGNATURES):
+        return _open_tiff(path, head, series)
+    if series:
+        raise UsageError(f"{path}: there is no picture {series}", "--series is for TIFF files with several pictures")
     vendor = wsi.detect(path)
-    if vendor is None:
-        return _open_plain(path)
-    if vendor == "generic-tiff" and tiff.reads_better(path):
-        return tiff.TiffSlide(path)
-    try:
+    if vendor is not None:
         return wsi.WholeSlide(path, vendor)
-    except InputError:
-        if vendor != "generic-tiff":
-            raise
-        # TiffSlide reads compressions that OpenSlide does not know, such as JPEG 2000, or raises a clearer error
-        return tiff.TiffSlide(path)
-
-
-def _open_plain(path: Path) -> Slide:
-    """Open a PNG, JPEG, TIFF or OME-TIFF file, recognised by its first bytes.
-
-    Raises:
-        InputError: the file is none of these, or damaged.
-    """
-    with path.open("rb") as file:
-        head = file.read(8)
-    if head.startswith(_TIFF_SIGNATURES):
-        return tiff.TiffSlide(path)
+    refused = unknown_format(path, head)
+    if refused is not None:
+        raise refused
     for signature, name in _SIGNATURES.items():
         if head.startswith(signature):
             return PhotoSlide(path, name)
-    hint = "kin reads what OpenSlide reads (SVS, NDPI, MRXS, SCN, DICOM, tiled TIFF, …), OME-TIFF, TIFF, PNG and JPEG"
-    raise InputError(f"{path}: not a slide or an image of a known format", hint)
+    raise InputError(f"{path}: not a slide or an image of a known format", READABLE)
 
 
-def _check_file(path: Path) -> None:
-    """Raise ``InputError`` if ``path`` is missing, a folder, unreadable or empty."""
+def _open_tiff(path: Path, head: bytes, series: int | None) -> Slide:
+    """Open a TIFF-based file with OpenSlide if that reads it right, otherwise with ``TiffSlide``."""
+    vendor = wsi.detect(path)
+    if vendor is None:
+        refused = unknown_format(path, head)
+        if refused is not None:
+            raise refused
+        return tiff.TiffSlide(path, series)
+    if vendor == "generic-tiff":
+        plain = tiff.plain_picture(path, series)
+        slide = _generic(path, *plain) if plain else None
+        return slide or tiff.TiffSlide(path, series)
+    tiff.check_for_openslide(path)
+    whole = wsi.WholeSlide(path, vendor)
+    if series is None or tiff.picture_size(path, series) == whole.levels[0]:
+        return whole
+    whole.close()
+    return tiff.TiffSlide(path, series)
+
+
+def _generic(path: Path, sizes: tuple[Size, ...], notes: tuple[str, ...]) -> Slide | None:
+    """A plain TIFF opened with OpenSlide; None if it cannot, or takes pages for levels that are none."""
     try:
-        if path.is_dir():
-            raise InputError(f"{path}: a folder, not a slide", _folder_hint(path))
-        size = path.stat().st_size
-        with path.open("rb"):
-            pass
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file", "check the path and its spelling") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened: {error.strerror}", "check the file and its permissions") from error
-    if size == 0:
-        raise InputError(f"{path}: the file is empty", "copy it again from its source")
-
-
-def _folder_hint(path: Path) -> str:
-    beside = path.with_name(path.name + ".mrxs")
-    if beside.is_file():
-        return f"a MIRAX slide is named by its .mrxs file: {beside}"
-    inside = sorted(path.glob("*.dcm"))
-    if inside:
-        return f"a DICOM slide is named by one of its files, such as {inside[0]}"
-    return (
-        "name one file; of a DICOM slide, any .dcm file within the folder; of a MIRAX slide, the .mrxs file beside it"
-    )
+        slide = wsi.WholeSlide(path, "generic-tiff")
+    except InputError:
+        # TiffSlide reads compressions that OpenSlide does not know, such as JPEG 2000, or raises a clearer error
+        return None
+    if slide.levels[0] == sizes[0] and all(same_extent(sizes[0], size) for size in slide.levels):
+        slide.notes = notes
+        return slide
+    slide.close()
+    return None

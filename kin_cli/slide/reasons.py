@@ -10,11 +10,13 @@ from kin_cli.slide.files import EXPORT_HINT
 
 DAMAGED_HINT = "the file is damaged or incomplete; copy it again from its source, or look at it with another viewer"
 _UNSUPPORTED = re.compile(
-    r"unsupported|not supported|not implemented|cannot handle|can't handle|unknown (?:compression|image flavor|codec)"
-    r"|is not a known|requires? the 'imagecodecs'|DelayedImport|not available|no decode delegate|arithmetic"
-    r"|Not a WSI DICOM|NotImplemented|dissimilar main images|unimplemented|lossless JPEG|data precision",
+    r"unsupported(?! marker)|not supported|not implemented|cannot handle|can't handle|not available|unimplemented"
+    r"|unknown (?:compression|image flavor|codec)|is not a known|requires? the 'imagecodecs'|DelayedImport|arithmetic"
+    r"|no decode delegate|Not a WSI DICOM|NotImplemented|dissimilar main images|lossless JPEG|data precision",
     re.IGNORECASE,
 )
+_NONSENSE = (TypeError, AttributeError, ArithmeticError, AssertionError, KeyError, RecursionError)
+_NONSENSE_TEXT = re.compile(r"truth value|could not convert|cannot reshape|invalid literal|ambiguous", re.IGNORECASE)
 _OTHER_OF_SET = re.compile(
     r"no pyramid levels|couldn't find any pyramid|image flavor|can't find main image", re.IGNORECASE
 )
@@ -27,8 +29,11 @@ _NO_MEMORY = re.compile(
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line of at most 300 characters; its type if it has no message."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The message of an error on one line of at most 300 characters, repeated lines once."""
+    lines = dict.fromkeys(" ".join(line.split()) for line in str(error).splitlines())
+    text = " ".join(line for line in lines if line)
+    if isinstance(error, _NONSENSE) or not text or _NONSENSE_TEXT.search(text):
+        text = "its fields contradict each other"
     return text if len(text) <= 300 else text[:299] + "…"
 
 

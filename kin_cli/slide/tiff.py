@@ -3,35 +3,63 @@
 from __future__ import annotations
 
 import math
+import re
+import struct
 import threading
+import zlib
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 
-from kin_cli.errors import InputError
-from kin_cli.geometry import Box, Pixels
-from kin_cli.slide.base import Slide, credible_mpp, downsamples_of
-from kin_cli.slide.tiff_layout import Segment, Unsupported, levels_of, resolution_mpp
+from kin_cli.errors import InputError, UsageError
+from kin_cli.geometry import Box, Pixels, Size
+from kin_cli.slide.base import Slide, downsamples_of
+from kin_cli.slide.reasons import DAMAGED_HINT, refusal, unread
+from kin_cli.slide.tiff_colours import Colours, Unsupported, colours_of
+from kin_cli.slide.tiff_layout import Segment, check_segments, levels_of, resolution_mpp
+from kin_cli.slide.tiff_pictures import Picture, choose, named_colour, pictures_of
 
 _CACHE_BYTES, _STRIPS_CACHE_BYTES = 64 << 20, 512 << 20
 _STRIPS_CACHE_ROWS = 1280
 _BIG_SEGMENT_BYTES = 16 << 20
+_SAMPLED_SEGMENTS, _SAMPLED_LEVEL_PX = 64, 4 << 20
+_BITS_IN_USE = (8, 10, 12, 14)
 _UM = {
     "m": 1e6,
+    "dm": 1e5,
     "cm": 1e4,
     "mm": 1e3,
     "µm": 1.0,
-    "μm": 1.0,
     "um": 1.0,
     "nm": 1e-3,
     "pm": 1e-6,
-    "Å": 1e-4,
+    "fm": 1e-9,
+    "å": 1e-4,
+    "thou": 25.4,
+    "mil": 25.4,
     "in": 25400.0,
+    "inch": 25400.0,
+    "inches": 25400.0,
+    '"': 25400.0,
+    "ft": 304800.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "micrometer": 1.0,
+    "micrometers": 1.0,
+    "micrometre": 1.0,
+    "micrometres": 1.0,
+    "nanometer": 1e-3,
+    "nanometers": 1e-3,
+    "millimeter": 1e3,
+    "millimeters": 1e3,
+    "centimeter": 1e4,
+    "centimeters": 1e4,
+    "angstrom": 1e-4,
 }
-_DAMAGED_HINT = "the file is damaged or incomplete; copy it again from its source"
 # what tifffile, NumPy and the codecs raise for damaged files and meaningless fields
 _DECODING_ERRORS = (
     ValueError,
@@ -41,73 +69,180 @@ _DECODING_ERRORS = (
     OSError,
     ArithmeticError,
     AttributeError,
+    AssertionError,
+    MemoryError,
+    RecursionError,
+    ImportError,
+    struct.error,
+    zlib.error,
     ElementTree.ParseError,
 )
 
 
-def reads_better(path: Path) -> bool:
-    """Whether ``TiffSlide`` reads a file better that OpenSlide recognises as a generic TIFF.
+def check_for_openslide(path: Path) -> None:
+    """Raise ``InputError`` for a TIFF-based slide that OpenSlide must not open, although it knows the format.
 
-    OpenSlide shows only the first channel of an OME-TIFF with separate channels, and no levels in SubIFDs. If the
-    downsample of a level is not an integer, OpenSlide interpolates between stored pixels (errors of up to 40 grey
-    levels in a pyramid whose sizes were halved and rounded down); ``TiffSlide`` returns the stored pixels.
+    That are tiles of more than 1 GiB, which OpenSlide would allocate, and samples that are neither RGB nor grey.
     """
     try:
         with tifffile.TiffFile(path, _multifile=False) as file:
-            sizes = [(level.keyframe.imagewidth, level.keyframe.imagelength) for level in file.series[0].levels]
-            halved = all(sizes[0][axis] % size[axis] == 0 for size in sizes for axis in (0, 1))
-            return bool(file.is_ome) or not halved
+            for page in file.pages:
+                if isinstance(page, tifffile.TiffPage):
+                    check_segments(page, strips=False)
+            first = file.pages.first
+            if first.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
+                colours_of(first)
+    except Unsupported as error:
+        raise _unusable(path, error) from None
     except _DECODING_ERRORS:
-        return False
+        return  # OpenSlide tells what is wrong
+
+
+def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], tuple[str, ...]] | None:
+    """Levels of a file that OpenSlide, too, reads right as a generic TIFF, and notes; None if it would not.
+
+    OpenSlide takes the first page and the tiled reduced ones for its levels, with the first samples of each. It reads
+    other pictures, channels and depths as something else, and no levels in SubIFDs. If the downsample of a level is not
+    an integer, OpenSlide interpolates between stored pixels (errors of up to 40 grey levels in a pyramid whose sizes
+    were halved and rounded down); ``TiffSlide`` returns the stored pixels.
+    """
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as file:
+            picture, notes = choose(path, pictures_of(file), series)
+            one, page = picture.series, picture.series.keyframe
+            if file.is_ome or file.is_imagej or page.index != 0 or picture.colours is None or len(one.pages) != 1:
+                return None
+            known = picture.colours.kind in ("RGB", "grey") and not picture.colours.inverted
+            flat = page.is_tiled and page.planarconfig == 1 and page.bitspersample == 8
+            extra = picture.colours.alpha or picture.colours.ignored
+            if not (known and flat) or extra or page.tags.valueof("Orientation", 1) not in (0, 1):
+                return None
+            if any(int(other.subfiletype) & 4 for other in file.pages if isinstance(other, tifffile.TiffPage)):
+                return None
+            for other in file.pages:
+                if isinstance(other, tifffile.TiffPage):
+                    check_segments(other, strips=False)
+            sizes = tuple(Size(level.keyframe.imagewidth, level.keyframe.imagelength) for level in one.levels)
+            halved = all(sizes[0].width % size.width == 0 == sizes[0].height % size.height for size in sizes)
+            return (sizes, notes) if halved else None
+    except (*_DECODING_ERRORS, InputError, UsageError, Unsupported):
+        return None
+
+
+def picture_size(path: Path, series: int) -> Size | None:
+    """Size of picture ``series`` of a TIFF file; None if there is none."""
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as file:
+            page = file.series[series].keyframe
+            return Size(page.imagewidth, page.imagelength)
+    except _DECODING_ERRORS:
+        return None
 
 
 class TiffSlide(Slide):
-    """A TIFF or OME-TIFF image, flat or a pyramid (reduced pages or SubIFDs).
+    """A TIFF or OME-TIFF image, flat or a pyramid (reduced pages or SubIFDs); see ``choose`` for files with several.
 
-    Grey, palette and CMYK are converted to RGB, 16 bits to 8, alpha is composited on white. The orientation tag is
-    ignored, as in slide viewers.
+    Grey, palette, CMYK and YCbCr are converted to RGB, up to 16 bits to 8, alpha is composited on white. The
+    orientation tag is ignored, as in slide viewers, and noted.
 
     Memory bound: 64 MiB of decoded tiles, one tile per reading thread, and 16 bytes per stored tile. Of compressed
     strips, which are as wide as the image, 1280 rows of the image are kept, but at most 512 MiB, or the largest strip.
-    Uncompressed images are read in place.
+    Uncompressed images are read in place. ``memory_bytes`` is what goes beyond 64 MiB and small tiles.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, series: int | None = None) -> None:
         self.path = path
-        try:
-            with tifffile.TiffFile(path, _multifile=False) as file:
-                self._describe(file)
-                self._levels = levels_of(file.series[0])
-            self.levels = tuple(level.size for level in self._levels)
-            self.downsamples = downsamples_of(self.levels)
-            self._check_extent()
-        except Unsupported as error:
-            hint = "kin reads 8 and 16-bit RGB and grey pictures; export one plane as RGB"
-            raise InputError(f"{path}: a TIFF that kin cannot use: {error}", hint) from None
-        except _DECODING_ERRORS as error:
-            what = "it ends too early" if isinstance(error, IndexError) else error
-            raise InputError(f"{path}: not a readable TIFF: {what}", _DAMAGED_HINT) from error
         self._file = path.open("rb")
         self._file_lock = threading.Lock()
         self._big_lock = threading.Lock()
-        self._cache = _Cache(self._cache_bytes())
+        try:
+            self._read_structure(series)
+            self._check_extent()
+        except Unsupported as error:
+            self._file.close()
+            raise _unusable(path, error) from None
+        except (InputError, UsageError):
+            self._file.close()
+            raise
+        except _DECODING_ERRORS as error:
+            self._file.close()
+            shown = ValueError("it ends too early") if isinstance(error, (IndexError, struct.error)) else error
+            raise refusal(path, "TIFF", shown) from error
+        capacity = self._cache_bytes()
+        self._cache = _Cache(capacity)
+        self.memory_bytes = capacity - _CACHE_BYTES + self._big_bytes
+
+    def _read_structure(self, series: int | None) -> None:
+        """Set all attributes from the file's tags."""
+        with tifffile.TiffFile(self.path, _multifile=False) as file:
+            picture, self.notes = choose(self.path, pictures_of(file), series)
+            assert picture.colours is not None
+            colours, page = picture.colours, picture.series.keyframe
+            self.format = "ome-tiff" if file.is_ome else "tiff"
+            self._describe(file, picture)
+            self._levels = levels_of(picture.series, colours)
+            if page.dtype == np.uint16 and int(page.bitspersample) == 16:
+                bits, note = self._bits_in_use(colours)
+                if bits != colours.bits:
+                    self._levels = levels_of(picture.series, replace(colours, bits=bits))
+                self.notes += note
+            self._big_bytes = max(
+                (size for level in self._levels if (size := 3 * level.segment.pixels) >= _BIG_SEGMENT_BYTES), default=0
+            ) * (1 + int(page.samplesperpixel) * page.dtype.itemsize)
+        self.levels = tuple(level.size for level in self._levels)
+        self.downsamples = downsamples_of(self.levels)
 
     def close(self) -> None:
         """See ``Slide.close``."""
         self._file.close()
         self._cache.clear()
 
-    def _describe(self, file: tifffile.TiffFile) -> None:
-        """Set format, pixel size, objective and ICC profile."""
-        page = file.series[0].keyframe
-        self.format = "ome-tiff" if file.is_ome else "tiff"
-        x, y = resolution_mpp(page)
+    def _describe(self, file: tifffile.TiffFile, picture: Picture) -> None:
+        """Set pixel size, objective and ICC profile, and add notes."""
+        page = picture.series.keyframe
+        x, y = resolution_mpp(page, _imagej_unit(file))
         if file.is_ome:
-            x, y, self.objective = _ome_facts(file.ome_metadata)
-        self.mpp = credible_mpp(x, y)
+            x, y = (None, None) if picture.ome is None else (_micrometres(*size) for size in picture.ome.sizes)
+            self.objective = _ome_objective(file.ome_metadata)
+        self.set_pixel_size(x, y)
         profile = page.tags.valueof("InterColorProfile")
         is_rgb = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
         self.icc = bytes(profile) if profile and is_rgb else None
+        orientation = page.tags.valueof("Orientation", 1)
+        if orientation not in (0, 1):
+            self.notes += (f"its orientation tag ({orientation}) is not applied, as in slide viewers",)
+        if picture.colours is not None and picture.colours.ignored:
+            self.notes += ("the fourth sample of each pixel is neither a colour nor alpha and is left out",)
+        if picture.colours is not None and picture.colours.planes == 3:
+            named = picture.ome is not None and any(named_colour(one.name) is not None for one in picture.ome.channels)
+            if not named:
+                self.notes += ("three channels without names are taken for red, green and blue",)
+
+    def _bits_in_use(self, colours: Colours) -> tuple[int, tuple[str, ...]]:
+        """Bits in use of 16-bit samples, and a note if the file does not state them."""
+        largest = self._largest_sample(3 if colours.kind == "RGB" else 4 if colours.kind == "CMYK" else 1)
+        if largest < 2**colours.bits and (colours.bits < 16 or largest >= 2 ** _BITS_IN_USE[-1] or largest == 0):
+            return colours.bits, ()
+        bits = next((bits for bits in _BITS_IN_USE if largest < 2**bits), 16)
+        stated = "although the file states no other depth than 16" if colours.bits == 16 else f"not {colours.bits}"
+        return bits, (f"its samples reach {largest}, so they are taken for numbers of {bits} bits, {stated}",)
+
+    def _largest_sample(self, colours: int) -> int:
+        """The largest sample in the smallest level and in 64 segments all over the largest one."""
+        largest, small = 0, self._levels[-1]
+        for layout in self._levels if len(self._levels) == 1 else (self._levels[0], small):
+            segments = list(layout.segments_in(Box(0, 0, layout.size.width, layout.size.height)))
+            whole = layout is small and layout.size.pixels <= _SAMPLED_LEVEL_PX
+            step = 1 if whole else max(1, len(segments) // _SAMPLED_SEGMENTS)
+            for segment in segments[::step]:
+                try:
+                    found = [plane.samples(self._bytes, segment) for plane in layout.planes]
+                except _DECODING_ERRORS:
+                    continue  # told when it is read
+                counts = colours if len(found) == 1 else 1
+                planes = [plane[..., :counts] for plane in found[:colours] if plane is not None]
+                largest = max([largest, *(int(plane.max()) for plane in planes if plane.size)])
+        return largest
 
     def _check_extent(self) -> None:
         """Raise ``InputError`` if a tile or strip lies beyond the end of the file."""
@@ -117,7 +252,7 @@ class TiffSlide(Slide):
             if lost:
                 stored = sum(plane.stored for plane in level.planes)
                 what = f"{lost} of {stored} tiles or strips of the {level.size} level lie beyond its end"
-                raise InputError(f"{self.path}: the file is truncated: {what}", _DAMAGED_HINT)
+                raise InputError(f"{self.path}: the file is truncated: {what}", DAMAGED_HINT)
 
     def _cache_bytes(self) -> int:
         full = self._levels[0]
@@ -155,8 +290,8 @@ class TiffSlide(Slide):
             rgb = layout.to_rgb(samples[0] if len(samples) == 1 else np.concatenate(samples, axis=-1))
             if rgb.shape[0] < box.height or rgb.shape[1] < box.width:
                 raise ValueError(f"only {rgb.shape[1]}×{rgb.shape[0]} pixels are stored")
-        except _DECODING_ERRORS as error:
-            raise InputError(f"{self.path}: level {level} cannot be read at {box}: {error}", _DAMAGED_HINT) from error
+        except (*_DECODING_ERRORS, Unsupported) as error:
+            raise unread(self.path, f"level {level} cannot be read at {box}", error) from error
         return rgb
 
     def _bytes(self, offset: int, count: int) -> bytes:
@@ -196,17 +331,34 @@ class _Cache:
             self._held = 0
 
 
-def _ome_facts(xml: str) -> tuple[float | None, float | None, float | None]:
-    """Pixel size in x and y (µm) and objective magnification of the first image in OME-XML; None if unknown."""
-    root = ElementTree.fromstring(xml)
-    pixels = root.find("{*}Image/{*}Pixels")
-    lens = root.find("{*}Instrument/{*}Objective")
-    if pixels is None:
-        return None, None, None
-    factors = [_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), math.nan) for axis in "XY"]
-    x, y = (_positive(pixels.get(f"PhysicalSize{axis}"), factor) for axis, factor in zip("XY", factors, strict=True))
-    objective = None if lens is None else _positive(lens.get("NominalMagnification"), 1.0)
-    return x, y, objective
+def _unusable(path: Path, error: Unsupported) -> InputError:
+    return InputError(f"{path}: a TIFF that kin cannot use: {error}", error.hint)
+
+
+def _imagej_unit(file: tifffile.TiffFile) -> float | None:
+    """µm per unit of the resolution tags of a file that ImageJ wrote; None if it names no unit of length."""
+    if not file.is_imagej:
+        return None
+    found = (file.imagej_metadata or {}).get("unit")
+    return None if found is None else _um(str(found))
+
+
+def _um(unit: str) -> float | None:
+    """µm per unit of length, by its name in OME-XML or ImageJ (which writes µ as ``\\u00B5``); None if unknown."""
+    plain = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), unit).strip()
+    plain = plain.replace("\u03bc", "µ").replace("\u00c2µ", "µ").replace("\u212b", "å")
+    return _UM.get(plain) or _UM.get(plain.lower())
+
+
+def _micrometres(value: str | None, unit: str) -> float | None:
+    factor = _um(unit)
+    return None if factor is None else _positive(value, factor)
+
+
+def _ome_objective(xml: str) -> float | None:
+    """Nominal magnification of the objective in OME-XML; None if unknown."""
+    lens = ElementTree.fromstring(xml).find("{*}Instrument/{*}Objective")
+    return None if lens is None else _positive(lens.get("NominalMagnification"), 1.0)
 
 
 def _positive(value: str | None, factor: float) -> float | None:

@@ -19,8 +19,15 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2  # values of the tag ExtraSamples: alpha, prem
 _BT601 = (0.299, 0.587, 0.114)  # default of the tag YCbCrCoefficients
 
 
+_RGB_HINT = "kin translates brightfield pictures in RGB or grey of 8 or 16 bits; export such a picture if there is one"
+
+
 class Unsupported(Exception):
-    """The file stores a kind of image that kin cannot read; the message names it."""
+    """The file stores a kind of image that kin cannot read; the message names it, the hint the way out."""
+
+    def __init__(self, message: str, hint: str = _RGB_HINT) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def to_rgb(page: tifffile.TiffPage, colours: Colours) -> Callable[[AnyArray], Pi
 
 
 def _planes_to_rgb(colours: Colours, samples: AnyArray) -> Pixels:
-    rgb = to_uint8(samples, bits=colours.bits)[..., list(colours.order)]
+    rgb: Pixels = to_uint8(samples, bits=colours.bits)[..., list(colours.order)]
     return 255 - rgb if colours.inverted else rgb
 
 
@@ -130,7 +137,7 @@ def _additive_to_rgb(colours: Colours, samples: AnyArray) -> Pixels:
 
 
 def _palette_to_rgb(palette: Pixels, alpha: int, samples: AnyArray) -> Pixels:
-    rgb: Pixels = palette[samples[..., 0].astype(np.intp)]
+    rgb: Pixels = palette[samples[..., 0].astype(np.intp)].astype(np.uint8, copy=False)
     return composite(rgb, to_uint8(samples[..., 1]), fill_colour=WHITE) if alpha else rgb
 
 
@@ -147,7 +154,8 @@ def _ycbcr_to_rgb(luma: Floats, reference: Floats, samples: AnyArray) -> Pixels:
     red = cr * (2 - 2 * luma[0]) + y
     blue = cb * (2 - 2 * luma[2]) + y
     green = (y - luma[2] * blue - luma[0] * red) / luma[1]
-    return np.rint(np.stack([red, green, blue], axis=-1).clip(0, 255)).astype(np.uint8)
+    rgb: Pixels = np.rint(np.stack([red, green, blue], axis=-1).clip(0, 255)).astype(np.uint8)
+    return rgb
 
 
 def unpacked_ycbcr(data: bytes, shape: tuple[int, int], subsampling: tuple[int, int]) -> AnyArray:

@@ -13,6 +13,7 @@ import numpy as np
 import tifffile
 
 from kin_cli.geometry import AnyArray, Box, Integers, Pixels, Size
+from kin_cli.slide.files import EXPORT_HINT
 from kin_cli.slide.tiff_colours import GIVES_RGB, Colours, Unsupported, to_rgb, unpacked_ycbcr
 
 ReadAt = Callable[[int, int], bytes]  # (offset, number of bytes) → bytes of the file
@@ -126,7 +127,7 @@ def levels_of(series: tifffile.TiffPageSeries, colours: Colours) -> tuple[TiffLe
     """
     first = series.keyframe
     full = Size(first.imagewidth, first.imagelength)
-    levels = []
+    levels: list[TiffLevel] = []
     for level in series.levels:
         if any(page is None for page in level.pages):
             raise Unsupported("part of a set of several files")
@@ -157,12 +158,8 @@ def check_segments(page: tifffile.TiffPage, *, strips: bool = True) -> None:
     decoded = segment.pixels * int(page.samplesperpixel) * max(1, math.ceil(int(page.bitspersample) / 8))
     if decoded > SEGMENT_LIMIT_BYTES:
         what = f"one tile of {segment}" if page.is_tiled else f"one strip of {segment}"
-        raise Unsupported(f"{what} pixels takes {decoded / 1e9:.1f} GB of memory, more than the 1 GiB that kin allows")
-
-
-def decoded_bytes(level: TiffLevel, samples_bytes: int) -> int:
-    """Memory in bytes to decode one segment of a level: its samples and its 8-bit RGB."""
-    return level.segment.pixels * (samples_bytes + 3)
+        said = f"{what} pixels takes {decoded / 1e9:.1f} GB of memory, more than the 1 GiB that kin allows"
+        raise Unsupported(said, "write it again in smaller tiles: vips tiffsave IN OUT --tile --pyramid --bigtiff")
 
 
 def _level(pages: list[tifffile.TiffPage], colours: Colours) -> TiffLevel:
@@ -223,7 +220,9 @@ def _decoder(page: tifffile.TiffPage, colours: Colours) -> Callable[[bytes, int]
     known = int(compression) == 1 or int(compression) in _JPEG | _FAX or compression in tifffile.TIFF.DECOMPRESSORS
     if not known:
         name = getattr(compression, "name", f"number {int(compression)}")
-        raise Unsupported(f"its compression, {name}, is none that kin can decode")
+        raise Unsupported(f"its compression, {name}, is none that kin can decode", EXPORT_HINT)
+    if int(page.predictor) != 1 and page.predictor not in tifffile.TIFF.UNPREDICTORS:
+        raise Unsupported(f"its predictor, {int(page.predictor)}, is none that kin knows", EXPORT_HINT)
     if colours.kind == "YCbCr" and _is_subsampled(page):
         across, down = (int(value) for value in page.tags.valueof("YCbCrSubSampling", (2, 2)))
         if page.predictor != 1 or page.fillorder != 1 or across not in (1, 2, 4) or down not in (1, 2, 4):
@@ -238,12 +237,18 @@ def _decoder(page: tifffile.TiffPage, colours: Colours) -> Callable[[bytes, int]
 def _decode(decode: Callable[..., Any], page: tifffile.TiffPage, data: bytes, number: int) -> AnyArray:
     """Samples (h, w, n) of one segment; of pictures larger than the segment, as some writers store them, its part."""
     codec = int(page.compression)
-    if codec in _JPEG and page.is_tiled and (size := _jpeg_size(data)) is not None:
-        if size.pixels * 4 > SEGMENT_LIMIT_BYTES:
-            raise Unsupported(f"a JPEG of {size} pixels in a tile of {page.tilewidth}×{page.tilelength}")
-        if size.width > page.tilewidth or size.height > page.tilelength:
+    size = _jpeg_size(data) if codec in _JPEG else _jpeg2000_size(data)
+    if size is not None:
+        if size.pixels * 3 > SEGMENT_LIMIT_BYTES:
+            raise Unsupported(f"a tile or strip that holds a picture of {size} pixels")
+        if codec in _JPEG and page.is_tiled and (size.width > page.tilewidth or size.height > page.tilelength):
             return _larger_jpeg(page, data)
-    found = decode(data, number, jpegtables=page.jpegtables)[0]
+    try:
+        found = decode(data, number, jpegtables=page.jpegtables)[0]
+    except tifffile.TiffFileError:
+        if page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS or not page.is_tiled:
+            raise
+        found = _larger_picture(page, tifffile.TIFF.DECOMPRESSORS[page.compression](data))[None]
     if found is None:
         raise ValueError("nothing is stored")
     samples: AnyArray = found[0]
@@ -257,8 +262,15 @@ def _larger_jpeg(page: tifffile.TiffPage, data: bytes) -> AnyArray:
     samples: AnyArray = imagecodecs.jpeg_decode(
         data, tables=page.jpegtables, colorspace=spaces[0], outcolorspace=spaces[1]
     )
+    return _larger_picture(page, samples)
+
+
+def _larger_picture(page: tifffile.TiffPage, samples: AnyArray) -> AnyArray:
     samples = samples if samples.ndim == 3 else samples[..., None]
-    return samples[: page.tilelength, : page.tilewidth]
+    wanted = (page.tilelength, page.tilewidth, page.samplesperpixel if page.planarconfig == 1 else 1)
+    if any(have < want for have, want in zip(samples.shape, wanted, strict=True)):
+        raise ValueError(f"a tile holds {samples.shape} samples instead of {wanted}")
+    return samples[: wanted[0], : wanted[1], : wanted[2]]
 
 
 def _jpeg_size(data: bytes) -> Size | None:
@@ -271,6 +283,15 @@ def _jpeg_size(data: bytes) -> Size | None:
             return Size(width, height) if width and height else None
         at += 2 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def _jpeg2000_size(data: bytes) -> Size | None:
+    """Size that the header of a JPEG 2000 codestream states; None if the bytes are something else."""
+    at = data.find(b"\xff\x4f\xff\x51", 0, 200)
+    if at < 0 or (at and not data.startswith(b"\0\0\0\x0cjP")):
+        return None
+    width, height, left, top = (int.from_bytes(data[start : start + 4], "big") for start in range(at + 8, at + 24, 4))
+    return Size(width - left, height - top) if width > left and height > top else None
 
 
 def _decode_ycbcr(

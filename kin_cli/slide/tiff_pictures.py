@@ -17,9 +17,9 @@ import tifffile
 
 from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Size
-from kin_cli.slide.files import EXPORT_HINT
 from kin_cli.slide.tiff_colours import Colours, Unsupported, colours_of
 
+_JOIN_HINT = "join the files into one: bfconvert IN OUT.ome.tif"
 _MASK = 4  # bit of the tag NewSubfileType
 _SMALL = 4  # a picture with a fourth of the pixels of another one, or fewer, is its thumbnail or its label
 _ASIDE = re.compile(r"\b(?:label|macro|thumb\w*|overview|localizer|barcode|preview)\b", re.IGNORECASE)
@@ -82,6 +82,7 @@ class Picture:
     ome: OmeImage | None
     colours: Colours | None
     reason: str = ""
+    hint: str = ""
 
     @property
     def aside(self) -> bool:
@@ -105,11 +106,11 @@ def pictures_of(file: tifffile.TiffFile) -> list[Picture]:
         page = one.keyframe
         if int(page.subfiletype) & _MASK:
             continue
-        size, name = Size(page.imagewidth, page.imagelength), (one.name or "").strip()
+        size, name = Size(page.imagewidth, page.imagelength), _plain(one.name or "")
         try:
             picture = Picture(number, name, size, one, ome, _colours(file, one, ome))
         except Unsupported as error:
-            picture = Picture(number, name, size, one, ome, None, str(error))
+            picture = Picture(number, name, size, one, ome, None, str(error), error.hint)
         found.append(picture)
     return found
 
@@ -128,7 +129,7 @@ def choose(path: Path, pictures: Sequence[Picture], series: int | None) -> tuple
     if series is not None:
         for picture in pictures:
             if picture.number == series:
-                _check_usable(path, picture, f"its pictures are {listed}" if len(pictures) > 1 else EXPORT_HINT)
+                _check_usable(path, picture, f"; its pictures are {listed}" if len(pictures) > 1 else "")
                 return picture, ()
         raise UsageError(f"{path}: there is no picture {series}", f"its pictures are {listed}")
     if not pictures:
@@ -140,16 +141,16 @@ def choose(path: Path, pictures: Sequence[Picture], series: int | None) -> tuple
     others = "" if len(pictures) == 1 else f"; its pictures are {listed}; --series takes another one"
     if not ranked or (_SMALL * ranked[0].size.pixels <= largest.size.pixels and not largest.aside):
         if largest.colours is None or not ranked:
-            _check_usable(path, largest, EXPORT_HINT + others)
+            _check_usable(path, largest, others)
         ranked = [largest]
     if len(pictures) == 1:
         return ranked[0], ()
     return ranked[0], (f"the file holds {len(pictures)} pictures ({listed}); this is {ranked[0].number}, see --series",)
 
 
-def _check_usable(path: Path, picture: Picture, hint: str) -> None:
+def _check_usable(path: Path, picture: Picture, others: str) -> None:
     if picture.colours is None:
-        raise InputError(f"{path}: no RGB picture that kin can translate: {picture.reason}", hint)
+        raise InputError(f"{path}: no RGB picture that kin can translate: {picture.reason}", picture.hint + others)
 
 
 def ome_images(xml: str) -> list[OmeImage]:
@@ -167,23 +168,28 @@ def ome_images(xml: str) -> list[OmeImage]:
     return found
 
 
+def _plain(text: str) -> str:
+    """At most 40 printable characters of a name, on one line."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())[:40]
+
+
 def _channel(element: ElementTree.Element) -> Channel:
     colour = element.get("Color", "")
     told = f"{element.get('ContrastMethod', '')} {element.get('IlluminationType', '')}"
     number = int(colour) & 0xFFFFFFFF if re.fullmatch(r"-?\d+", colour) else None
     return Channel(
-        name=element.get("Name", "").strip(),
-        wavelength=element.get("EmissionWavelength", ""),
-        fluorophore=element.get("Fluor", ""),
+        name=_plain(element.get("Name", "")),
+        wavelength=_plain(element.get("EmissionWavelength", "")),
+        fluorophore=_plain(element.get("Fluor", "")),
         contrast=told,
         colour=None if number is None else number >> 8,
     )
 
 
 def _colours(file: tifffile.TiffFile, series: tifffile.TiffPageSeries, ome: OmeImage | None) -> Colours:
-    """The meaning of the samples of a series; ``Unsupported`` with the reason if it is no single RGB or grey picture."""
+    """The meaning of the samples of a series; ``Unsupported`` tells why it is no single RGB or grey picture."""
     if any(page is None for page in series.pages):
-        raise Unsupported("it is one part of a set of several files; join them into one file")
+        raise Unsupported("it is one part of a set of several files", _JOIN_HINT)
     page, pages = series.keyframe, len(series.pages)
     described = ome.channels if ome else ()
     bits = _bits_in_use(page, ome)
@@ -211,14 +217,15 @@ def _from_pages(
     if pages != 3 or not {"C", "S"}.intersection(series.axes):
         kind = "channels" if "C" in series.axes or series.kind == "qpi" else "planes"
         raise Unsupported(f"{pages} {kind} of {page.dtype} in pages of their own{names}, not red, green and blue")
-    # some writers store RGB as three 8-bit pages; channels of more bits are fluorescence
-    if page.dtype != np.uint8 or file.is_imagej:
-        raise Unsupported(
-            f"3 channels of {page.dtype} in pages of their own{names}, not said to be red, green and blue"
-        )
     order = colour_order(channels)
+    if order is None and any(channel.fluorescent for channel in channels):
+        raise Unsupported(f"3 channels of fluorescence{names}, not red, green and blue")
     if order is None:
-        raise Unsupported(f"3 channels{names}, not red, green and blue")
+        raise Unsupported(f"3 channels{names}, not said to be red, green and blue")
+    # some writers store RGB as three 8-bit pages without names; channels of more bits without names are fluorescence
+    told = bool(channels) and all(named_colour(channel.name) is not None for channel in channels)
+    if not told and (page.dtype != np.uint8 or file.is_imagej):
+        raise Unsupported(f"3 channels of {page.dtype} in pages of their own, not said to be red, green and blue")
     one = colours_of(page, bits=bits)
     if one.kind != "grey":
         raise Unsupported(f"3 pages with {one.kind} colours")
@@ -235,7 +242,7 @@ def colour_order(channels: Sequence[Channel]) -> tuple[int, int, int] | None:
         return 0, 1, 2
     if len(channels) != 3 or any(channel.fluorescent for channel in channels):
         return None
-    found = [_named_colour(channel.name) for channel in channels]
+    found = [named_colour(channel.name) for channel in channels]
     if sorted(number for number in found if number is not None) == [0, 1, 2]:
         return found.index(0), found.index(1), found.index(2)
     if any(not _NEUTRAL.fullmatch(channel.name) for channel in channels):
@@ -245,7 +252,8 @@ def colour_order(channels: Sequence[Channel]) -> tuple[int, int, int] | None:
     return (0, 1, 2) if plain or shown == [0, 1, 2] else None
 
 
-def _named_colour(name: str) -> int | None:
+def named_colour(name: str) -> int | None:
+    """0, 1 or 2 if a name means red, green or blue; otherwise None."""
     words = set(re.split(r"[^a-zäöüß]+", name.lower()))
     found = [number for number, known in _COLOUR_NAMES.items() if words & known]
     return found[0] if len(found) == 1 else None

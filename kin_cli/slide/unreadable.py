@@ -39,6 +39,8 @@ class FillingSlide(Slide):
         self.levels, self.downsamples = slide.levels, slide.downsamples
         self.mpp, self.objective, self.icc = slide.mpp, slide.objective, slide.icc
         self.fill_colour, self.expects_background = slide.fill_colour, slide.expects_background
+        self.notes, self.not_square = slide.notes, slide.not_square
+        self.memory_bytes, self.temporary_bytes = slide.memory_bytes, slide.temporary_bytes
         self.bounds_origin = slide.bounds_origin
         self._faults: dict[tuple[int, Box], None] = {}
         self._listener: Listener | None = None

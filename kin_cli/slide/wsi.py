@@ -12,10 +12,12 @@ from PIL import ImageCms
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Pixels, Size
-from kin_cli.slide.base import WHITE, Slide, composite, credible_mpp
+from kin_cli.slide.base import WHITE, Slide, composite
+from kin_cli.slide.reasons import refusal, unread
+from kin_cli.slide.tiff import TiffSlide
 
 _BLOCK_PX = 512
-_DAMAGED_HINT = "the file is damaged or incomplete; copy it again from the scanner, or look at it with another viewer"
+_LARGER_TILES = "Dimensional mismatch reading"  # OpenSlide's error for a tile that holds more pixels than it should
 
 
 def detect(path: Path) -> str | None:
@@ -32,10 +34,11 @@ class WholeSlide(Slide):
         self.format = vendor
         self._handle = self._opened()
         self._reopening = threading.Lock()
+        self._tiff: TiffSlide | None = None
         properties = self._handle.properties
         self.levels = tuple(Size(width, height) for width, height in self._handle.level_dimensions)
         self.downsamples = tuple(self._handle.level_downsamples)
-        self.mpp = credible_mpp(_number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y"))
+        self.set_pixel_size(_number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y"))
         self.objective = _number(properties, "openslide.objective-power")
         self.fill_colour = _colour(properties.get("openslide.background-color"))
         bounds = [_number(properties, f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
@@ -46,6 +49,8 @@ class WholeSlide(Slide):
     def close(self) -> None:
         """See ``Slide.close``."""
         self._handle.close()
+        if self._tiff is not None:
+            self._tiff.close()
 
     def _fetch(self, level: int, box: Box) -> Pixels:
         if level == 0 or self.downsamples[level].is_integer():
@@ -75,12 +80,21 @@ class WholeSlide(Slide):
                 pixels = self._read(handle, level, box)
             except openslide.OpenSlideError as error:
                 handle.close()
-                raise InputError(
-                    f"{self.path}: level {level} cannot be read at {box}: {error}", _DAMAGED_HINT
-                ) from error
+                if _LARGER_TILES in str(error) and (stored := self._stored(level, box)) is not None:
+                    return stored
+                raise unread(self.path, f"level {level} cannot be read at {box}", error) from error
             # other threads may still use the old handle; it is closed when the last reference to it goes
             self._handle = handle
             return pixels
+
+    def _stored(self, level: int, box: Box) -> Pixels | None:
+        """Pixels of a TIFF-based slide by ``TiffSlide``, which cuts tiles that are too large; None if it cannot."""
+        try:
+            self._tiff = self._tiff or TiffSlide(self.path)
+            same = [number for number, size in enumerate(self._tiff.levels) if size == self.levels[level]]
+            return self._tiff.read(same[0], box) if same else None
+        except InputError:
+            return None
 
     def _read(self, handle: openslide.OpenSlide, level: int, box: Box) -> Pixels:
         downsample = self.downsamples[level]
@@ -103,7 +117,7 @@ class WholeSlide(Slide):
         try:
             return openslide.OpenSlide(str(self.path))
         except (openslide.OpenSlideError, OSError) as error:
-            raise InputError(f"{self.path}: not a readable {self.format} slide: {error}", _DAMAGED_HINT) from error
+            raise refusal(self.path, f"{self.format} slide", error) from error
 
 
 def _blocks(box: Box, size: Size) -> list[Box]:

@@ -75,10 +75,12 @@ class _Shard:
         self.journal_path = folder / f"{stem}.journal"
         self.data_end = 0
         self.journal_end = 0
+        mode = "rb" if flags == os.O_RDONLY else "rb+"
+        flags |= os.O_NONBLOCK  # regular files know no waiting; a pipe in their place must not block, either
         with os_errors_as_output_errors(self.data_path):
-            self.data = FileIO(os.open(self.data_path, flags, 0o666), "rb" if flags == os.O_RDONLY else "rb+")
+            self.data = FileIO(os.open(self.data_path, flags, 0o666), mode)
         with os_errors_as_output_errors(self.journal_path):
-            self.journal = FileIO(os.open(self.journal_path, flags, 0o666), self.data.mode)
+            self.journal = FileIO(os.open(self.journal_path, flags, 0o666), mode)
 
     def lock(self) -> None:
         """Refuse a second writer; the lock ends with the process, however it ends."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kin_cli.errors import OutputError
-from kin_cli.store.files import create_atomic, os_errors_as_output_errors, write_atomic
+from kin_cli.store.files import create_atomic, os_errors_as_output_errors, read_regular, write_atomic
 
 _PREFIX = "claim-"
 _LOCK = "claim.lock"
@@ -45,7 +45,7 @@ class _Holder:
             fields = json.loads(content)
             job, restarts = str(fields.get("job", "")), int(fields.get("restarts", 0))
             return cls(str(fields["host"]), int(fields["pid"]), str(fields["started"]), job, restarts)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
 
     @property
@@ -57,7 +57,7 @@ class _Holder:
         """Whether the process, which must be one of this host, is still running (a zombie is not)."""
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):  # no process has a number beyond those of the system
             return False
         except PermissionError:
             pass  # it runs, as another user
@@ -135,7 +135,7 @@ class Claim:
 
     def _ours(self) -> bool:
         try:
-            return _Holder.parsed(self._path.read_bytes()) == self._holder
+            return _Holder.parsed(read_regular(self._path)) == self._holder
         except FileNotFoundError:
             return False
 
@@ -143,13 +143,13 @@ class Claim:
 def _refuse_if_live(path: Path, output: Path) -> None:
     """Raise ``OutputError``, naming ``output``, if the claim at ``path`` belongs to a live process."""
     try:
-        holder, age = _Holder.parsed(path.read_bytes()), time.time() - path.stat().st_mtime
+        holder, age = _Holder.parsed(read_regular(path)), time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return
     if holder is not None and holder.on_this_host:
         live = holder.lives
     else:
-        live = age < _STALE_SECONDS and not (holder is not None and holder.was_requeued)
+        live = abs(age) < _STALE_SECONDS and not (holder is not None and holder.was_requeued)
     if live:
         who = f"pid {holder.pid} on {holder.host}" if holder is not None else "an unknown process"
         raise OutputError(
@@ -172,7 +172,7 @@ def _start_of(pid: int) -> str:
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Hold the lock file for the block, so that only one process of this host replaces a stale claim."""
-    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
     try:
         with suppress(OSError):  # a file system without locks: a race of a few ms remains possible
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from kin_cli.errors import OutputError
 
 WORK_ENDING = ".kin-work"
+_NAME_BYTES = 255  # of a file, on nearly every file system
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _AGAIN = "run the same command again: it continues where it stopped"
 _CAUSES: dict[int, tuple[str, str]] = {
@@ -25,13 +29,23 @@ _CAUSES: dict[int, tuple[str, str]] = {
     errno.EROFS: ("the disk is read-only", "choose an output folder that you may write to"),
     errno.ENOENT: ("no such file or folder", "create the folder or choose another output"),
     errno.ENOTDIR: ("a part of the path is not a folder", "choose another output"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.EIO: ("the disk reports an input/output error", f"check the disk, then {_AGAIN}"),
 }
 
 
 def work_folder(output: Path) -> Path:
     """The folder beside ``output`` that holds its unfinished work, whether it exists or not."""
-    return output.with_name(output.name + WORK_ENDING)
+    return named_beside(output, WORK_ENDING)
+
+
+def named_beside(path: Path, ending: str) -> Path:
+    """The path with ``ending`` added to its name; a name too long for a file is cut, and a digest of it added."""
+    whole = os.fsencode(path.name)
+    if len(whole) + len(ending) <= _NAME_BYTES:
+        return path.with_name(path.name + ending)
+    rest = f"~{hashlib.sha256(whole).hexdigest()[:16]}{ending}"
+    return path.with_name(whole[: _NAME_BYTES - len(rest)].decode(errors="ignore") + rest)
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
@@ -121,7 +135,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
     Raises ``OSError``.
     """
-    temporary = _written_beside(path, content)
+    temporary = written_beside(path, content)
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -131,7 +145,7 @@ def create_atomic(path: Path, content: bytes) -> bool:
 
     Of several processes one succeeds, and no reader sees a part of the content. Raises ``OSError``.
     """
-    temporary = _written_beside(path, content)
+    temporary = written_beside(path, content)
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
@@ -152,9 +166,10 @@ def create_atomic(path: Path, content: bytes) -> bool:
     return True
 
 
-def _written_beside(path: Path, content: bytes) -> Path:
+def written_beside(path: Path, content: bytes) -> Path:
     """Write ``content`` to a temporary file in the folder of ``path``, sync it, and return its path."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    hidden = path.with_name(f".{path.name}"[:-1] if len(os.fsencode(path.name)) == _NAME_BYTES else f".{path.name}")
+    temporary = named_beside(hidden, f".{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)  # left by a process of the same number; O_EXCL follows no link that replaces it
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -167,6 +182,40 @@ def _written_beside(path: Path, content: bytes) -> Path:
     finally:
         os.close(fd)
     return temporary
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises ``OSError`` for anything else: one would wait on a pipe for ever."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(fd, "rb")
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """All bytes of a regular file; see ``open_regular``."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+@contextmanager
+def utf8_name(path: Path, *, write: bool = False) -> Iterator[str]:
+    """A name of the file that libraries which take only UTF-8 can open, until the block ends."""
+    try:
+        path_text = str(path)
+        path_text.encode()
+    except UnicodeEncodeError:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT if write else os.O_RDONLY, 0o666)
+        try:
+            yield f"/dev/fd/{fd}"
+        finally:
+            os.close(fd)
+    else:
+        yield path_text
 
 
 def publish(finished: Path, destination: Path) -> None:

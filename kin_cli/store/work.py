@@ -34,6 +34,7 @@ from kin_cli.store.files import (
     bytes_text,
     create_atomic,
     os_errors_as_output_errors,
+    read_regular,
     sync_folder,
     work_folder,
     write_atomic,
@@ -79,7 +80,8 @@ class WorkFolder:
         with os_errors_as_output_errors(folder):
             with suppress(FileExistsError):
                 folder.mkdir()
-            _refuse_unless_ours(folder)
+            refuse_unless_ours(folder)
+            _refuse_special_files(folder)
             sync_folder(parent)
         claim = Claim.take(folder, shard, of=output)
         work = cls(folder, claim)
@@ -104,7 +106,7 @@ class WorkFolder:
         path = self.path(f"{name}.json")
         with os_errors_as_output_errors(path):
             try:
-                content = path.read_bytes()
+                content = read_regular(path)
             except FileNotFoundError:
                 return None
         return parsed(path, content, hint=_OVERWRITE_HINT)
@@ -150,10 +152,7 @@ class WorkFolder:
     def _clear(self) -> None:
         """Delete the work of an earlier run; ``OutputError`` if another shard lives or a file is none of kin's."""
         self._claim.refuse_others()
-        if foreign := _foreign_names(self.folder):
-            raise OutputError(
-                f"{self.folder}: holds {', '.join(foreign[:3])}, which kin did not make", "move it elsewhere"
-            )
+        refuse_foreign(self.folder, _foreign_names(self.folder))
         self._delete_work()
 
     def _delete_work(self) -> None:
@@ -255,6 +254,7 @@ def kept_store(
         if not folder.exists():
             folder.mkdir(exist_ok=True)
             sync_folder(folder.parent)
+        _refuse_special_files(folder)
     if _holds_foreign_files(folder):
         raise OutputError(f"{folder}: holds files but no {name}", "name a new folder, or an empty one")
     _agree(folder, fingerprint, contents=f"a {name}", hint=hint)
@@ -273,7 +273,28 @@ def kept_store(
 # What in a folder is ours
 
 
-def _refuse_unless_ours(folder: Path) -> None:
+def delete_work(folder: Path) -> None:
+    """Delete a work folder or a table, if there is one, with everything that kin wrote into it.
+
+    Raises ``OutputError``, and deletes nothing, if it is a link, of another user, in use, or holds foreign files.
+    """
+    if not os.path.lexists(folder):
+        return
+    with os_errors_as_output_errors(folder):
+        refuse_unless_ours(folder)
+        _refuse_special_files(folder)
+        refuse_foreign(folder, _foreign_names(folder))
+    with WorkFolder(folder, Claim.take(folder, ALONE, of=folder)) as work:
+        work.remove()
+
+
+def refuse_foreign(folder: Path, names: list[str]) -> None:
+    """Raise ``OutputError`` if there are ``names``, those of files in ``folder`` that are none of kin's."""
+    if names:
+        raise OutputError(f"{folder}: holds {', '.join(names[:3])}, which kin did not make", "move it elsewhere")
+
+
+def refuse_unless_ours(folder: Path) -> None:
     """Raise ``OutputError`` if ``folder`` is a symbolic link, no folder, or belongs to another user."""
     status = folder.lstat()
     if stat.S_ISLNK(status.st_mode):
@@ -286,9 +307,21 @@ def _refuse_unless_ours(folder: Path) -> None:
         )
 
 
+def _refuse_special_files(folder: Path) -> None:
+    """Raise ``OutputError`` if a link, a pipe or a device has the name of one of kin's files in ``folder``."""
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process has removed it
+            if _is_own_name(path) and not stat.S_ISREG(path.lstat().st_mode):
+                raise OutputError(f"{path}: is not a regular file, so kin did not make it", "remove it")
+
+
+def _is_own_name(path: Path) -> bool:
+    return bool(_OWN_FILE.fullmatch(path.name)) or Claim.owns(path)
+
+
 def _foreign_names(folder: Path) -> list[str]:
     """Names of everything in a work folder that kin does not write there."""
-    return sorted(path.name for path in folder.iterdir() if not (_OWN_FILE.fullmatch(path.name) or Claim.owns(path)))
+    return sorted(path.name for path in folder.iterdir() if not _is_own_name(path))
 
 
 # Fingerprints: every setting that decides a result, as JSON
@@ -344,6 +377,6 @@ def _agree(folder: Path, fingerprint: Mapping[str, object], *, contents: str, hi
     with os_errors_as_output_errors(folder):
         if not path.exists():
             create_atomic(path, as_text(wanted))
-        found = parsed(path, path.read_bytes(), hint=hint)
+        found = parsed(path, read_regular(path), hint=hint)
     if differing := differences(found, wanted):
         raise OutputError(f"{folder}: holds {contents} of other settings ({differing})", hint)

@@ -5,7 +5,6 @@ It uses none of training's random generators, so that the weights are those of a
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,8 @@ from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.store.files import os_errors_as_output_errors
+from kin_cli.store.work import delete_work
+from kin_cli.training.folder import EVALUATION
 from kin_cli.training.patches import PatchSource, find_images
 from kin_cli.training.settings import TrainSettings
 from kin_cli.translate import translate
@@ -122,7 +123,7 @@ class Trial:
 
     def __init__(self, settings: TrainSettings, target: PatchSource) -> None:
         self._settings, self._target = settings, target
-        self._folder = settings.output / "evaluation"
+        self._folder = settings.output / EVALUATION
         self.pieces = find_pieces(settings)
         for piece in self.pieces:
             SeamGrid(Size(piece.region.width, piece.region.height), settings.patches.patch_px)
@@ -189,7 +190,7 @@ class Trial:
 
     def _remove_tables(self) -> None:
         for number in range(len(self.pieces)):
-            shutil.rmtree(self._folder / f"table-{number}", ignore_errors=True)
+            delete_work(self._folder / f"table-{number}")
 
     def _fid(self, translated: FeatureSums) -> dict[str, str]:
         if self._real is None:

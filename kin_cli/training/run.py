@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,19 +25,28 @@ from kin_cli.geometry import Pixels
 from kin_cli.models.checkpoint import save_generator
 from kin_cli.progress import Progress, SilentProgress
 from kin_cli.store.claim import Claim
-from kin_cli.store.files import os_errors_as_output_errors
+from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 from kin_cli.training.cut import build_cut
 from kin_cli.training.cyclegan import build_cyclegan
 from kin_cli.training.distributed import Rank, this_rank, unsynchronised
+from kin_cli.training.folder import (
+    EVALUATION_LOG,
+    EXPORTED_FILE,
+    GENERATOR_FILE,
+    LOG_FILE,
+    SAMPLES,
+    check_run_folder,
+    clear_run_folder,
+)
 from kin_cli.training.framework import Framework, PatchBatch, Phase
 from kin_cli.training.heldout import Trial, summary
+from kin_cli.training.inputs import SLIDES, RunInputs, described, input_files
 from kin_cli.training.lsesim import build_lsesim
 from kin_cli.training.networks import Ema
-from kin_cli.training.patches import PatchSource, find_images, to_pixels, to_tensor
+from kin_cli.training.patches import PatchSource, to_pixels, to_tensor
 from kin_cli.training.settings import CutLosses, CycleGanLosses, TrainSettings
-from kin_cli.training.state import STATE_FILE, CsvLog, RunState
+from kin_cli.training.state import CsvLog, Resumed, RunState, begin_state
 
-GENERATOR_FILE = "generator.safetensors"
 _SAMPLES = 4
 _SAMPLE_NUMBERS = 1 << 40  # patches from here on are not drawn by training
 _MPP_TOLERANCE = 0.1
@@ -48,7 +58,7 @@ def train(settings: TrainSettings, progress: Progress) -> Path:
 
     The folder of the run holds ``generator.safetensors`` (the EMA generator; written with every checkpoint),
     ``generator.pth`` (the same under the official keys, without metadata), ``state.pt``, ``log.csv``, ``samples/`` and,
-    if evaluation is requested, ``evaluation.csv`` and ``evaluation/``.
+    if evaluation is requested, ``evaluation.csv`` and ``evaluation/``. Nothing else in the folder is ever touched.
 
     Memory bound: networks, optimizers, one step's activations, and 2 · workers steps of patches; see ``Trial``.
 
@@ -57,11 +67,12 @@ def train(settings: TrainSettings, progress: Progress) -> Path:
     """
     with ExitStack() as stack:
         rank = stack.enter_context(this_rank(settings))
-        claim = _claim(settings, stack) if rank.leads else None
+        files = input_files(settings)
+        lead = _lead(settings, files, stack) if rank.leads else None
         rank.barrier()
-        stains = _open(settings, stack)
+        stains = _open(settings, files, stack)
         run = _TrainingRun(settings, rank, stains=stains, progress=progress if rank.leads else SilentProgress())
-        run.go(claim)
+        run.go(lead)
         rank.barrier()
     return settings.output / GENERATOR_FILE
 
@@ -96,6 +107,14 @@ class Stains:
         return f"source patches have {source:.3f} µm per pixel, target patches {target:.3f}: --mpp brings both to one"
 
 
+@dataclass(frozen=True)
+class _Lead:
+    """What only the leading process has: the claim on the folder, and the identities of the files of the run."""
+
+    claim: Claim
+    inputs: RunInputs
+
+
 class _TrainingRun:
     """One run in one process: networks, stepper, and the number of steps done and to do."""
 
@@ -107,8 +126,10 @@ class _TrainingRun:
         self._state = RunState(framework, ema)
         rank.place(framework)
         ema.module.to(device=rank.device)
-        resumed = self._state.restore(settings.output, fingerprint=self._fingerprint)
-        self._done = resumed.step
+        self._resumed = Resumed()
+        if not settings.overwrite:
+            self._resumed = self._state.restore(settings.output, fingerprint=self._fingerprint)
+        self._done = self._resumed.step
         objectives = [rank.wrap(phase) for phase in framework.phases]
         self._stepper = Stepper(framework, rank, ema, objectives, settings.schedule.seed)
         schedule = settings.schedule
@@ -120,30 +141,23 @@ class _TrainingRun:
                 f"{settings.output}: has done {self._done} steps already, more than the {self._total} asked for",
                 "ask for more steps or epochs, or for another --output",
             )
-        if self._done == self._total:
-            self._progress.note(f"all {self._total} steps are done already")
-        elif resumed.rescheduled:
-            self._progress.note(schedule.outlook(self._done, self._total))
 
-    def go(self, claim: Claim | None) -> None:
-        """Do the remaining steps; the leading process, which holds the claim, records them."""
-        recorder = self._recorder() if claim is not None else None
+    def go(self, lead: _Lead | None) -> None:
+        """Do the remaining steps; the leading process records them."""
+        recorder = self._recorder(lead.inputs) if lead is not None else None
         with self._progress.stage("train", self._total - self._done, "steps") as advance:
             for number, batches in self._batches():
                 rate = self._settings.schedule.rate(number, self._total)
                 terms = self._stepper.step(number, batches, rate=rate)
-                if claim is not None and recorder is not None:
-                    claim.touch()
+                if lead is not None and recorder is not None:
+                    lead.claim.touch()
                     recorder(number + 1, rate, terms)
                 advance(1, " ".join(f"{name} {value:.3f}" for name, value in terms.items()))
 
-    def _recorder(self) -> Callable[[int, float, dict[str, float]], None]:
+    def _recorder(self, inputs: RunInputs) -> Callable[[int, float, dict[str, float]], None]:
         """Return a function that logs and saves; call it after every step with the number of steps done."""
         settings, start = self._settings, time.monotonic()
-        if note := self._stains.resolution_note():
-            self._progress.note(note)
-        log = CsvLog(settings.output / "log.csv", step=self._done)
-        evaluate = self._evaluator()
+        trial, logs = self._begin(inputs)
         rows: list[dict[str, float]] = []
 
         def record(done: int, rate: float, terms: dict[str, float]) -> None:
@@ -152,41 +166,83 @@ class _TrainingRun:
             evaluating = settings.evaluation.requested and (last or settings.evaluation.due(done))
             sampling = last or done % settings.save_every == 0
             saving = sampling or evaluating
+            if saving:
+                inputs.check_unchanged(whole=last)
             # a row with every checkpoint, so that a resumed run logs the rows of an uninterrupted one
             if saving or done % settings.log_every == 0:
-                log.add(_row(done, rate, time.monotonic() - start, means(rows)))
+                logs[LOG_FILE].add(_row(done, rate, time.monotonic() - start, means(rows)))
                 rows.clear()
             if sampling:
                 self._write_samples(done)
             if saving:
                 self._export(done)
-                if evaluating:
-                    evaluate(done)
+                if evaluating and trial is not None:
+                    self._evaluate(trial, logs[EVALUATION_LOG], done)
                 # last, so that a run killed before this point evaluates again
-                self._state.save(settings.output, step=done, fingerprint=self._fingerprint)
+                self._save(done, inputs, logs)
+                if last:
+                    self._save_digests(done, inputs, logs)
 
         return record
 
-    def _evaluator(self) -> Callable[[int], None]:
-        """Return a function that evaluates the generator's file; its argument is the number of steps done."""
+    def _begin(self, inputs: RunInputs) -> tuple[Trial | None, dict[str, CsvLog]]:
+        """Check everything that may refuse the run, begin or continue its folder, and open its logs."""
         settings = self._settings
-        if not settings.evaluation.requested:
-            return lambda _done: None
-        if settings.evaluation.slides is None and settings.patches.source_region is None:
-            self._progress.note(
+        if self._done:
+            inputs.require_same(self._resumed.inputs, settings.output, note=self._progress.note)
+        inputs.begin(self._progress)
+        trial = Trial(settings, self._stains.target) if settings.evaluation.requested else None
+        if not self._done:
+            begin_state(settings.output)
+            clear_run_folder(settings.output)
+        logs = {name: self._log(name) for name in (LOG_FILE, *([] if trial is None else [EVALUATION_LOG]))}
+        for note in self._notes():
+            self._progress.note(note)
+        if self._done == self._total and not (settings.output / GENERATOR_FILE).exists():
+            self._export(self._done)
+        return trial, logs
+
+    def _notes(self) -> Iterator[str]:
+        """What to tell the user before the first step."""
+        settings = self._settings
+        if self._done == self._total:
+            yield f"all {self._total} steps are done already"
+        elif self._resumed.rescheduled:
+            yield settings.schedule.outlook(self._done, self._total)
+        if note := self._stains.resolution_note():
+            yield note
+        evaluation = settings.evaluation
+        if evaluation.requested and evaluation.slides is None and settings.patches.source_region is None:
+            yield (
                 "evaluations use a slide that is also trained on: hold part of it out by --source-region, or give "
                 "--evaluation SLIDE"
             )
-        trial = Trial(settings, self._stains.target)
-        log = CsvLog(settings.output / "evaluation.csv", step=self._done)
 
-        def evaluate(done: int) -> None:
-            results = trial.run(settings.output / GENERATOR_FILE, done)
-            for row in results:
-                log.add(row)
-            self._progress.note(f"step {done}: {summary(results)}")
+    def _log(self, name: str) -> CsvLog:
+        path, saved = self._settings.output / name, self._resumed.logs.get(name)
+        return CsvLog(path, step=self._done, saved=saved, note=self._progress.note)
 
-        return evaluate
+    def _save(self, done: int, inputs: RunInputs, logs: Mapping[str, CsvLog]) -> None:
+        self._state.save(
+            self._settings.output,
+            step=done,
+            fingerprint=self._fingerprint,
+            inputs=inputs.as_dict(),
+            logs={**self._resumed.logs, **{name: log.as_dict(done) for name, log in logs.items()}},
+        )
+
+    def _save_digests(self, done: int, inputs: RunInputs, logs: Mapping[str, CsvLog]) -> None:
+        """Wait for the digests of the slides, and save them if some were missing: then copies are recognised."""
+        before = inputs.as_dict()
+        inputs.finish(self._progress)
+        if inputs.as_dict() != before:
+            self._save(done, inputs, logs)
+
+    def _evaluate(self, trial: Trial, log: CsvLog, done: int) -> None:
+        results = trial.run(self._settings.output / GENERATOR_FILE, done)
+        for row in results:
+            log.add(row)
+        self._progress.note(f"step {done}: {summary(results)}")
 
     def _batches(self) -> Iterator[tuple[int, list[PatchBatch]]]:
         """The number of every step that is left, and its batches, read ahead by ``workers`` threads."""
@@ -207,14 +263,14 @@ class _TrainingRun:
 
     def _write_samples(self, done: int) -> None:
         source, target = self._stains.draw(_SAMPLE_NUMBERS, _SAMPLES)
-        folder = self._settings.output / "samples"
+        folder = self._settings.output / SAMPLES
         with os_errors_as_output_errors(folder):
             folder.mkdir(exist_ok=True)
         write_samples(folder / f"{done:07d}.png", self._state.ema.module, source=source, target=target)
 
     def _export(self, done: int) -> None:
         module, output = self._state.ema.module, self._settings.output
-        save_generator(module, output / "generator.pth", spec=module.spec)
+        save_generator(module, output / EXPORTED_FILE, spec=module.spec)
         stored = copy.deepcopy(module).half() if self._settings.half else module
         save_generator(stored, output / GENERATOR_FILE, spec=module.spec, metadata=self._metadata(done))
 
@@ -316,33 +372,29 @@ def write_samples(path: Path, generator: nn.Module, *, source: Sequence[Pixels],
     # one at a time, to need less memory than a training step
     translated = [to_pixels(generator(to_tensor([patch], device)))[0] for patch in source]
     rows = [np.concatenate(list(row), axis=1) for row in (source, translated, target)]
+    encoded = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(encoded, "PNG")
     with os_errors_as_output_errors(path):
-        Image.fromarray(np.concatenate(rows)).save(path)
+        write_atomic(path, encoded.getvalue())
 
 
-def _claim(settings: TrainSettings, stack: ExitStack) -> Claim:
-    """Create the run's folder and claim it; ``overwrite`` discards the state of an earlier run."""
+def _lead(settings: TrainSettings, files: Mapping[str, list[Path]], stack: ExitStack) -> _Lead:
+    """Check the run's folder, create it and claim it; take the stamps of the files before they are read."""
     output = settings.output
-    if not output.parent.is_dir():
-        raise OutputError(f"{output.parent}: no such folder", "create it, or choose another output with -o")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is a file", "a run needs a folder: choose another output with -o")
+    check_run_folder(output, described(files), overwrite=settings.overwrite)
+    inputs = stack.enter_context(RunInputs(files))
     with os_errors_as_output_errors(output):
         output.mkdir(exist_ok=True)
     claim = Claim.take(output, "train", of=output)
     stack.callback(claim.release)
-    if settings.overwrite:
-        with os_errors_as_output_errors(output):
-            (output / STATE_FILE).unlink(missing_ok=True)
-    return claim
+    return _Lead(claim, inputs)
 
 
-def _open(settings: TrainSettings, stack: ExitStack) -> Stains:
+def _open(settings: TrainSettings, files: Mapping[str, list[Path]], stack: ExitStack) -> Stains:
     """Open and survey the slides of both stains."""
-    patches, seed = settings.patches, settings.schedule.seed
     sources = []
-    for stain, path in (("source", patches.source), ("target", patches.target)):
-        source = PatchSource(find_images(path), patches, stain=stain, seed=seed)
+    for stain in SLIDES:
+        source = PatchSource(files[stain], settings.patches, stain=stain, seed=settings.schedule.seed)
         stack.callback(source.close)
         sources.append(source)
     return Stains(*sources)

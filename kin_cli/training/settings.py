@@ -266,4 +266,5 @@ def _plain(value: Any) -> Any:
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple):
         return [_plain(entry) for entry in value]
-    return value.name if isinstance(value, Path) else value
+    # bytes of a name that are not UTF-8 become escapes, since a generator's file takes none
+    return value.name.encode("utf-8", "backslashreplace").decode() if isinstance(value, Path) else value

@@ -6,10 +6,12 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from kin_cli.batch.child import ChildProcess
-from kin_cli.errors import KinError, Stopped
+from kin_cli.errors import KinError, NoTissueError, Stopped
 from tests.helpers.progress import Watcher
 from tests.helpers.slides import write_slide
 from tests.helpers.translations import settings
@@ -38,3 +40,16 @@ def test_a_child_that_dies_takes_only_its_slide_along(tmp_path: Path, tiny_gener
     finally:
         worker.close()
     assert not list(tmp_path.glob("*.kin-work"))
+
+
+def test_the_kind_of_a_failure_reaches_the_parent(tmp_path: Path, tiny_generator: Path) -> None:
+    white = tmp_path / "white.tif"
+    tifffile.imwrite(white, np.full((256, 256, 3), 255, np.uint8), photometric="rgb", tile=(128, 128))
+    worker = ChildProcess()
+    try:
+        with pytest.raises(NoTissueError, match=r"white\.tif: no tissue"):
+            worker.translate(settings(white, tiny_generator, tmp_path / "white.ome.tif", tissue="auto"), Watcher())
+        assert worker._child is not None, "a healthy child goes on to the next slide"
+    finally:
+        worker.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["white.tif"]

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from kin_cli.batch import run as batch_run
 from kin_cli.batch.child import ChildProcess
-from kin_cli.batch.run import BatchStatus, SlideBatch, SlideStatus, agree_on_slides, run_batch
+from kin_cli.batch.run import INCOMPLETE, BatchStatus, SlideBatch, SlideStatus, agree_on_slides, run_batch
 from kin_cli.batch.shard import Shard
 from kin_cli.batch.tasks import SlideTask
-from kin_cli.errors import InputError, OutputError, Stopped, UsageError
+from kin_cli.errors import InputError, ModelError, NoTissueError, OutputError, Stopped, UsageError
 from kin_cli.settings import Settings
-from tests.helpers.processes import kin
+from tests.helpers.processes import assert_refused, kin
 from tests.helpers.progress import Watcher
 from tests.helpers.slides import break_tile, write_slide
 from tests.helpers.translations import SMALL, digest, settings
@@ -95,6 +100,104 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeChild]:
 def fake_batch(tmp_path: Path, count: int, shard: Shard | None = None) -> SlideBatch:
     tasks = [SlideTask(Path(f"{number}.svs"), tmp_path / f"{number}.tif") for number in range(count)]
     return SlideBatch(tasks, lambda task: settings(task.slide, Path("m.pth"), task.output), tmp_path, shard)
+
+
+def test_slides_without_tissue_and_bad_generators_are_counted(tmp_path: Path, fake: type[FakeChild]) -> None:
+    fake.outcomes = {
+        "0.svs": NoTissueError("0.svs: no tissue in it", "--tissue none translates everything"),
+        "1.svs": ModelError("m.pth: its features are not finite", "use another"),
+    }
+    status = run_batch(fake_batch(tmp_path, 3), Watcher())
+    assert status.counts() == {"no tissue": 1, "bad generator": 1, "done": 1}
+    assert status.counts().keys() & INCOMPLETE == {"no tissue", "bad generator"}
+    assert rows(tmp_path)["0.svs"]["reason"] == "no tissue in it (--tissue none translates everything)"
+
+
+def test_each_batch_keeps_a_record_of_its_own(tmp_path: Path, fake: type[FakeChild]) -> None:
+    fake.outcomes = {"1.svs": InputError("1.svs: is odd", "mend it")}
+    batch = replace(
+        fake_batch(tmp_path, 2), command=("kin", "batch", "a b"), left_out=("left out: 1 .png (see --ext)",)
+    )
+    watcher = Watcher()
+    run_batch(batch, watcher)
+    assert watcher.notes[0] == "left out: 1 .png (see --ext)"
+    (first,) = (tmp_path / "kin-batch" / "runs").iterdir()
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d-\d\d-\d\dZ\.json", first.name)
+    record = json.loads(first.read_text())
+    assert (record["schema"], record["command"], record["counts"]) == (1, "kin batch 'a b'", {"done": 1, "failed": 1})
+    assert record["slides"][1]["reason"] == "is odd (mend it)"
+    assert record["host"] == platform.node()
+    assert record["versions"]["numpy"] == np.__version__
+    assert record["left_out"] == ["left out: 1 .png (see --ext)"]
+    before = first.read_bytes()
+    fake.outcomes = {}
+    run_batch(fake_batch(tmp_path, 1), Watcher())
+    run_batch(fake_batch(tmp_path, 3, Shard(2, 3)), Watcher())
+    assert first.read_bytes() == before
+    runs = sorted(path.name for path in (tmp_path / "kin-batch" / "runs").iterdir())
+    assert len(runs) == 3
+    assert sum("-2-of-3" in name for name in runs) == 1
+    assert json.loads((tmp_path / "kin-batch" / "status.json").read_text())["counts"] == {"done": 1}
+
+
+def test_files_that_kin_did_not_write_stay(tmp_path: Path, fake: type[FakeChild]) -> None:
+    folder = tmp_path / "kin-batch"
+    folder.mkdir()
+    for name, content in (("status.csv", "case,score\n"), ("status.json", "{}")):
+        (folder / name).write_text(content)
+        with pytest.raises(OutputError, match=f"{name}: exists, and kin did not write it"):
+            run_batch(fake_batch(tmp_path, 1), Watcher())
+        assert (folder / name).read_text() == content
+        (folder / name).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "runs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="runs: is a symbolic link"):
+        run_batch(fake_batch(tmp_path, 1), Watcher())
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_manifests_of_the_cases_through_the_command(tmp_path: Path, tiny_generator: Path) -> None:
+    write_slide(tmp_path / "small.tif", width=130, height=130)
+    options = ("-m", tiny_generator, *SMALL)
+    files = {
+        "decimal_comma": b"\xef\xbb\xbfwsi;mpp\r\nsmall.tif;0,25\r\n",
+        "twice": b"wsi,mpp\nsmall.tif,0.25\nsmall.tif,0.25\n",
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.csv").write_bytes(content)
+        done = kin("batch", "--manifest", tmp_path / f"{name}.csv", "-o", tmp_path / name, *options)
+        assert done.code == 0, done.err
+        assert [row["mpp"] for row in rows(tmp_path / name).values()] == ["0.25"]
+        assert json.loads((tmp_path / name / "kin-batch" / "status.json").read_text())["counts"] == {"done": 1}
+    assert "line 3: the same as line 2, translated once" in done.err
+    (tmp_path / "leaves.csv").write_bytes(b"wsi,mpp,output\nsmall.tif,0.5,../outside.ome.tif\n")
+    (tmp_path / "nul.csv").write_bytes(b"wsi,mpp\nsm\0all.tif,0.5\n")
+    for name in ("leaves", "nul"):
+        result = kin("batch", "--manifest", tmp_path / f"{name}.csv", "-o", tmp_path / "out", *options)
+        assert_refused(result, f"{name}.csv, line 2: ", code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_read_makes_the_exit_code_1(
+    tmp_path: Path, tiny_generator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slides = tmp_path / "slides"
+    (slides / "closed").mkdir(parents=True)
+    write_slide(slides / "a.tif", width=130, height=130)
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    command = ("batch", slides, "--recursive", "-o", tmp_path / "out", "-m", tiny_generator, *SMALL)
+    for arguments in (command, (*command, "--dry-run")):
+        result = kin(*arguments)
+        assert result.code == 1
+        assert f"kin: {slides / 'closed'}: cannot be searched: Permission denied" in result.err
+    assert outcome(tmp_path / "out") == {"a.tif": "done"}
 
 
 def test_a_stop_is_written_down_and_passed_on(tmp_path: Path, fake: type[FakeChild]) -> None:
@@ -218,9 +321,9 @@ def test_shards_of_one_batch_agree(tmp_path: Path) -> None:
 
 
 def test_the_status_is_whole_in_both_files(tmp_path: Path) -> None:
-    status = BatchStatus(
-        tmp_path, "status", [SlideTask(Path("a, \udcff.svs"), OUT / "a.tif"), SlideTask(Path("b.svs"), OUT / "b.tif")]
-    )
+    tasks = [SlideTask(Path("a, \udcff.svs"), OUT / "a.tif"), SlideTask(Path("b.svs"), OUT / "b.tif")]
+    batch = SlideBatch(tasks, lambda task: settings(task.slide, Path("m.pth"), task.output), tmp_path)
+    status = BatchStatus(tmp_path, "status", batch, tasks)
     status.slides[0].status, status.slides[0].reason = "failed", 'it said "no",\nand died'
     status.save()
     csv, summary = ((tmp_path / f"status.{kind}").read_bytes() for kind in ("csv", "json"))

@@ -24,7 +24,7 @@ SLIDE = settings(Path("a.svs"), Path("m.pth"), Path("o.tif"))
         (OutputError("o.tif: no space"), "refused", "no space"),
         (DeviceError("out of memory"), "failed", "out of memory"),
         (MemoryError(), "failed", "a.svs: out of memory"),
-        (ZeroDivisionError("of all things"), "failed", "unexpected ZeroDivisionError: of all things"),
+        (ZeroDivisionError("of all things"), "failed", "ZeroDivisionError: of all things"),
         (Stopped("stopped", exit_code=75), "stopped", "stopped"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",

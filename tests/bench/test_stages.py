@@ -48,7 +48,7 @@ def test_every_stage_takes_time(plan: Plan, tmp_path: Path) -> None:
     assert all(timing.seconds > 0 for timing in found.values())
 
 
-def test_the_plain_loop_is_the_unpatched_generator(plan: Plan, tmp_path: Path) -> None:
+def test_the_plain_loop_is_the_original_generator(plan: Plan, tmp_path: Path) -> None:
     import torch
 
     plain_loops(plan, tmp_path, CLOCK)

@@ -20,7 +20,7 @@ def test_kin_evaluate_prints_a_table_json_and_csv(spoiled: Pixels, tmp_path: Pat
     assert [line.split()[0] for line in text.splitlines()] == [
         *("sobel_y", "sobel_cb", "sobel_cr", "sobel_authors", "piqe", "piqe_authors")
     ]
-    record = json.loads(succeed("evaluate", *options, "--json"))
+    record = json.loads(succeed("evaluate", *options, "--json", "--overwrite"))
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["metric"], float(row["value"])) for row in rows] == [

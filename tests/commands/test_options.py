@@ -98,6 +98,7 @@ VALUES = {
     "thumbnail": ("small.png", "--method", "tin"),
     "tissue": "mask.png",
     "background": "keep",
+    "series": "1",
     "level": "1",
     "mpp": "0.5",
     "source_mpp": "0.25",

@@ -22,7 +22,7 @@ def test_kin_seams_names_the_worst_boundaries(tissue: Pixels, spoiled: Pixels, t
     assert all(place in worst for place in ("640,384", "768,384", "640,512"))
     assert {"vertical", "horizontal", "both"} <= set(text.split())
     assert Image.open(heatmap).size == (1024, 1024 + 80)
-    record = json.loads(succeed("seams", *options, "--json"))
+    record = json.loads(succeed("seams", *options, "--json", "--overwrite"))
     assert record["worst"][0]["excess"] > 10
     assert record["vertical"]["step"]["n"] + record["horizontal"]["step"]["n"] == record["both"]["step"]["n"] == 112
     part = succeed(

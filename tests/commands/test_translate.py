@@ -102,7 +102,7 @@ def test_bad_outputs_get_one_line(picture: Path, tiny_generator: Path) -> None:
     )
     assert_refused(kin("translate", picture, "-m", tiny_generator, "-o", picture.parent / "o.xyz"), "o.xyz", code=2)
     assert_refused(
-        kin("translate", picture, "-m", tiny_generator, "-o", picture, "--overwrite"), "slide itself", code=2
+        kin("translate", picture, "-m", tiny_generator, "-o", picture, "--overwrite"), "a file of the slide", code=2
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,10 @@ import pytest
 from kin_cli.commands.variants import (
     base_settings,
     comparison_options,
+    csv_bytes,
     prepared_folder,
     shared_options,
     variant,
-    write_csv,
 )
 from kin_cli.errors import OutputError, UsageError
 from kin_cli.settings import Settings
@@ -53,25 +55,22 @@ def test_what_a_variant_may_not_change_is_no_option_of_it() -> None:
 
 def test_the_folder_is_the_one_asked_for_or_stands_beside_the_output(tmp_path: Path) -> None:
     output = tmp_path / "figure.png"
-    assert prepared_folder(output, tmp_path / "kept", overwrite=False) == tmp_path / "kept"
-    work = prepared_folder(output, None, overwrite=False)
-    assert work.parent == tmp_path
-    assert work.name.startswith("figure.png.")
-    work.mkdir()
-    (work / "old").touch()
-    assert prepared_folder(output, None, overwrite=False) == work
-    assert (work / "old").exists()
-    prepared_folder(output, None, overwrite=True)
-    assert not work.exists()
+    assert prepared_folder(output, tmp_path / "kept") == tmp_path / "kept"
+    assert prepared_folder(output, None) == tmp_path / "figure.png.compare.kin-work"
     for file, error in ((tmp_path / "figure.doc", UsageError), (tmp_path / "nowhere" / "figure.png", OutputError)):
         with pytest.raises(error):
-            prepared_folder(file, None, overwrite=False)
+            prepared_folder(file, None)
+    output.touch()
+    with pytest.raises(OutputError, match="is not a folder"):
+        prepared_folder(tmp_path / "other.png", output)
 
 
-def test_csv_keeps_every_digit_and_quotes_what_it_must(tmp_path: Path) -> None:
-    rows = [("name", "value"), ('a, "b"\nc', 0.1 + 0.2), ("none", None)]
-    write_csv(tmp_path / "a.csv", rows)
-    with (tmp_path / "a.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [["name", "value"], ['a, "b"\nc', repr(0.1 + 0.2)], ["none", ""]]
-    with pytest.raises(OutputError, match=r"nowhere"):
-        write_csv(tmp_path / "nowhere" / "a.csv", rows)
+def test_csv_keeps_every_digit_and_quotes_what_it_must() -> None:
+    rows = [("name", "value"), ('a, "b"\nc', 0.1 + 0.2), ("none", None), (Path(os.fsdecode(b"\xff.tif")), 1)]
+    written = csv_bytes(rows)
+    text = written.decode(errors="surrogateescape")
+    assert list(csv.reader(io.StringIO(text, newline=""))) == [
+        *(["name", "value"], ['a, "b"\nc', repr(0.1 + 0.2)], ["none", ""]),
+        ["\udcff.tif", "1"],
+    ]
+    assert b"\xff.tif" in written

@@ -21,6 +21,6 @@ def found(photo: Path, tiny_generator: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("comparison") / "work"
     comparison = compare(comparison_settings(photo, tiny_generator, folder), SilentProgress())
     assert [path.name for path in folder.iterdir()] == ["table"]  # all translations are gone
-    clean_up(comparison.settings)
+    clean_up(comparison.settings, SilentProgress())
     assert not folder.exists()
     return comparison

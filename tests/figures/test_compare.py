@@ -84,7 +84,7 @@ def test_translations_are_kept_where_asked_and_taken_from_there(
 ) -> None:
     keeping = comparison_settings(photo, tiny_generator, tmp_path / "kept", keep=True)
     first = compare(keeping, SilentProgress())
-    clean_up(keeping)
+    clean_up(keeping, SilentProgress())
     assert {path.name for path in (tmp_path / "kept").glob("*.tif")} == {f"{name}.tif" for name in NORMS}
     monkeypatch.setattr(Engine, "__init__", lambda *_, **__: pytest.fail("translated again"))
     again = compare(keeping, SilentProgress())
@@ -164,7 +164,13 @@ def test_ends_at_the_edge_of_the_image_are_no_corners() -> None:
     assert worst_corners([line("vertical", 2, 2, 5.0)], EVERYWHERE, patch_px=PATCH, count=0) == []
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 5), st.floats(0, 99)), max_size=40))
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 5), st.floats(0, 99)),
+        max_size=40,
+        unique_by=lambda boundary: boundary[:3],  # a corner has four boundaries at most
+    )
+)
 def test_chosen_corners_share_no_patch_and_get_no_worse(raw: list[tuple[bool, int, int, float]]) -> None:
     lines = [line("vertical" if upright else "horizontal", *place) for upright, *place in raw]
     found = worst_corners(lines, EVERYWHERE, patch_px=PATCH, count=4)

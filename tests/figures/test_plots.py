@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from kin_cli.errors import OutputError, UsageError
-from kin_cli.figures.plots import check_figure_file, new_figure, save_figure
+from kin_cli.figures.plots import check_figure_file, encoded_figure, new_figure
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
 
@@ -30,17 +31,15 @@ def test_the_ending_decides_the_format_and_the_same_figure_is_the_same_file(
     written = []
     for _ in range(2):
         check_figure_file(file)
-        save_figure(a_figure(), file)
-        written.append(file.read_bytes())
+        written.append(encoded_figure(a_figure(), file))
     assert written[0].startswith(head)
     if not name.endswith("svg"):  # ids of SVG elements are random
         assert written[0] == written[1]
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_png_has_200_pixels_per_inch(tmp_path: Path) -> None:
-    save_figure(a_figure(), tmp_path / "a.png")
-    image = Image.open(tmp_path / "a.png")
+def test_a_png_has_200_pixels_per_inch() -> None:
+    image = Image.open(io.BytesIO(encoded_figure(a_figure(), Path("a.png"))))
     assert image.size == (600, 400)
     assert np.asarray(image.convert("RGB")).std() > 1
 

@@ -93,10 +93,10 @@ def test_niqe_rises_with_blur_and_noise_and_does_not_depend_on_the_cut(large_tis
 
 
 def test_flat_patches_are_counted_not_scored(large_tissue: Pixels) -> None:
-    half_glass = large_tissue.copy()
-    half_glass[:, :480] = 240
+    half_background = large_tissue.copy()
+    half_background[:, :480] = 240
     metric = Niqe()
-    features = features_of(half_glass, metric, step=96)
+    features = features_of(half_background, metric, step=96)
     model = NiqeModel(np.zeros(36), np.eye(36), "unit")
     values = metric.values(model)
     assert values["niqe_patches"] + values["niqe_flat_patches"] == len(features) == 70

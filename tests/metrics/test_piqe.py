@@ -78,9 +78,9 @@ def test_piqe_is_the_published_one_however_it_is_cut(
     assert whole.values()["piqe_blocks"] > 400
 
 
-def test_piqe_refuses_parts_of_blocks_and_forgives_glass() -> None:
+def test_piqe_refuses_parts_of_blocks_and_forgives_background() -> None:
     with pytest.raises(ValueError, match="16-px blocks"):
         Piqe().measure(np.zeros((47, 38, 3), np.uint8))
-    glass = Piqe()
-    glass.add(glass.measure(np.full((38, 38, 3), 240, np.uint8)))
-    assert glass.values() == {"piqe": 100, "piqe_blocks": 0}
+    background = Piqe()
+    background.add(background.measure(np.full((38, 38, 3), 240, np.uint8)))
+    assert background.values() == {"piqe": 100, "piqe_blocks": 0}

@@ -121,7 +121,7 @@ def test_it_grows_with_planted_shifts_and_excess_is_their_size(tissue: Pixels) -
     assert ratios[-1] > 4
     distances = [np.linalg.norm(np.diff(DRAWS, axis=axis), axis=-1).mean() / 6**0.5 for axis in (0, 1)]
     for level, result, tolerance in zip(levels[2:], results[2:], (0.5, 0.25, 0.25), strict=True):
-        # root of mean squares: glass beside dense tissue, as here, makes a small shift look up to 1.5 times as large
+        # root of mean squares: background beside dense tissue makes a small shift look up to 1.5 times as large
         assert result.excess == pytest.approx(level * np.mean(distances), rel=tolerance)
         assert result.p < 0.001
         assert result.interval[0] > 1

@@ -198,3 +198,13 @@ def test_description_is_json_and_says_what_a_user_asks(shared_reference: Path) -
     state = torch.load(shared_reference / "cut.pth", weights_only=True)
     learned = sum(tensor.numel() for name, tensor in state.items() if not name.endswith("filt"))
     assert described["parameters"] == learned
+
+
+def test_the_same_generator_gives_the_same_file(tmp_path: Path) -> None:
+    module, words = random_generator(CUT), {f"word {n}": f'"{n}" µ\n' for n in range(20)}
+    for name in ("a", "b"):
+        save_generator(module, tmp_path / f"{name}.safetensors", spec=CUT, metadata=words)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert {key: file.metadata()[key] for key in words} == words
+        assert_same(module, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118

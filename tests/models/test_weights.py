@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kin_cli.errors import ModelError
 from kin_cli.models.architectures import build
 from kin_cli.models.checkpoint import load_generator
+from kin_cli.models.weights import read_weights
 from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.models.unet import UnetSpec
 
@@ -262,3 +263,16 @@ def test_a_changed_byte_never_ends_in_another_error(sound: Path, place: float, b
     # a bit of a weight may change unnoticed in formats without a checksum
     with contextlib.suppress(ModelError):
         assert load_generator(tmp_path / "G.pth").spec == CUT
+
+
+def test_a_header_whose_length_looks_like_a_pickle_keeps_its_metadata(tmp_path: Path) -> None:
+    """The first byte is the low byte of the header's length; 0x80 is also a pickle's first opcode."""
+    from safetensors.torch import save_file
+
+    file, tensors = tmp_path / "G.safetensors", {"a": torch.zeros(2)}
+    for padding in range(300):
+        save_file(tensors, file, metadata={"mpp": "0.5", "filling": "x" * padding})
+        if file.read_bytes()[0] == 0x80:
+            break
+    assert file.read_bytes()[0] == 0x80
+    assert read_weights(file).metadata["mpp"] == "0.5"

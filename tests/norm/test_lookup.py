@@ -1,4 +1,4 @@
-"""Read-out weights against torch's own interpolation and against plain indexing."""
+"""Interpolation weights against torch's own interpolation and against plain indexing."""
 
 from __future__ import annotations
 

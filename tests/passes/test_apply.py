@@ -49,7 +49,7 @@ def test_the_sum_of_the_background_counts_translated_background_only(stores: Sin
         chosen = mask.background(box)
         if tile.col == 1:
             chosen[:, 48 - 32 :] = False  # the fourth column of patches was not translated
-        *colour, count = np.frombuffer(stores.stores.background.get(tile.col), "<f8")
+        *colour, count, _flags = np.frombuffer(stores.stores.background.get(tile.col), "<f8")
         assert count == chosen.sum() > 0
         np.testing.assert_array_equal(colour, pixels[box.slices()][chosen].sum(axis=0, dtype=int))
 
@@ -59,10 +59,12 @@ class Inverting:
 
     channels, stride, device = 3, 4, torch.device("cpu")
 
-    def apply(self, images: list[Any], stats: Any, lookup: Lookup) -> list[Any]:
+    def apply_checked(self, images: list[Any], stats: Any, lookup: Lookup) -> tuple[list[Any], Any]:
         assert stats.shape[0] == len(images)
         halo = lookup.halo_px
-        return [255 - image[halo : image.shape[0] - halo, halo : image.shape[1] - halo] for image in images]
+        made = [255 - image[halo : image.shape[0] - halo, halo : image.shape[1] - halo] for image in images]
+        patches = [side // lookup.patch_px for side in made[0].shape[:2]]
+        return made, np.ones((len(made), *patches), bool)
 
 
 def execution(watcher: Watcher) -> Execution:

@@ -23,7 +23,7 @@ def colour_of(found: dict[Cell, tuple[tuple[float, ...], int]], folder: Path) ->
     """The field of some tiles' mean background colours, with their numbers of background pixels."""
     with BlobStore(folder, "background", capacity=len(GRID)) as store:
         for tile, (colour, count) in found.items():
-            store.put(GRID.index(tile), np.array([*(count * part for part in colour), count], "<f8").tobytes())
+            store.put(GRID.index(tile), np.array([*(count * part for part in colour), count, 0], "<f8").tobytes())
         return BackgroundColour.measured(GRID, store)
 
 
@@ -40,7 +40,7 @@ def test_near_tiles_have_the_colour_of_their_neighbours_and_far_ones_the_mean(tm
     wide = Grid(Size(32 * 60, 32), 32)
     with BlobStore(tmp_path, "background", capacity=len(wide)) as store:
         for col, grey in ((0, 100.0), (59, 200.0)):
-            store.put(col, np.array([*(1024 * grey,) * 3, 1024], "<f8").tobytes())
+            store.put(col, np.array([*(1024 * grey,) * 3, 1024, 0], "<f8").tobytes())
         colour = BackgroundColour.measured(wide, store)
     assert colour is not None
     means = [colour.pixels(Cell(0, col)).mean() for col in range(60)]

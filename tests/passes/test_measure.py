@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kin_cli.errors import UsageError
+from kin_cli.errors import NoTissueError
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.plan import make_plan
 from kin_cli.progress import SilentProgress
@@ -83,7 +83,7 @@ def test_patches_whose_middle_is_background_are_translated_but_not_measured(
     mask[:] = 0
     mask[:8, :8] = 255
     Image.fromarray(mask).save(corner)
-    with pytest.raises(UsageError, match="no tissue in the middle of any patch"):
+    with pytest.raises(NoTissueError, match="no tissue in the middle of any patch"):
         make_plan(wanted_settings(photo, tiny_generator, tmp_path / "p.tif", tissue=corner))
 
 

@@ -286,7 +286,7 @@ def test_kill_9_at_every_stage_then_again(tmp_path: Path, image: Pixels) -> None
         )
         assert (run.returncode, run.stderr) == ((0, "") if stage == "done" else (-signal.SIGKILL, ""))
         assert (folder / "a.ome.tif").exists() == (stage == "done")
-        assert (folder / "a.ome.tif.part").exists() == (stage == "write")
+        assert (folder / "output.part").exists() == (stage == "write")
     assert (folder / "a.ome.tif").read_bytes() == expected.read_bytes()
 
 

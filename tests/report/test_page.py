@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import re
@@ -167,18 +168,33 @@ def test_skip_existing_makes_a_missing_report_and_keeps_a_present_one(tmp_path: 
     assert digest(output) == before
 
 
-def test_a_report_that_cannot_be_written_leaves_the_output(tmp_path: Path, command: list[object]) -> None:
+def test_a_report_that_cannot_be_written_leaves_the_output(
+    tmp_path: Path, command: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = tmp_path / "out.ome.tif.report.html"
-    report.mkdir()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kin_cli.report.page.write_atomic", full)
     result = kin(*command)
     assert result.code == 1
     last = result.err.strip().splitlines()[-1]
     assert last.startswith(f"kin: {report}: the report could not be made:")
     assert "--skip-existing" in last
     assert kin("check", tmp_path / "out.ome.tif").code == 0
-    report.rmdir()
+    monkeypatch.undo()
     assert kin(*command, "--skip-existing").code == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"slide.tif", "out.ome.tif", "out.ome.tif.json", "out.ome.tif.report.html"}
+    made = {"out.ome.tif", "out.ome.tif.json", "out.ome.tif.report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"slide.tif"} | made
+
+
+def test_a_folder_in_the_reports_place_is_told_before_the_work(tmp_path: Path, command: list[object]) -> None:
+    (tmp_path / "out.ome.tif.report.html").mkdir()
+    result = kin(*command)
+    assert result.code == 1
+    assert "out.ome.tif.report.html: is a folder" in result.err
+    assert not (tmp_path / "out.ome.tif").exists()
 
 
 def test_a_failure_that_nobody_foresaw_leaves_the_output_too(
@@ -209,7 +225,7 @@ def test_a_picture_without_borders_to_measure_has_a_report(tmp_path: Path, tiny_
         "translate", tmp_path / "photo.png", "-m", tiny_generator, "-o", output, "--patch-size", patch, "--report"
     )
     assert made.code == 0, made.err
-    page = Reader(tmp_path / "out.ome.tif.report.html")
+    page = Reader(tmp_path / "out.png.report.html")
     assert page.pictures["Close-up 1: source"].shape == pixels.shape
     assert "no tile of 512×512 px" in page.text
     assert ("seams cannot be measured between patches of 32 px" in page.text) == (patch == 32)

@@ -37,6 +37,16 @@ def test_credible_pixel_sizes(x: float | None, y: float | None, mpp: float | Non
     assert credible_mpp(x, y) == (mpp if mpp is None else pytest.approx(mpp))
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "square"),
+    [(0.5, 0.5, True), (0.5, 0.505, True), (0.25, 0.5, False), (0.5, 0.52, False), (0.5, None, True), (353, 706, True)],
+)
+def test_pixels_that_are_not_square_are_noticed(x: float, y: float | None, square: bool) -> None:
+    slide = ArraySlide(random_pixels(3, 4))
+    slide.set_pixel_size(x, y)
+    assert slide.not_square == (None if square else (x, y))
+
+
 @settings(deadline=None)
 @given(
     st.tuples(*[st.integers(0, 255)] * 3),
@@ -68,6 +78,10 @@ def test_depths_become_8_bits() -> None:
     np.testing.assert_array_equal(to_uint8(np.array([True, False])), [255, 0])
     bytes_ = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(to_uint8(bytes_), bytes_)
+    for bits in range(1, 16):
+        few = every[: 2**bits]
+        np.testing.assert_array_equal(to_uint8(few, bits=bits), np.floor(few / (2**bits - 1) * 255 + 0.5))
+    assert to_uint8(np.array([5000], np.uint16), bits=12) == 255
     with pytest.raises(ValueError, match="float32"):
         to_uint8(np.zeros(3, np.float32))
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
+import pyvips
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
+from kin_cli.errors import InputError
+from kin_cli.geometry import Box
+from kin_cli.slide import photo
 from kin_cli.slide.open import open_slide
+from tests.helpers.cases_slides import write_density_0
 from tests.helpers.pictures import over_white
 from tests.helpers.slides import assert_opens_as, read_all
 
@@ -58,3 +67,89 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
         assert slide.icc is None
     assert pixels[:, :24].min() > 200
     assert pixels[:, 40:].max() < 90
+
+
+def test_a_density_of_0_and_a_single_pixel(tmp_path: Path) -> None:
+    with open_slide(write_density_0(tmp_path / "jfif_density_0.jpg")) as slide:
+        assert slide.mpp is None
+        expected = np.asarray(Image.open(slide.path)).astype(int)
+        np.testing.assert_allclose(read_all(slide), expected, atol=2)
+    Image.fromarray(np.array([[77]], np.uint8)).save(tmp_path / "grey_1x1.png")
+    with open_slide(tmp_path / "grey_1x1.png") as slide:
+        assert slide.mpp is None
+        assert read_all(slide).tolist() == [[[77, 77, 77]]]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("large", [False, True])
+def test_all_orientations_in_memory_and_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, orientation: int, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr(photo, "_IN_MEMORY_PX", 0)
+        monkeypatch.setattr(photo, "_BAND_PX", 700)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = np.random.default_rng(0).integers(0, 255, (40, 64, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / name, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / name))).astype(int)
+    with open_slide(tmp_path / name) as slide:
+        assert slide.temporary_bytes == (3 * 64 * 40 if large else 0)
+        pixels = read_all(slide)
+        np.testing.assert_allclose(pixels, expected, atol=1 if name.endswith("jpg") else 0)
+        box = Box(3, 5, 20, 11)
+        np.testing.assert_array_equal(slide.read(0, box), pixels[box.slices()])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "I;16", "P"])
+def test_large_pictures_of_all_kinds_are_the_same_from_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rgb: NDArray[np.uint8], mode: str
+) -> None:
+    path = tmp_path / "a.png"
+    if mode == "I;16":
+        Image.fromarray(np.random.default_rng(0).integers(0, 65536, (90, 70), dtype=np.uint16)).save(path)
+    else:
+        picture = Image.fromarray(rgb).convert("RGBA")
+        picture.putalpha(Image.fromarray(rgb[..., 0]))
+        picture.convert(mode).save(path)
+    with open_slide(path) as slide:
+        expected = read_all(slide)
+    monkeypatch.setattr(photo, "_IN_MEMORY_PX", 0)
+    monkeypatch.setattr(photo, "_BAND_PX", 5000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with open_slide(path) as slide:
+        assert slide.memory_bytes == 0
+        assert list(tmp_path.iterdir()) == [path]  # the temporary file has no name
+        np.testing.assert_array_equal(read_all(slide), expected)
+
+
+def test_no_room_for_the_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr(photo, "_IN_MEMORY_PX", 0)
+    monkeypatch.setattr(photo, "_FREE_BYTES", 1 << 60)
+    with pytest.raises(InputError, match="no room for a temporary file") as caught:
+        open_slide(tmp_path / "a.png")
+    assert "TMPDIR" in (caught.value.hint or "")
+
+
+def test_pictures_that_decoders_hold_whole_state_it(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (64, 48), (9, 8, 7))
+    picture.save(tmp_path / "a.jpg", progressive=True)
+    picture.save(tmp_path / "b.jpg")
+    with open_slide(tmp_path / "a.jpg") as progressive, open_slide(tmp_path / "b.jpg") as baseline:
+        assert progressive.memory_bytes - baseline.memory_bytes == 2 * 3 * 64 * 48
+
+
+def test_a_large_picture_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    pyvips.Image.black(12_000, 12_000, bands=3).pngsave(str(path), compression=1)
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from kin_cli.geometry import Box; from kin_cli.slide.open import open_slide\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "with open_slide(Path(sys.argv[1])) as slide: slide.read(0, Box(11000, 11000, 64, 64))\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 250  # MiB, where the decoded picture takes 412

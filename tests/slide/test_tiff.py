@@ -14,6 +14,8 @@ from PIL import Image
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Size
 from kin_cli.slide.open import open_slide
+from tests.helpers.cases_slides import write_huge_tile, write_larger_tile
+from tests.helpers.pictures import speckled_ramps
 from tests.helpers.slides import assert_opens_as, read_all
 
 
@@ -35,10 +37,10 @@ def write_ome(path: Path, data: NDArray[Any], axes: str, levels: int = 1, **meta
 
 def test_ome_levels_in_subifds(tmp_path: Path, rgb: NDArray[np.uint8]) -> None:
     path = tmp_path / "levels.ome.tif"
-    write_ome(path, rgb, "YXS", levels=3, PhysicalSizeX=250, PhysicalSizeXUnit="nm", PhysicalSizeY=0.26)
+    write_ome(path, rgb, "YXS", levels=3, PhysicalSizeX=250, PhysicalSizeXUnit="nm", PhysicalSizeY=0.2525)
     with open_slide(path) as slide:
         assert slide.format == "ome-tiff"
-        assert slide.mpp == pytest.approx((0.25 + 0.26) / 2)
+        assert slide.mpp == pytest.approx((0.25 + 0.2525) / 2)
         assert [level.width for level in slide.levels] == [401, 201, 101]
         assert slide.downsamples == pytest.approx((1, 2, 4), rel=0.01)
         for level in range(3):
@@ -57,11 +59,11 @@ def test_ome_with_colours_in_pages(tmp_path: Path, rgb: NDArray[np.uint8]) -> No
 @pytest.mark.parametrize(
     ("data", "axes", "seen"),
     [
-        (np.zeros((5, 90, 80), np.uint8), "CYX", "5×90×80"),
+        (np.zeros((5, 90, 80), np.uint8), "CYX", "5 channels of uint8"),
         (np.zeros((3, 90, 80), np.uint16), "CYX", "uint16"),
-        (np.zeros((4, 90, 80, 3), np.uint8), "ZYXS", "4×90×80×3"),
-        (np.zeros((90, 80), np.float32), "YX", "float32"),
-        (np.zeros((90, 80), np.int16), "YX", "int16"),
+        (np.zeros((4, 90, 80, 3), np.uint8), "ZYXS", "a stack of 4 pictures"),
+        (np.zeros((90, 80), np.float32), "YX", "floating-point numbers of 32 bits"),
+        (np.zeros((90, 80), np.int16), "YX", "signed integers of 16 bits"),
     ],
     ids=["five channels", "deep channels", "stack", "float", "signed"],
 )
@@ -184,3 +186,145 @@ def test_damaged_ome_xml_is_an_input_error(tmp_path: Path, old: bytes, new: byte
     file.write_bytes(content.replace(old, new, 1))
     with pytest.raises(InputError, match=r"damaged\.ome\.tif"):
         open_slide(file)
+
+
+@pytest.mark.parametrize(
+    ("unit", "half_um"),
+    [
+        ("um", 0.5),
+        ("\\u00B5m", 0.5),
+        (b"\xb5m", 0.5),
+        ("micron", 0.5),
+        ("nm", 500),
+        ("mm", 0.5e-3),
+        ("cm", 0.5e-4),
+        ("inch", 0.5 / 25400),
+        ("pixel", None),
+    ],
+)
+def test_units_of_imagej(tmp_path: Path, rgb: NDArray[np.uint8], unit: str | bytes, half_um: float | None) -> None:
+    path = tmp_path / "fiji.tif"
+    per_unit = 1 / (half_um or 0.5)
+    metadata = {"unit": "?m" if isinstance(unit, bytes) else unit}
+    tifffile.imwrite(path, rgb, imagej=True, photometric="rgb", resolution=(per_unit, per_unit), metadata=metadata)
+    if isinstance(unit, bytes):
+        path.write_bytes(path.read_bytes().replace(b"unit=?m", b"unit=" + unit))
+    with open_slide(path) as slide:
+        assert slide.mpp == (None if half_um is None else pytest.approx(0.5, rel=1e-3))
+        np.testing.assert_array_equal(read_all(slide), rgb)
+
+
+@pytest.mark.parametrize(
+    ("unit", "half_um"), [("nm", 500), ("µm", 0.5), ("mm", 0.5e-3), ("cm", 0.5e-4), ("Å", 5000), ("pixel", None)]
+)
+def test_units_of_ome(tmp_path: Path, rgb: NDArray[np.uint8], unit: str, half_um: float | None) -> None:
+    size = half_um or 0.5
+    scale = {"PhysicalSizeX": size, "PhysicalSizeY": size, "PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
+    write_ome(tmp_path / "a.ome.tif", rgb, "YXS", **scale)
+    with open_slide(tmp_path / "a.ome.tif") as slide:
+        assert slide.mpp == (None if half_um is None else pytest.approx(0.5))
+
+
+def test_a_resolution_without_a_unit_is_no_pixel_size(tmp_path: Path, rgb: NDArray[np.uint8]) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb", resolution=(2, 2), resolutionunit=1, metadata=None)
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert slide.mpp is None
+
+
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+def test_pixels_that_are_not_square_are_refused(
+    tmp_path: Path, rgb: NDArray[np.uint8], tile: tuple[int, int] | None
+) -> None:
+    path = tmp_path / "flat.tif"
+    options: dict[str, Any] = {"photometric": "rgb", "tile": tile, "metadata": None, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, rgb, resolution=(40000, 20000), **options)
+    with pytest.raises(InputError, match=r"not square, 0\.25 × 0\.5 µm") as caught:
+        open_slide(path)
+    assert "--source-mpp" in (caught.value.hint or "")
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.mpp == 0.5
+    tifffile.imwrite(path, rgb, resolution=(20000, 20180), **options)  # as scanners calibrate
+    with open_slide(path) as slide:
+        assert slide.mpp == pytest.approx((0.5 + 10000 / 20180) / 2)
+
+
+def test_a_huge_tile_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"one tile of 65520×65520 pixels takes 12\.9 GB") as caught:
+        open_slide(write_huge_tile(tmp_path / "one_huge_tile.tif"))
+    assert "smaller tiles" in (caught.value.hint or "")
+
+
+def test_a_tile_that_stores_more_than_its_part_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "larger.tif"
+    expected = write_larger_tile(path)
+    with open_slide(path) as slide:
+        np.testing.assert_allclose(read_all(slide).astype(int), expected, atol=2)
+
+
+def test_an_unknown_compression_is_not_called_damaged(tmp_path: Path, rgb: NDArray[np.uint8]) -> None:
+    for tile in (None, (64, 64)):
+        path = tmp_path / "odd.tif"
+        tifffile.imwrite(path, rgb, photometric="rgb", compression="deflate", tile=tile, metadata=None)
+        with tifffile.TiffFile(path, mode="r+b") as tiff:
+            tiff.pages[0].tags["Compression"].overwrite(61234)  # type: ignore[union-attr]
+        with pytest.raises(InputError, match="compression, number 61234") as caught:
+            open_slide(path)
+        assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_mutated_files_are_read_or_refused(tmp_path: Path, kind: int) -> None:
+    """Bytes flipped, overwritten, removed and cut off: pixels or one line, never another error."""
+    draws = np.random.default_rng(kind)
+    small = speckled_ramps(90, 70)
+    seeds = []
+    for name, options in (
+        ("a.tif", {"tile": (32, 32), "compression": "deflate"}),
+        ("b.tif", {"rowsperstrip": 16, "compression": "lzw"}),
+        ("c.ome.tif", {"tile": (32, 32)}),
+        ("d.tif", {}),
+    ):
+        tifffile.imwrite(tmp_path / name, small, photometric="rgb", **options)  # type: ignore[arg-type]
+    for name in ("e.png", "f.jpg"):
+        Image.fromarray(small).save(tmp_path / name)
+    seeds = sorted(tmp_path.iterdir())
+    for number in range(90):
+        seed = seeds[number % len(seeds)]
+        content = bytearray(seed.read_bytes())
+        at, head = int(draws.integers(len(content))), int(draws.integers(min(400, len(content))))
+        if kind == 0:
+            content[head] = int(draws.integers(256))
+        elif kind == 1:
+            content[at : at + 20] = draws.bytes(min(20, len(content) - at))
+        elif kind == 2:
+            del content[at : at + int(draws.integers(1, 100))]
+        else:
+            del content[at:]
+        path = tmp_path / f"mutated-{seed.name}"
+        path.write_bytes(content)
+        error = failure(path)
+        if error is not None:
+            assert str(path) in error.message
+            assert "\n" not in str(error)
+            assert error.hint
+
+
+def failure(path: Path) -> InputError | None:
+    """The refusal of a file, or of one of its levels; None if all of it is read."""
+    try:
+        with open_slide(path) as slide:
+            for level, size in enumerate(slide.levels):
+                slide.read(level, Box(0, 0, min(size.width, 500), min(size.height, 500)))
+    except InputError as error:
+        return error
+    return None
+
+
+def test_a_tile_that_claims_a_gigantic_picture_is_refused(tmp_path: Path, rgb: NDArray[np.uint8]) -> None:
+    path = tmp_path / "bomb.ome.tif"
+    tifffile.imwrite(path, rgb, photometric="rgb", compression="jpeg2000", tile=(512, 512), ome=True)
+    content = path.read_bytes()
+    at = content.find(b"\xff\x4f\xff\x51") + 8
+    path.write_bytes(content[:at] + (60_000).to_bytes(4, "big") * 2 + content[at + 8 :])
+    with open_slide(path) as slide, pytest.raises(InputError, match=r"a picture of 60000×60000 pixels"):
+        slide.read(0, Box(0, 0, 10, 10))

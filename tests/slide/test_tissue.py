@@ -180,7 +180,7 @@ def test_sample_slide_has_the_tissue_it_says() -> None:
 
 
 def brute_force_fraction(mask: TissueMask, box: Box) -> float:
-    """The share by definition: every mask pixel by its overlap with the cell."""
+    """The tissue fraction by definition: every mask pixel by its overlap with the cell."""
     height, width = mask.mask.shape
     total = 0.0
     for y, x in np.argwhere(mask.mask):

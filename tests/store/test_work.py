@@ -18,10 +18,10 @@ def test_the_same_command_continues(tmp_path: Path) -> None:
     output = tmp_path / "slide.ome.tif"
     with WorkFolder.open(output, FINGERPRINT) as work:
         assert work.folder == tmp_path / "slide.ome.tif.kin-work"
-        work.write_state("passes", {"measured": 17})
+        work.write_state("begun", {"measured": 17})
         work.path("tiles-0.dat").write_bytes(b"tiles")
     with WorkFolder.open(output, FINGERPRINT) as work:
-        assert work.read_state("passes") == {"measured": 17}
+        assert work.read_state("begun") == {"measured": 17}
         assert work.read_state("nothing") is None
         assert work.path("tiles-0.dat").read_bytes() == b"tiles"
         work.remove()
@@ -86,7 +86,7 @@ def test_shards_share_a_folder_but_overwrite_waits_for_all(tmp_path: Path) -> No
 def test_a_kill_while_removing_leaves_a_folder_that_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "a.tif"
     with WorkFolder.open(output, FINGERPRINT) as work:
-        for name in ("tiles-0.dat", "tiles-0.journal", "z.json"):
+        for name in ("tiles-0.dat", "tiles-0.journal", "zeros-0.dat"):
             work.path(name).write_bytes(b"x")
         real, calls = Path.unlink, [0]
 

@@ -23,6 +23,7 @@ from kin_cli.training.heldout import find_pieces, largest_left_out
 from kin_cli.training.patches import PatchSource
 from kin_cli.training.run import train
 from kin_cli.training.settings import CutLosses, HeldOut, NetworkSettings, PatchSettings, Schedule, TrainSettings
+from kin_cli.training.state import read_state
 from kin_cli.translate import translate
 from tests.helpers.seams import measure_seams
 from tests.helpers.training_runs import Interrupting
@@ -62,7 +63,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 def states(*runs: Path) -> list[list[torch.Tensor]]:
     found = []
     for run in runs:
-        content = torch.load(run / "state.pt", weights_only=True)
+        content = read_state(run / "state.pt")
         networks = [tensor for network in content["networks"].values() for tensor in network.values()]
         moments = [v for o in content["optimizers"].values() for s in o["state"].values() for v in s.values()]
         found.append([*networks, *moments, *content["ema"].values()])

@@ -124,7 +124,7 @@ def test_a_damaged_state_is_refused(images: Path, tmp_path: Path) -> None:
     train(run, SilentProgress())
     state = run.output / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(OutputError, match=r"state\.pt: not a readable state"):
+    with pytest.raises(OutputError, match=r"state\.pt: is damaged"):
         train(run, SilentProgress())
 
 
