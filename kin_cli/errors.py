@@ -77,6 +77,8 @@ def explained(error: BaseException) -> KinError:
         return KinError("the system allows no more threads", "raise `ulimit -u` or use fewer --workers")
     if isinstance(error, OSError):
         return _of_the_system(error)
+    if isinstance(error, ValueError) and "null byte" in text:
+        return UsageError("a file name holds a NUL character", "remove it")
     if isinstance(error, RecursionError):
         return InputError("an input is nested too deeply to be read", "write it anew, flatter")
     if isinstance(error, UnicodeError):

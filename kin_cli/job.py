@@ -21,6 +21,7 @@ from kin_cli import __version__
 from kin_cli.errors import ModelError, OutputError
 from kin_cli.geometry import Cell
 from kin_cli.norm.table import SmoothedTable, Statistics, StatTable, UniformStatistics
+from kin_cli.outputs import refuse_strangers
 from kin_cli.passes.apply import TileSink, TileStores, apply_slide
 from kin_cli.passes.background import fill_background
 from kin_cli.passes.engine import EnginePool, Execution
@@ -209,6 +210,7 @@ class Job:
             write_atomic(
                 draft, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
             )
+            refuse_strangers(output.record_path, output)
             draft.replace(output.record_path)
             sync_folder(output.record_path.parent)
         return record
@@ -216,6 +218,7 @@ class Job:
     def clean_up(self) -> None:
         """Remove the work folder of a complete output."""
         self._stores.close()
+        self.plan.identity.close()  # its thread writes into the work folder
         if foreign := self._work.remove():
             self._progress.note(f"{self._work.folder}: is left, it holds {', '.join(foreign[:3])}, not made by kin")
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kin_cli.errors import InputError, OutputError, UsageError
-from kin_cli.settings import Settings
+from kin_cli.settings import OutputSettings, Settings
 from kin_cli.slide.identity import slide_files
 from kin_cli.store.files import os_errors_as_output_errors, sync_folder, work_folder, written_beside
 
@@ -44,11 +44,16 @@ def check_outputs(settings: Settings) -> None:
     if os.path.lexists(output.path) and not (output.overwrite or output.skip_existing or unfinished):
         raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")
     for path in beside:
-        if os.path.lexists(path) and not output.overwrite and not _is_ours(path, output.path):
-            raise OutputError(
-                f"{path}: exists, and kin did not write it for {output.path.name}",
-                "choose another output with -o, or move that file; --overwrite replaces it",
-            )
+        refuse_strangers(path, output)
+
+
+def refuse_strangers(path: Path, output: OutputSettings) -> None:
+    """Raise ``OutputError`` if ``path``, the record or report beside an output, is a file that kin did not write."""
+    if os.path.lexists(path) and not output.overwrite and not is_ours(path, output.path):
+        raise OutputError(
+            f"{path}: exists, and kin did not write it for {output.path.name}",
+            "choose another output with -o, or move that file; --overwrite replaces it",
+        )
 
 
 def inputs_of(settings: Settings) -> Iterator[tuple[Path, str]]:
@@ -178,7 +183,7 @@ def _in_proc(folder: Path) -> bool:
     return Path("/proc") in folder.resolve().parents
 
 
-def _is_ours(path: Path, output: Path) -> bool:
+def is_ours(path: Path, output: Path) -> bool:
     """Whether a file beside ``output`` is the record or the report that kin wrote for it."""
     with os_errors_as_output_errors(path):
         if path.is_symlink() or not path.is_file():

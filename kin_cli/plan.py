@@ -32,13 +32,14 @@ from kin_cli.slide.identity import SlideIdentity
 from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.slide.open import open_source
 from kin_cli.slide.tissue import TissueMask
-from kin_cli.slide.view import SlideView
+from kin_cli.slide.view import SlideView, overview
 from kin_cli.store.files import read_regular
 
 _MIN_PATCHES_TO_COMPILE = 256
 _PRIOR = 0.01  # relative to a kernel full of tissue: 1 % of the statistics inside tissue, most of them around dust
 _BASE_BYTES = 600 << 20  # interpreter, torch and the image libraries with their caches, measured on Linux
 _DISK_BYTES_PER_PIXEL = {"jpeg": 0.4, "deflate": 3.0}  # pyramid included, all tissue, rounded up
+_ONE_COLOUR_RANGE = 2  # grey levels, as compression leaves them in a picture of one colour
 _MAX_PIXELS = 1 << 40  # a hundred times the largest slides; more than that means a wrong pixel size
 # The window changes the pixels, so it depends on the kind of device, but not on the memory that is free at the moment.
 _WINDOW_BYTES = {"cpu": 3 << 30, "cuda": 6 << 30}
@@ -383,6 +384,9 @@ def _check_tissue(plan: Plan) -> None:
             f"the mask {source.tissue} selects nothing of it" if isinstance(source.tissue, Path) else "no tissue in it"
         )
         raise NoTissueError(f"{where}: {why}", "--tissue none translates everything")
+    photograph = source.tissue == "auto" and not plan.view.slide.expects_background
+    if photograph and np.ptp(overview(plan.view), axis=(0, 1)).max() <= _ONE_COLOUR_RANGE:
+        raise NoTissueError(f"{where}: shows a single colour", "--tissue none translates everything")
     if not plan.table_weights.any():
         raise NoTissueError(f"{where}: no tissue in the middle of any patch", "leave out --measure-size")
 

@@ -49,6 +49,9 @@ KINDS = {  # and how often each is chosen
 }
 
 
+_running: list[Fuzz] = []  # the processes of the pool inherit it: pickled for each input it would take long
+
+
 class Fuzz:
     def __init__(self, folder: Path, settings: argparse.Namespace) -> None:
         self.folder, self.settings = folder, settings
@@ -89,8 +92,9 @@ class Fuzz:
         table: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
         wrong: list[str] = []
         start, slowest = time.monotonic(), 0.0
+        _running.append(self)
         with multiprocessing.get_context("fork").Pool(self.settings.j) as pool:
-            for done, (name, outcome) in enumerate(pool.imap_unordered(self.one, names), 1):
+            for done, (name, outcome) in enumerate(pool.imap_unordered(_one, names), 1):
                 table[name.partition(":")[0]].update(("inputs", outcome.kind, *["wrong"] * bool(outcome.problems)))
                 slowest = max(slowest, outcome.seconds)
                 for problem in outcome.problems:
@@ -111,6 +115,10 @@ class Fuzz:
         print(f"{len(names)} inputs in {time.monotonic() - start:.0f} s, the slowest {slowest:.1f} s")
         print(f"{said} tracebacks or unexpected errors, {lost} lost user files, {len(wrong)} wrong")
         return 1 if wrong else 0
+
+
+def _one(name: str) -> tuple[str, Outcome]:
+    return _running[0].one(name)
 
 
 def _special(folder: str, names: list[str]) -> list[str]:

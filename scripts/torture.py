@@ -278,7 +278,7 @@ def comparable_report(output: Path) -> str:
 
 
 def kill_trainings(folder: Path, *, kills: int, seed: int) -> int:
-    """Kill (SIGKILL) and continue trainings of 30 steps until so many were killed; return how many differ in the end."""
+    """Kill (SIGKILL) and continue trainings of 30 steps until ``kills`` were killed; return how many went wrong."""
     choice, done, files, wrong = random.Random(seed), 0, 0, 0
     draw = np.random.default_rng(0)
     for stain in ("he", "ihc"):
@@ -298,8 +298,11 @@ def kill_trainings(folder: Path, *, kills: int, seed: int) -> int:
         for _ in range(choice.randint(1, MOST_KILLS)):
             attempt = Attempt([*command, "-o", str(run)])
             _, code = attempt.killed_at("train", choice.randint(1, 20), choice.uniform(0, 0.1), (signal.SIGKILL,))
-            done += code != 0
-        if code != 0:
+            done += code == -9
+            if code != -9:
+                said = attempt.said
+                break
+        if code == -9:
             attempt = Attempt([*command, "-o", str(run)])
             code = attempt.wait()
             said = attempt.said

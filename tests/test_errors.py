@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from kin_cli import errors
-from kin_cli.errors import KinError, Stopped
+from kin_cli.errors import KinError, Stopped, explained
 
 
 def test_every_error_has_the_exit_code_that_its_module_documents() -> None:
@@ -23,3 +25,31 @@ def test_the_hint_stands_in_brackets(hint: str | None) -> None:
     error = Stopped("stopped", hint, exit_code=75)
     assert str(error) == ("stopped" if hint is None else "stopped (mend it)")
     assert (error.message, error.hint, error.exit_code) == ("stopped", hint, 75)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "out of memory"),
+        (RuntimeError("CUDA error: an illegal memory access\nCompile with `X` to"), "the GPU failed: CUDA error"),
+        (RuntimeError("can't start new thread"), "no more threads (raise `ulimit -u`"),
+        (OSError(errno.EMFILE, "Too many open files", "/a b"), "/a b: Too many open files (raise `ulimit -n`)"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), "x: File name too long (choose a shorter name)"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", b"x\xff"), "x\udcff: No such file or directory"),
+        (RecursionError("deep"), "nested too deeply"),
+        (UnicodeEncodeError("utf-8", "x\udcff", 1, 2, "surrogates not allowed"), "not in the encoding"),
+        (ValueError("embedded null byte"), "NUL"),
+        (
+            ZeroDivisionError("of all\nthings"),
+            "internal error: ZeroDivisionError: of all things (run again with --debug",
+        ),
+        (AssertionError(), "internal error: AssertionError (run again"),
+        (Stopped("stopped", exit_code=75), "stopped"),
+    ],
+)
+def test_any_error_is_explained_in_one_line(error: Exception, words: str) -> None:
+    told = str(explained(error))
+    assert words in told
+    assert not told.startswith("unexpected")
+    assert len(told.splitlines()) == 1

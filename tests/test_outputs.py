@@ -12,6 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from kin_cli.errors import OutputError, UsageError
+from kin_cli.outputs import check_files, write_outputs
 from tests.helpers.processes import assert_refused, kin
 from tests.helpers.translations import SMALL
 
@@ -171,3 +173,63 @@ def test_unfinished_work_is_not_continued_on_another_slide(tmp_path: Path, tiny_
     assert kin("translate", slide, "-m", tiny_generator, "-o", wanted, "--tissue", "none", *SMALL).code == 0
     with tifffile.TiffFile(output) as found, tifffile.TiffFile(wanted) as right:
         np.testing.assert_array_equal(found.asarray(), right.asarray())
+
+
+def test_files_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
+    slide, there, folder = tmp_path / "slide.tif", tmp_path / "there.csv", tmp_path / "folder"
+    for file in (slide, there):
+        file.write_text("mine")
+    folder.mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.csv").symlink_to(slide)
+    (tmp_path / "same.csv").hardlink_to(slide)
+    (tmp_path / "other").symlink_to(tmp_path)
+    inputs = [(slide, "the slide")]
+    new = tmp_path / "new.csv"
+    check_files([("-o", new), ("--csv", None), ("--json", tmp_path / "more.csv")], inputs, overwrite=False)
+    for written, error, match in (
+        ([new, new], UsageError, "by --0 and by --1"),
+        ([new, tmp_path / "other" / "new.csv"], UsageError, "by --0 and by --1"),
+        ([tmp_path / "other" / "slide.tif"], UsageError, "is the slide"),
+        ([tmp_path / "link.csv"], UsageError, "is the slide"),
+        ([tmp_path / "same.csv"], UsageError, "is the slide"),
+        ([tmp_path / "nowhere" / "a.csv"], OutputError, "no such folder"),
+        ([folder], OutputError, "is a folder"),
+        ([tmp_path / "pipe"], OutputError, "a device or a pipe"),
+        ([Path("/dev/null")], OutputError, "a device or a pipe"),
+        ([Path("/dev/stdout")], OutputError, "a device or a pipe"),
+        ([Path("/proc/self/fd/1")], OutputError, "a device or a pipe"),
+    ):
+        given = [(f"--{number}", path) for number, path in enumerate(written)]
+        for overwrite in (False, True):
+            with pytest.raises(error, match=match):
+                check_files(given, inputs, overwrite=overwrite)
+    with pytest.raises(OutputError, match="exists already"):
+        check_files([("-o", there)], inputs, overwrite=False)
+    check_files([("-o", there)], inputs, overwrite=True)
+
+
+def test_all_files_are_written_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    with pytest.raises(OutputError, match="nowhere"):
+        write_outputs({one: b"1", tmp_path / "nowhere" / "two.csv": b"2"}, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+    write_outputs({one: b"1", two: b"2"}, overwrite=False)
+    two.write_text("made meanwhile")
+    one.unlink()
+    with pytest.raises(OutputError, match="made by another program meanwhile"):
+        write_outputs({two: b"2", one: b"1"}, overwrite=False)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("two.csv", "made meanwhile")]
+    link = tmp_path / "link.csv"
+    link.symlink_to(two)
+    write_outputs({link: b"3"}, overwrite=True)
+    assert (link.read_bytes(), two.read_text()) == (b"3", "made meanwhile")
+
+    def no_links(*_: object) -> None:
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    write_outputs({one: b"1"}, overwrite=False)
+    with pytest.raises(OutputError, match="meanwhile"):
+        write_outputs({two: b"1"}, overwrite=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "one.csv", "two.csv"]

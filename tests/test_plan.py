@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from kin_cli.errors import OutputError, UsageError
-from kin_cli.models.checkpoint import Generator, load_generator
+from kin_cli.errors import NoTissueError, OutputError, UsageError
+from kin_cli.geometry import Box
+from kin_cli.models.architectures import build
+from kin_cli.models.checkpoint import Generator, load_generator, save_generator
 from kin_cli.plan import activation_bytes, auto_batch, auto_window, make_plan
 from tests.helpers.pictures import random_pixels
 from tests.helpers.translations import PATCH, settings
@@ -132,3 +134,43 @@ def test_sides_that_the_network_cannot_halve_are_refused(photo: Path, tmp_path: 
     unet = write_generator(tmp_path / "unet.pth", UnetSpec(width=2, downs=7))
     with pytest.raises(UsageError, match=f"patch size {PATCH} is not a multiple of 128"):
         make_plan(settings(photo, unet, tmp_path / "o.tif"))
+
+
+@pytest.mark.parametrize(
+    ("mask", "region", "words"),
+    [
+        (np.zeros((200, 300)), None, r"the mask .*mask\.png selects nothing of it \(--tissue none"),
+        (np.eye(1, 60000)[0].reshape(200, 300), Box(100, 100, 64, 64), r"photo\.png: the region: the mask"),
+    ],
+)
+def test_a_mask_that_selects_nothing_is_told(
+    photo: Path, tiny_generator: Path, tmp_path: Path, mask: np.ndarray, region: Box | None, words: str
+) -> None:
+    Image.fromarray((255 * mask).astype(np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(NoTissueError, match=words):
+        make_plan(settings(photo, tiny_generator, tmp_path / "o.tif", tissue=tmp_path / "mask.png", region=region))
+
+
+def test_what_loading_changed_is_told_before_the_work(photo: Path, tmp_path: Path) -> None:
+    from tests.helpers.generators import TINY
+
+    model = tmp_path / "G.safetensors"
+    save_generator(build(TINY), model, spec=TINY, metadata={"mpp": "abc"})
+    plan = make_plan(settings(photo, model, tmp_path / "o.tif", source_mpp=0.5))
+    with plan.view.slide:
+        assert plan.warnings() == []
+        assert plan.notes() == [f"{model}: ignored its pixel size 'abc', which is not a number of µm"]
+
+
+@pytest.mark.parametrize("grey", [0, 90, 255])
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_a_photograph_of_a_single_colour_has_no_tissue(
+    tiny_generator: Path, tmp_path: Path, grey: int, ending: str
+) -> None:
+    plain = tmp_path / f"plain.{ending}"
+    Image.fromarray(np.full((200, 300, 3), grey, np.uint8)).save(plain)
+    with pytest.raises(NoTissueError, match=r"shows a single colour \(--tissue none"):
+        make_plan(settings(plain, tiny_generator, tmp_path / "o.tif", tissue="auto"))
+    plan = make_plan(settings(plain, tiny_generator, tmp_path / "o.tif", tissue="none"))
+    with plan.view.slide:
+        assert plan.translated_patches == 20

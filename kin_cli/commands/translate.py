@@ -139,4 +139,6 @@ def assemble(slide: Path, as_json: bool, **options: Any) -> int:
         raise UsageError("--overwrite has no meaning for kin assemble", "remove the old output before the passes")
     from kin_cli.batch.one_slide import assemble as run
 
-    return show_record(run(settings, ConsoleProgress()), settings, as_json)
+    progress = ConsoleProgress()
+    settings = _with_missing_report(settings, progress)
+    return show_record(run(settings, progress), settings, as_json)

@@ -90,7 +90,7 @@ def _decorated(function: Any, *options: Callable[[Any], Any]) -> Any:
 def base_settings(slide: Path, options: dict[str, Any], *, folder: Path) -> Settings:
     """Return the settings that all variants start from. Sets ``options["model"]``, so that its note is printed once."""
     options["model"] = options["model"] or bundled_generator()
-    return settings_from(slide, {**_defaults(), **options, "output": folder / "base.tif"})
+    return settings_from(slide, {**_defaults(), **options, "thumbnail": None, "output": folder / "base.tif"})
 
 
 def variant(base: Settings, options: dict[str, Any], *, flags: dict[str, Any], name: str, title: str) -> Variant:
@@ -124,6 +124,7 @@ def check_written(
     ``folder`` is that of ``prepared_folder``.
     """
     from kin_cli.outputs import check_files, file_inputs, inputs_of, refuse_same, slide_inputs
+    from kin_cli.store.work import refuse_other_folder
 
     thumbnail, reference = options.get("thumbnail"), options.get("reference")
     inputs = [
@@ -133,6 +134,8 @@ def check_written(
     ]
     check_files(written, inputs, overwrite=options["overwrite"])
     folders = [(option, options.get(option[2:])) for option in ("--table", "--keep")]
+    if options.get("table") is not None:
+        refuse_other_folder(options["table"], "table")
     given = [(option, path) for option, path in (*written, *folders) if path is not None]
     refuse_same(given)
     for option, path in given:

@@ -60,6 +60,12 @@ def encoded_figure(figure: Any, file: Path) -> bytes:
     return encoded.getvalue()
 
 
+def shown_name(file: Path) -> str:
+    """The name of a file as text of a figure: no formula, and "?" for bytes and characters that cannot be drawn."""
+    name = file.name.encode(errors="replace").decode().replace("$", r"\$")
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
 def analysis_figure(found: Analysis) -> Any:
     """Draw the paper's Figures S1 and S2 for an analysis, as a ``matplotlib.figure.Figure``.
 
@@ -67,7 +73,8 @@ def analysis_figure(found: Analysis) -> Any:
     """
     figure = new_figure(12.5, 8.6)
     base = found.settings.base
-    heading = f"{base.source.slide.name}   ·   {base.model.name}   ·   {found.patches} patches of {found.patch_px} px"
+    names = f"{shown_name(base.source.slide)}   ·   {shown_name(base.model)}"
+    heading = f"{names}   ·   {found.patches} patches of {found.patch_px} px"
     if found.drawn < found.patches:
         heading += f", {found.drawn} of them drawn"
     figure.text(0.03, 0.975, heading, fontsize=10.5, weight="bold", va="top")

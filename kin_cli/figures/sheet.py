@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kin_cli.figures.compare import Column, Comparison
-from kin_cli.figures.plots import new_figure
+from kin_cli.figures.plots import new_figure, shown_name
 from kin_cli.geometry import Box, Pixels, Size
 
 _COLUMN_IN = 2.5
@@ -225,7 +225,11 @@ def _draw_mark(axes: Any, mark: Mark, *, scale: tuple[float, float], named: bool
 def _heading(found: Comparison) -> str:
     base, view = found.settings.base, found.view
     scale = "" if view.mpp is None else f", {view.mpp:.3g} µm/px"
-    parts = (f"{base.source.slide.name}, {view.size} px{scale}", base.model.name, f"patches of {base.norm.patch_px} px")
+    parts = (
+        f"{shown_name(base.source.slide)}, {view.size} px{scale}",
+        shown_name(base.model),
+        f"patches of {base.norm.patch_px} px",
+    )
     return "   ·   ".join(parts)
 
 

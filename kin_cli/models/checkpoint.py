@@ -170,7 +170,7 @@ def _unusable(metadata: Mapping[str, str]) -> list[str]:
     mpp = metadata.get("mpp")
     if mpp is None or _pixel_size(mpp) is not None:
         return []
-    return [f"ignored its pixel size '{listed([mpp])}', which is not a number of µm"]
+    return [f"ignored its pixel size '{listed([mpp[:40]])}', which is not a number of µm"]
 
 
 def bundled_model() -> Path:

@@ -20,6 +20,7 @@ from kin_cli.errors import KinError, Stopped, explained
 from kin_cli.evaluation.seams import SlideSeams, seam_map
 from kin_cli.geometry import Box, Pixels, Size
 from kin_cli.metrics.seams import SeamLine, SeamResult
+from kin_cli.outputs import refuse_strangers
 from kin_cli.progress import Progress
 from kin_cli.pyramid.codec import Codec
 from kin_cli.report.evidence import Evidence, Place, gather
@@ -60,6 +61,7 @@ def report_if_asked(settings: Settings, record: Record, progress: Progress) -> P
     try:
         _remove_drafts(file)
         document = page(record, gather(settings, progress), mark=_mark(record))
+        refuse_strangers(file, settings.output)
         with os_errors_as_output_errors(file):
             write_atomic(file, document.encode(errors="replace"))
     except Stopped as stop:

@@ -15,7 +15,7 @@ import hashlib
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,10 +49,9 @@ def slide_files(path: Path) -> list[Path]:
             others = [file for file in path.parent.iterdir() if file.is_file() and _series(_head(file)) == series]
         elif suffix in (".vms", ".vmu"):
             named = _VMS_VALUE.findall(head.decode("latin-1"))
-            others = [path.with_name(name) for name in named if "/" not in name and path.with_name(name).is_file()]
+            others = _beside(path, named)
         elif head[:2] in (b"II", b"MM") and b"OME" in head:
-            named_files = {Path(name.decode("utf-8", "replace")).name for name in _OME_FILE.findall(head)}
-            others = [path.with_name(name) for name in named_files if path.with_name(name).is_file()]
+            others = _beside(path, (Path(name.decode("utf-8", "replace")).name for name in _OME_FILE.findall(head)))
         else:
             others = []
     except OSError as error:
@@ -65,6 +64,15 @@ def slide_files(path: Path) -> list[Path]:
 def dicom_series(path: Path) -> bytes | None:
     """SeriesInstanceUID of a DICOM file, empty if it has none; None for any other file. Raises ``OSError``."""
     return _series(_head(path))
+
+
+def _beside(path: Path, names: Iterable[str]) -> list[Path]:
+    """The regular files of these names in the folder of ``path``; names that are none, or lead elsewhere, are left out.
+
+    A file that names others can be hostile, and so can the names.
+    """
+    plain = {name for name in names if name not in ("", ".", "..") and "/" not in name and "\0" not in name}
+    return [path.parent / name for name in plain if (path.parent / name).is_file()]
 
 
 class SlideIdentity:

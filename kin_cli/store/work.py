@@ -86,6 +86,8 @@ class WorkFolder:
         claim = Claim.take(folder, shard, of=output)
         work = cls(folder, claim)
         try:
+            if shard == ALONE:  # or it would finish the output, and only then find that it may not remove the folder
+                claim.refuse_others()
             if overwrite:
                 with os_errors_as_output_errors(folder):
                     work._clear()
@@ -248,15 +250,11 @@ def kept_store(
     that differ), or if a live process is writing this shard.
     """
     hint = f"choose another folder, or remove {folder}"
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is not a folder with a {name}", "name a folder, a new one or one made before")
+    refuse_other_folder(folder, name)
     with os_errors_as_output_errors(folder):
         if not folder.exists():
             folder.mkdir(exist_ok=True)
             sync_folder(folder.parent)
-        _refuse_special_files(folder)
-    if _holds_foreign_files(folder):
-        raise OutputError(f"{folder}: holds files but no {name}", "name a new folder, or an empty one")
     _agree(folder, fingerprint, contents=f"a {name}", hint=hint)
     with BlobStore(folder, name, capacity=capacity, read_only=True, remedy=hint) as complete:
         if all(key in complete for key in wanted):
@@ -268,6 +266,18 @@ def kept_store(
             yield store
     finally:
         claim.release()
+
+
+def refuse_other_folder(folder: Path, name: str) -> None:
+    """Raise ``OutputError`` if there is a ``folder`` that is neither empty nor that of the kept store ``name``."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: is not a folder with a {name}", "name a folder, a new one or one made before")
+    with os_errors_as_output_errors(folder):
+        _refuse_special_files(folder)
+    if _holds_foreign_files(folder):
+        raise OutputError(f"{folder}: holds files but no {name}", "name a new folder, or an empty one")
 
 
 # What in a folder is ours

@@ -97,7 +97,7 @@ def configs(rng: random.Random, folder: Path, stock: Stock) -> Case:
         # a long run is none of the kinds here: the device stays the CPU
         chosen = rng.sample(sorted(set(keys) - {"device"}), rng.choice((1, 1, 1, 2, 4)))
         text = "\n".join(f"{key.replace('-', rng.choice('-_'))} = {rng.choice(_VALUES)}" for key in chosen)
-    content = text.encode(rng.choice(CODECS))
+    content = text.encode(rng.choice(CODECS), errors="replace")
     if rng.random() < 0.1:
         content = damaged(content, rng)[1]
     store(folder / "config.toml", content, rng)

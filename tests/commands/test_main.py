@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from kin_cli.commands.main import cli
 from tests.helpers.processes import Run, assert_refused, kin
 
@@ -30,3 +32,20 @@ def test_the_installed_command_fails_with_one_line_too(tmp_path: Path) -> None:
         timeout=60,
     )
     assert_refused(Run(done.returncode, done.stdout, done.stderr), "absent.svs", code=1)
+
+
+def test_an_error_of_kin_itself_says_so_and_asks_for_a_report(
+    picture: Path, tiny_generator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("of all\nthings")
+
+    monkeypatch.setattr("kin_cli.plan.load_generator", broken)
+    result = kin("translate", picture, "-m", tiny_generator)
+    assert_refused(result, "kin: internal error: ZeroDivisionError: of all things", "--debug", code=1)
+
+
+@pytest.mark.parametrize(("value", "shown"), [("0", False), ("off", False), ("1", True)])
+def test_the_variable_for_debugging_can_be_off(picture: Path, value: str, shown: bool) -> None:
+    result = kin("translate", picture, "-m", "absent.pth", KIN_DEBUG=value)
+    assert ("Traceback" in result.err) == shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kin_cli.errors import OutputError, UsageError
-from kin_cli.figures.plots import check_figure_file, encoded_figure, new_figure
+from kin_cli.figures.plots import check_figure_file, encoded_figure, new_figure, shown_name
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
 
@@ -63,3 +64,11 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UsageError, match="matplotlib") as caught:
         check_figure_file(tmp_path / "a.png")
     assert "pip install" in (caught.value.hint or "")
+
+
+def test_every_file_name_can_be_drawn() -> None:
+    for name in (b"\xff.png", b"$x$y$.png", b"$\\frac$.png", b"a\nb.png", b"$.png"):
+        figure = a_figure()
+        figure.text(0, 0, shown_name(Path(os.fsdecode(name))))
+        assert encoded_figure(figure, Path("a.png"))
+    assert shown_name(Path("cost $5.png")) == r"cost \$5.png"

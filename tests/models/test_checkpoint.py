@@ -208,3 +208,19 @@ def test_the_same_generator_gives_the_same_file(tmp_path: Path) -> None:
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert {key: file.metadata()[key] for key in words} == words
         assert_same(module, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+@pytest.mark.parametrize("text", ["abc", "", "0", "-1", "nan", "inf", "1e999", "0.5 µm", "x" * 5000 + "\x1b[31m\n"])
+def test_a_pixel_size_that_is_none_is_ignored_with_a_note(tmp_path: Path, text: str) -> None:
+    save_generator(build(CUT), tmp_path / "G.safetensors", spec=CUT, metadata={"mpp": text})
+    generator = load_generator(tmp_path / "G.safetensors")
+    assert generator.trained_mpp is None
+    (note,) = generator.notes
+    assert note.startswith("ignored its pixel size '")
+    assert note.isprintable()
+
+
+def test_a_pixel_size_is_read(tmp_path: Path) -> None:
+    save_generator(build(CUT), tmp_path / "G.safetensors", spec=CUT, metadata={"mpp": "0.25"})
+    generator = load_generator(tmp_path / "G.safetensors")
+    assert (generator.trained_mpp, generator.notes) == (0.25, ())

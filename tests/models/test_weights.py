@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 from kin_cli.errors import ModelError
 from kin_cli.models.architectures import build
 from kin_cli.models.checkpoint import load_generator
-from kin_cli.models.weights import read_weights
 from kin_cli.models.resnet import ResnetSpec, UrustSpec
 from kin_cli.models.unet import UnetSpec
+from kin_cli.models.weights import read_weights
 
 CUT = ResnetSpec(2, 2, antialias_down=True, antialias_up=True)
 State = dict[str, Tensor]
@@ -276,3 +277,49 @@ def test_a_header_whose_length_looks_like_a_pickle_keeps_its_metadata(tmp_path: 
             break
     assert file.read_bytes()[0] == 0x80
     assert read_weights(file).metadata["mpp"] == "0.5"
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "is a Git LFS pointer", "git lfs pull"),
+        (b"\n <!DOCTYPE html><html></html>", "is a web page", "download it again"),
+        (b"<script></script><HTML>", "is a web page", "download it again"),
+        (bytes(1000), "nothing but zeros", "again"),
+        (b"\x1f\x8b\x08rest", "a gzip file", "unpack"),
+        (bytes(257).replace(b"\0", b"a") + b"ustar", "a tar archive", "unpack"),
+        (b"\x89HDF\r\n", "an HDF5 file", "PyTorch"),
+        (b"\x93NUMPY\x01", "a NumPy array", "PyTorch"),
+        (b"\x08\x08\x12\x07pytorch", "an ONNX model", "PyTorch"),
+        (b"II*\0\x08\0\0\0", "a TIFF image", "kin reads"),
+        (b'{"a": 1}', "a JSON file", "kin reads"),
+        (b"\xff\xff\xff\x0f\0\0\0\0" + b'{"a"', "truncated or damaged", "again"),
+    ],
+)
+def test_what_else_a_file_is(tmp_path: Path, content: bytes, words: str, hint: str) -> None:
+    file = tmp_path / "G.pth"
+    file.write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        load_generator(file)
+    assert words in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_archives_of_others_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.zeros(3))
+    with pytest.raises(ModelError, match="NumPy or Keras"):
+        load_generator(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_a_truncated_file_says_so(tmp_path: Path, kind: str, cut: float) -> None:
+    file = tmp_path / "G.pth"
+    if kind == "torch":
+        torch.save(state_of(), file)
+    else:
+        save_file({name: tensor.contiguous() for name, tensor in state_of().items()}, file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(cut * len(content))])
+    with pytest.raises(ModelError, match="truncated or damaged"):
+        load_generator(file)

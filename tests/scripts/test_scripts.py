@@ -27,7 +27,9 @@ def test_the_script_for_a_folder_becomes_kin(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["torture.py --kills 8", "fuzz_slides.py {data} --slides 25 --checkpoints 25"])
+@pytest.mark.parametrize(
+    "script", ["torture.py --kills 8", "fuzz.py --inputs 60 --slides {data}", "fuzz.py --flips 40"]
+)
 def test_the_scripts_that_torment_find_nothing(shared_data: Path, script: str) -> None:
     name, *arguments = script.format(data=shared_data).split()
     command = [sys.executable, Path(__file__).resolve().parents[1] / "scripts" / name, *arguments]

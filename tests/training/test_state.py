@@ -74,7 +74,7 @@ def test_no_code_in_a_state_is_run(images: Path, run: Path) -> None:
 
     torch_file = io.BytesIO()
     torch.save({"step": 2, "networks": Evil()}, torch_file)
-    for payload in (pickle.dumps(Evil()), torch_file.getvalue()):
+    for payload in (pickle.dumps(Evil(), 2), torch_file.getvalue()):
         head = b"kin training state 1 " + hashlib.sha256(payload).hexdigest().encode() + b"\n"
         (run / "state.pt").write_bytes(head + payload)
         assert_refused(kin(*command_line(images, run)), "state.pt: not a readable state", code=1)
