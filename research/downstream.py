@@ -48,7 +48,7 @@ from kin_cli.progress import SilentProgress
 from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
 from kin_cli.slide.mask_file import load_mask, tissue_mask
 from kin_cli.slide.view import SlideView
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 
 METHODS: dict[str, dict[str, Any]] = {
     "in": {"method": "in"},

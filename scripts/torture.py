@@ -199,7 +199,7 @@ class Torture:
             stages = (name,) if name else (*(STAGES[2:] if command[0] == "assemble" else STAGES), *more)
             stage = self.random.choice(stages)
             signals = self.random.choices(list(SIGNALS), (5, 2, 2, 1, 2))[0]
-            after = self.random.randint(1, 40 if stage in STAGES[:2] else 4)
+            after = self.random.randint(1, 40 if stage == "measure" else 4)
             attempt = Attempt(command)
             last, code = attempt.killed_at(stage, after, self.random.uniform(0, 0.03), signals)
             if code == 0:

@@ -25,7 +25,7 @@ LAYERS = [
     {"outputs", "sample"},
     {"plan"},
     {"job"},
-    {"translate", "evaluation"},
+    {"translation", "evaluation"},
     {"training"},
     {"report"},
     {"batch", "bench", "figures"},

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kin_cli.errors import OutputError
 from kin_cli.passes.engine import Engine
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 from tests.helpers.processes import kin
 from tests.helpers.progress import Killed, Watcher, die_at
 from tests.helpers.translations import SMALL, command_settings, digest, made

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kin_cli.errors import OutputError
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 from tests.helpers.processes import kin
 from tests.helpers.progress import Watcher
 from tests.helpers.slides import write_slide

@@ -29,6 +29,7 @@ from kin_cli.batch.search import STATUS_FOLDER
 from kin_cli.batch.shard import Shard
 from kin_cli.batch.tasks import SlideTask, refuse_collisions
 from kin_cli.errors import KinError, ModelError, NoTissueError, OutputError, Stopped, UsageError
+from kin_cli.passes.quality import flaws
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 from kin_cli.store.files import create_atomic, os_errors_as_output_errors, write_atomic
@@ -36,8 +37,10 @@ from kin_cli.store.files import create_atomic, os_errors_as_output_errors, write
 AGREED_FILE = "slides.json"
 RUNS_FOLDER = "runs"
 SCHEMA = 1  # of the files that hold the outcome
-State = Literal["pending", "running", "done", "skipped", "filled", "no tissue", "bad generator", "failed", "stopped"]
-INCOMPLETE: frozenset[State] = frozenset(["filled", "no tissue", "bad generator", "failed"])
+State = Literal[
+    "pending", "running", "done", "skipped", "filled", "flawed", "no tissue", "bad generator", "failed", "stopped"
+]
+INCOMPLETE: frozenset[State] = frozenset(["filled", "flawed", "no tissue", "bad generator", "failed"])
 _LIBRARIES = ("torch", "numpy", "pillow", "tifffile", "imagecodecs", "openslide-python", "openslide-bin", "pyvips")
 
 
@@ -61,7 +64,8 @@ class SlideStatus:
     """Outcome of one slide.
 
     ``filled`` means done, but parts of the slide were unreadable; ``skipped`` means that a verified output existed;
-    ``no tissue`` and ``bad generator`` that there is no output, because of the slide or of the generator.
+    ``flawed`` that the generator gave numbers that are not finite, or one colour; ``no tissue`` and ``bad generator``
+    that there is no output, because of the slide or of the generator.
     """
 
     slide: str
@@ -87,9 +91,9 @@ class SlideStatus:
         self.peak_rss_bytes = record["peak_rss_bytes"]
         self.status = "skipped" if record.get("skipped") else "done"
         self.reason = "verified, same settings" if record.get("skipped") else ""
-        if unread["tiles"] or unread["patches"]:
-            self.status = "filled"
-            self.reason = f"parts of {unread['tiles']} tiles could not be read; {unread['patches']} patches left out"
+        if found := flaws(record):
+            self.status = "filled" if unread["tiles"] or unread["patches"] else "flawed"
+            self.reason = "; ".join(found)
 
 
 class BatchStatus:

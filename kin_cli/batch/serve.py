@@ -22,7 +22,7 @@ from kin_cli.progress import Advance
 from kin_cli.report.page import report_if_asked
 from kin_cli.settings import Settings
 from kin_cli.signals import exit_now, raise_if_requested, stop_on_signals, stop_requested
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 
 _SEND_EVERY_SECONDS = 0.2
 _ORPHAN_SECONDS = 20.0

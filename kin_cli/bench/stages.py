@@ -29,7 +29,7 @@ from kin_cli.pyramid.levels import build_levels, pad_tile
 from kin_cli.settings import Settings
 from kin_cli.slide.open import open_slide
 from kin_cli.store.blobs import BlobStore
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 
 _HELD = 64  # patches kept in memory
 _BATCHES = {"cpu": 1, "cuda": 16}  # batches per device and call; on a GPU, copying and computing overlap

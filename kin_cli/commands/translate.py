@@ -56,7 +56,7 @@ def translate(
     elif only_pass is not None:
         _one_pass(settings, only_pass, shard)
     else:
-        from kin_cli.translate import translate as run
+        from kin_cli.translation import translate as run
 
         progress = ConsoleProgress()
         settings = _with_missing_report(settings, progress)

@@ -26,7 +26,7 @@ from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView, overview
 from kin_cli.store.files import os_errors_as_output_errors, working_folder
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 
 _MEETING = 4  # boundaries at a corner
 _TISSUE = 0.5  # tissue fraction of each of the four patches at a corner

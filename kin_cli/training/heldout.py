@@ -30,7 +30,7 @@ from kin_cli.store.work import delete_work
 from kin_cli.training.folder import EVALUATION
 from kin_cli.training.patches import PatchSource, find_images
 from kin_cli.training.settings import TrainSettings
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 
 METHODS: tuple[Method, ...] = ("in", "kin")
 _REAL_NUMBERS = 1 << 41  # patches from here on are drawn by neither training nor its sample pictures

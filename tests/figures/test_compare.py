@@ -30,7 +30,7 @@ from kin_cli.geometry import Box, Size
 from kin_cli.metrics.seams import SeamLine
 from kin_cli.passes.engine import Engine
 from kin_cli.progress import SilentProgress
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 from tests.helpers.comparisons import HEIGHT, NORMS, WIDTH, base_settings, comparison_settings
 from tests.helpers.progress import Watcher
 from tests.helpers.seams import measure_seams

@@ -10,7 +10,7 @@ from kin_cli.commands.options import settings_from
 from kin_cli.commands.translate import translate as command
 from kin_cli.norm.kernel import Kernel
 from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 from tests.helpers.processes import kin
 from tests.helpers.progress import Watcher
 

@@ -16,7 +16,7 @@ from kin_cli.models.checkpoint import load_generator
 from kin_cli.plan import make_plan
 from kin_cli.progress import SilentProgress
 from kin_cli.settings import Settings
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 from tests.helpers.processes import kin
 from tests.helpers.slides import write_photo
 from tests.helpers.translations import PATCH, settings

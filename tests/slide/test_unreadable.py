@@ -16,7 +16,7 @@ from kin_cli.geometry import Box, Cell, Grid, Size
 from kin_cli.slide.unreadable import Faults, FillingSlide, filled_box, strict
 from kin_cli.slide.view import open_view
 from kin_cli.store.blobs import BlobStore
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 from tests.helpers.processes import kin
 from tests.helpers.progress import Killed, Watcher, die_at
 from tests.helpers.slides import ArraySlide, break_tile, write_slide

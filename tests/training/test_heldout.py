@@ -24,7 +24,7 @@ from kin_cli.training.patches import PatchSource
 from kin_cli.training.run import train
 from kin_cli.training.settings import CutLosses, HeldOut, NetworkSettings, PatchSettings, Schedule, TrainSettings
 from kin_cli.training.state import read_state
-from kin_cli.translate import translate
+from kin_cli.translation import translate
 from tests.helpers.seams import measure_seams
 from tests.helpers.training_runs import Interrupting
 

@@ -27,7 +27,7 @@ from kin_cli.passes.windows import WindowGrid
 from kin_cli.plan import make_plan
 from kin_cli.progress import SilentProgress
 from kin_cli.settings import Settings
-from kin_cli.translate import carry_out, translate
+from kin_cli.translation import carry_out, translate
 from tests.helpers.generators import Identity
 from tests.helpers.processes import kin
 from tests.helpers.slides import write_photo
