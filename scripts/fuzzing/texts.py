@@ -108,7 +108,7 @@ def configs(rng: random.Random, folder: Path, stock: Stock) -> Case:
     case = Case(
         f"{content[:300]!r}",
         arguments,
-        ("config.toml", "--", "slide.tif", *keys),
+        ("config.toml", "--", "slide.tif", "xxx", *keys),
         None if dry else "out.ome.tif",
         may_appear=appear,
     )
