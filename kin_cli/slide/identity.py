@@ -121,7 +121,8 @@ class SlideIdentity:
             self._compute()
         if self._error is not None:
             raise self._error
-        assert self._sha256 is not None
+        if self._sha256 is None:
+            raise InputError(f"{self.path}: its checksum was not finished", "run the same command again")
         return self._sha256
 
     def as_dict(self) -> dict[str, Any]:

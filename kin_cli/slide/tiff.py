@@ -124,7 +124,14 @@ def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], tup
                     check_segments(other, strips=False)
             sizes = tuple(Size(level.keyframe.imagewidth, level.keyframe.imagelength) for level in one.levels)
             halved = all(sizes[0].width % size.width == 0 == sizes[0].height % size.height for size in sizes)
-            return (sizes, notes) if halved else None
+            stored = {(size.width, size.height) for size in sizes}
+            # OpenSlide takes every tiled page that is marked as reduced for a level, and complains on stderr of odd ones
+            reduced = {
+                (other.imagewidth, other.imagelength)
+                for other in file.pages
+                if isinstance(other, tifffile.TiffPage) and other.is_tiled and int(other.subfiletype) & 1
+            }
+            return (sizes, notes) if halved and reduced <= stored else None
     except (*_DECODING_ERRORS, InputError, UsageError, Unsupported):
         return None
 
