@@ -89,14 +89,27 @@ class Job:
             agree_on_slide(work.path(SLIDE_FILE), plan.identity, contents="unfinished work", note=progress.note)
             if shard == ALONE:  # the process that writes the record
                 plan.identity.begin()
+            fresh = next(work.folder.glob("*.journal"), None) is None
             job = cls(plan, work, shard, progress)
             with job._stores:
+                job._open_table(fresh=fresh)
                 try:
                     yield job
                 except ModelError:  # nothing of this work can be used
                     with suppress(OutputError):  # other jobs are at work, and will meet the same
                         job.clean_up()
                     raise
+
+    def _open_table(self, *, fresh: bool) -> None:
+        """Open a table that the user keeps, before any work; if it is refused, a ``fresh`` work folder is removed."""
+        if self.plan.settings.table is not None:
+            try:
+                self._table_store  # noqa: B018 - it is opened on first use
+            except BaseException:
+                if fresh:
+                    with suppress(OutputError):
+                        self.clean_up()
+                raise
 
     @cached_property
     def engines(self) -> EnginePool:

@@ -233,3 +233,13 @@ def test_all_files_are_written_or_none(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OutputError, match="meanwhile"):
         write_outputs({two: b"1"}, overwrite=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "one.csv", "two.csv"]
+
+
+def test_a_refused_table_leaves_no_work_folder(picture: Path, tiny_generator: Path) -> None:
+    table, output = picture.parent / "table", picture.with_name("x.ome.tif")
+    common = ("translate", picture, "-m", tiny_generator, *SMALL, "--kernel", "gaussian:3", "--table", table)
+    assert kin(*common, "-o", picture.with_name("first.tif")).code == 0
+    refused = kin(*common, "-o", output, "--patch-size", "64")
+    assert_refused(refused, str(table), "patch size")
+    assert not output.with_name("x.ome.tif.kin-work").exists()
+    assert kin(*common, "-o", output).code == 0

@@ -214,7 +214,8 @@ def _judge_words(case: Case, code: int, said: str, told: str, *, flawed: bool) -
         if _NEVER.search(text):
             at = _NEVER.search(text).start()  # type: ignore[union-attr]
             problems.append(f"says: {text[max(0, at - 150) : at + 250].strip()}")
-    lines = [line for line in said.splitlines() if line.strip()]
+    # OpenSlide prints warnings about damaged pyramids by itself
+    lines = [line for line in said.splitlines() if line.strip() and "OpenSlide-WARNING **" not in line]
     own = [line for line in lines if line.startswith("kin: ")]
     if strange := [line for line in lines if not line.startswith(("kin: ", *_TOLD))]:
         problems.append(f"a line that does not begin with 'kin:': {strange[0][:300]}")
