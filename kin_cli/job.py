@@ -241,7 +241,7 @@ class Job:
         if output.path.exists() and not (output.overwrite or made_by(self._work, output.path)):
             raise OutputError(f"{output.path}: was made by another program meanwhile", "--overwrite replaces it")
         self._sha256 = file_sha256(finished)
-        about_to_name(self._work, finished)
+        about_to_name(self._work, finished, output.path)
 
     def _execution(self, progress: Progress) -> Execution:
         return Execution(self.engines, self.plan.batch, self.plan.workers, progress)

@@ -44,7 +44,7 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
 
         def before_naming(finished: Path) -> None:
             _refuse_existing(output)
-            about_to_name(work, finished)
+            about_to_name(work, finished, output.path)
 
         _refuse_existing(output)
         with BlobStore(work.folder, "tiles", capacity=layout.tile_count) as tiles:

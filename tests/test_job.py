@@ -291,3 +291,23 @@ def test_damage_is_told_with_what_to_do(slide: Path, tiny_generator: Path, table
     data.write_bytes(content)
     with pytest.raises(OutputError, match=r"damaged .*remove .*table"):
         made(slide, tiny_generator, tmp_path / "out", "--table", table)
+
+
+def test_two_deaths_around_the_naming_of_the_output(
+    slide: Path, tiny_generator: Path, wanted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the output has its name, and the next time just before it is replaced: it is still known as ours."""
+    output = tmp_path / "out.ome.tif"
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    for place in ("kin_cli.job._record", "kin_cli.pyramid.writer.publish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, die)
+            with pytest.raises(Killed):
+                translate(command_settings(slide, tiny_generator, output), Watcher())
+        assert output.exists()
+    translate(command_settings(slide, tiny_generator, output), Watcher())
+    assert digest(output) == digest(wanted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ome.tif", "out.ome.tif.json"]

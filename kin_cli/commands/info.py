@@ -11,6 +11,7 @@ import click
 
 from kin_cli.commands.parameters import FILE, series_option
 from kin_cli.commands.streams import json_text, show
+from kin_cli.errors import InputError
 from kin_cli.store.files import bytes_text
 
 if TYPE_CHECKING:
@@ -57,8 +58,13 @@ def check(files: tuple[Path, ...]) -> int:
 def _checked(file: Path) -> tuple[list[str], str]:
     """What is wrong with a file, and what to say of it if nothing is."""
     from kin_cli.pyramid.check import check_file, file_sha256, is_image_file, recorded_sha256
+    from kin_cli.slide.files import check_file as check_source
     from kin_cli.slide.survey import unreadable_parts
 
+    try:
+        check_source(file)  # a pipe or a device would be waited on for ever
+    except InputError as error:
+        return [str(error).removeprefix(f"{file}: ")], ""
     if not is_image_file(file):
         return unreadable_parts(file), "every pixel of every level can be read"
     problems = check_file(file)

@@ -125,7 +125,7 @@ def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], tup
             sizes = tuple(Size(level.keyframe.imagewidth, level.keyframe.imagelength) for level in one.levels)
             halved = all(sizes[0].width % size.width == 0 == sizes[0].height % size.height for size in sizes)
             stored = {(size.width, size.height) for size in sizes}
-            # OpenSlide takes every tiled page that is marked as reduced for a level, and complains on stderr of odd ones
+            # OpenSlide takes every tiled page marked as reduced for a level, and complains on stderr of odd ones
             reduced = {
                 (other.imagewidth, other.imagelength)
                 for other in file.pages

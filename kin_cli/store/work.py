@@ -196,15 +196,20 @@ def open_work(
     return work
 
 
-def about_to_name(work: WorkFolder, finished: Path) -> None:
-    """Note in the work folder which file is about to get the output's name: see ``made_by``."""
-    work.write_state(_FINISHED, {"file": _identity(finished)})
+def about_to_name(work: WorkFolder, finished: Path, output: Path) -> None:
+    """Note in the work folder that ``finished`` is about to get the name ``output``: see ``made_by``.
+
+    If the output is there already, from a run that was killed before it wrote its record, it stays noted, too: this run
+    may be killed before it replaces it.
+    """
+    earlier = [_identity(output)] if made_by(work, output) else []
+    work.write_state(_FINISHED, {"files": [_identity(finished), *earlier]})
 
 
 def made_by(work: WorkFolder, output: Path) -> bool:
     """Whether ``output`` is the file that an earlier run of this work finished; see ``about_to_name``."""
     finished, found = work.read_state(_FINISHED), _identity(output)
-    return finished is not None and found is not None and found == finished["file"]
+    return finished is not None and found is not None and found in finished["files"]
 
 
 def check_disk(output: Path, bytes_needed: int) -> None:
