@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
 
@@ -118,11 +119,13 @@ def apply_slide(
         return (window, _stats(statistics, window, lookup)), view.read(window.read)
 
     with (
-        progress.stage("apply", remaining) as advance,
+        progress.stage("apply", remaining, "tiles") as advance,
         WorkQueue(keep, workers=workers, limit=2 * workers) as queue,
+        ExitStack() as ahead,
     ):
         windows = (window for block in todo for window in block.windows)
-        read_ahead = prefetch(read, windows, workers=workers, ahead=2 * workers + batch)
+        # closed at the end, also after a failure: no thread may read a slide that is closed
+        read_ahead = ahead.enter_context(closing(prefetch(read, windows, workers=workers, ahead=2 * workers + batch)))
         runs = (run for group in batched(read_ahead, batch) for run in same_shape(group))
 
         def translate(engine: Engine, run: list[ReadWindow]) -> list[Translated]:
@@ -130,7 +133,8 @@ def apply_slide(
             outputs, finite = engine.apply_checked([pixels for _, pixels in run], stats, lookup)
             return [(window, *made) for ((window, _), _), *made in zip(run, outputs, finite, strict=True)]
 
-        results = chain.from_iterable(execution.engines.run(translate, runs, progress=progress))
+        translated = ahead.enter_context(closing(execution.engines.run(translate, runs, progress=progress)))
+        results = chain.from_iterable(translated)
         for block in todo:
             for finished in _tiles_of(block, results, grid):
                 queue.submit(finished)

@@ -94,7 +94,7 @@ def fill_background(view: SlideView, sink: TileSink, *, mode: BackgroundMode, wo
             pixels = np.where(windows.selected_pixels(box)[..., None], translated, pixels)
         stores.tiles.put(layout.key(0, tile), sink.codec.encode(pad_tile(pixels, windows.tiles.step)))
 
-    with progress.stage("background", len(todo)) as advance:
+    with progress.stage("background", len(todo), "tiles") as advance:
         for _ in prefetch(finish, todo, workers=workers, ahead=2 * workers):
             advance(1)
     return sum(windows.is_empty(tile) for tile in windows.tiles)

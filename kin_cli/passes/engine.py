@@ -8,7 +8,8 @@ The way of a batch: images (B, H, W, 3) uint8 → pinned host memory → device 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import abc
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -190,7 +191,7 @@ class EnginePool:
 
     def run(
         self, work: Callable[[Engine, Item], Result], batches: Iterable[Item], *, progress: Progress
-    ) -> Iterator[Result]:
+    ) -> abc.Generator[Result]:
         """Yield work(engine, batch) for every batch, in the order of ``batches``.
 
         Memory bound: two batches and their results for each lane; a GPU has two lanes, a CPU one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TypeVar
@@ -56,9 +57,13 @@ def measure_slide(
 
     if len(todo) < len(cells):
         progress.note(f"continuing: {len(cells) - len(todo)} of {len(cells)} patches are measured")
-    with progress.stage("measure", len(todo), "patches") as advance:
-        patches = prefetch(read, todo, workers=workers, ahead=2 * workers + batch)
-        for found in execution.engines.run(_measured, batched(patches, batch), progress=progress):
+    # closed at the end, also after a failure: no thread may read a slide that is closed
+    with (
+        progress.stage("measure", len(todo), "patches") as advance,
+        closing(prefetch(read, todo, workers=workers, ahead=2 * workers + batch)) as patches,
+        closing(execution.engines.run(_measured, batched(patches, batch), progress=progress)) as results,
+    ):
+        for found in results:
             for cell, stats in found:
                 if stats is not None and not np.isfinite(stats).all():
                     not_finite(cell)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kin_cli.errors import NoTissueError
+from kin_cli.errors import NoTissueError, Stopped
+from kin_cli.geometry import Box, Cell, Floats, Grid, Pixels, Size
 from kin_cli.models.checkpoint import load_generator
+from kin_cli.norm.table import StatTable
+from kin_cli.passes.engine import Engine, EnginePool, Execution
+from kin_cli.passes.measure import measure_slide
 from kin_cli.plan import make_plan
-from kin_cli.progress import SilentProgress
+from kin_cli.progress import Advance, SilentProgress
 from kin_cli.settings import Settings
+from kin_cli.slide.synthetic import SampleSlide
+from kin_cli.slide.view import open_view
 from kin_cli.translation import translate
 from tests.helpers.processes import kin
 from tests.helpers.slides import write_photo
@@ -107,3 +116,46 @@ def test_what_makes_no_sense_is_one_line(photo: Path, tmp_path: Path, options: t
 def test_the_plan_and_the_box_say_it(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
     shown = kin("translate", photo, "-m", tiny_generator, "-o", tmp_path / "o.tif", "--measure-size", 384, "--dry-run")
     assert "the middle 384 px measured" in shown.out
+
+
+def test_no_thread_reads_on_after_a_failure(tiny_generator: Path) -> None:
+    """A slide is closed as soon as pass 1 has failed: whoever still reads it then crashes the process."""
+    reading, slow = [0], threading.Event()
+
+    class Slow(SampleSlide):
+        def _fetch(self, level: int, box: Box) -> Pixels:
+            reading[0] += 1
+            slow.wait(0.05)
+            try:
+                return super()._fetch(level, box)
+            finally:
+                reading[0] -= 1
+
+    view = open_view(Slow(Size(1024, 1024)))
+    pool = EnginePool([Engine(load_generator(tiny_generator), device=torch.device("cpu"), precision="fp32")])
+
+    class Stopping(SilentProgress):
+        @contextmanager
+        def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
+            def advance(_count: int, _detail: str = "", /) -> None:
+                raise Stopped("stopped", exit_code=75)
+
+            yield advance
+
+    class Nowhere(StatTable):
+        def __init__(self) -> None:
+            self.channels = pool.channels
+
+        def __contains__(self, cell: Cell) -> bool:
+            return False
+
+        def write(self, cell: Cell, stats: Floats) -> None:
+            pass
+
+    grid = Grid(view.size, 128)
+    try:
+        measure_slide(view, grid, list(grid), Nowhere(), side_px=128, execution=Execution(pool, 1, 4, Stopping()))
+    except Stopped:  # its traceback holds what the frames held
+        assert reading[0] == 0
+    else:
+        pytest.fail("it was not stopped")
