@@ -197,5 +197,5 @@ def is_ours(path: Path, output: Path) -> bool:
     try:
         record = json.loads(content)
         return "kin" in record and Path(record["output"]).name == output.name
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False

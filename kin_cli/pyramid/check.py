@@ -215,7 +215,7 @@ def finished_record(output: Path, record_file: Path, settings: Mapping[str, obje
         found, size = dict(record["settings"]), int(record["output_bytes"])
     except FileNotFoundError:
         raise _refusal(output, f"exists, but its record {record_file.name} does not") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _refusal(output, f"exists, but its record {record_file.name} cannot be read") from error
     if differing := differences(_without_none(found), _without_none(as_json(settings))):
         raise _refusal(output, f"was made with other settings ({differing})")
@@ -250,7 +250,7 @@ def recorded_sha256(output: Path) -> str | None:
         record = json.loads(read_regular(named_beside(output, ".json")))
         same = Path(record["output"]).name == output.name and "kin" in record
         return str(record["output_sha256"]) if same else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

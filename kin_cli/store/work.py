@@ -357,7 +357,7 @@ def parsed(path: Path, content: bytes, *, hint: str) -> dict[str, Any]:
     """The JSON object in the ``content`` of ``path``; ``OutputError`` with ``hint`` if it is not one."""
     try:
         state = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         state = None
     if not isinstance(state, dict):
         raise OutputError(f"{path}: is damaged (not a JSON object)", hint)
