@@ -1,4 +1,4 @@
-# Untested: no container engine was at hand where this was written.
+# Not tested yet.
 #
 #   docker build -t kin .
 #   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/data" -w /data kin translate slide.svs

@@ -80,7 +80,7 @@ def explained(error: BaseException) -> KinError:
     if isinstance(error, ValueError) and "null byte" in text:
         return UsageError("a file name holds a NUL character", "remove it")
     if isinstance(error, RecursionError):
-        return InputError("an input is nested too deeply to be read", "write it anew, flatter")
+        return InputError("an input is nested too deeply to be read", "write it again with less nesting")
     if isinstance(error, UnicodeError):
         return InputError(f"a name or text is not in the encoding that is needed: {text}", "rename it in plain letters")
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__

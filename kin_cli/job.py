@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kin_cli import __version__
@@ -57,7 +58,7 @@ from kin_cli.store.work import (
 )
 
 RECORD_SCHEMA = 1
-SLIDE_FILE = "slide.json"  # in a work folder and in the folder of a kept table: which slide it is of
+SLIDE_FILE = "slide.json"  # identity of the slide, in a work folder and in the folder of a kept table
 
 
 class Job:
@@ -68,7 +69,7 @@ class Job:
 
     def __init__(self, plan: Plan, work: WorkFolder, shard: str, progress: Progress) -> None:
         self.plan, self._work, self._shard, self._progress = plan, work, shard, progress
-        self._sha256 = ""  # of the output
+        self._sha256 = ""  # digest of the output
         self._stores = ExitStack()
         self._clock = _Clock()
         self._patches_not_finite: int | None = None  # not counted yet
@@ -157,6 +158,8 @@ class Job:
         """Run pass 1 on the ``cells`` not measured yet by any job; return the statistics, smoothed with the kernel."""
         plan, norm = self.plan, self.plan.settings.norm
         with self._clock("measure"):
+            if not plan.generator.channels:  # norm layers that are the same everywhere, or none
+                return UniformStatistics(np.zeros((2, 0), np.float32))
             if norm.method == "tin":
                 stats = thumbnail_statistics(
                     plan.view, norm.thumbnail, engine=self.engines.first, patch_px=norm.patch_px
@@ -282,12 +285,12 @@ def finish_pyramid(
 ) -> None:
     """Build the levels above the base and write the output under its final name."""
     layout, codec, output = plan.layout, plan.codec, plan.settings.output
-    with progress.stage("pyramid", layout.reduced_count) as advance:
+    with progress.stage("pyramid", layout.reduced_count, "tiles") as advance:
         build_levels(tiles, layout, codec=codec, workers=plan.workers, advance=advance)
     if output.flat:
         write_flat(tiles, layout, codec=codec, info=_info(plan), destination=output.path, before_naming=before_naming)
         return
-    with progress.stage("write", layout.tile_count) as advance:
+    with progress.stage("write", layout.tile_count, "tiles") as advance:
         write_pyramid(
             tiles,
             layout,

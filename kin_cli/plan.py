@@ -175,7 +175,7 @@ class Plan:
     @cached_property
     def measured_cells(self) -> list[Cell]:
         """The patches that pass 1 measures, row by row."""
-        if self.settings.norm.method == "tin":
+        if self.settings.norm.method == "tin" or not self.generator.channels:
             return []
         return [Cell(int(row), int(col)) for row, col in np.argwhere(self.table_weights > 0)]
 
@@ -256,6 +256,8 @@ class Plan:
             "output": output.path.name,
             "kin": __version__,
             **({} if source.series is None else {"series": source.series}),
+            **({} if self.settings.entry is None else {"entry": self.settings.entry}),
+            **({} if self.settings.model_norm is None else {"norm": self.settings.model_norm}),
         }
 
     def summary(self) -> dict[str, object]:
@@ -292,7 +294,9 @@ def make_plan(settings: Settings) -> Plan:
         raise OutputError(f"{settings.table}: is not a folder with a table", "name a folder, new or with a table")
     devices = ready_devices(settings.compute.device)
     precision = resolve_precision(settings.compute.precision, devices[0])
-    generator = load_generator(settings.model)
+    generator = load_generator(settings.model, entry=settings.entry, norm=settings.model_norm)
+    if settings.table is not None and not generator.channels:
+        raise UsageError(f"--table: {settings.model} has no InstanceNorm, and so no table", "leave out --table")
     patch_px = settings.norm.patch_px
     for name, side in (("patch", patch_px), ("measure", settings.norm.measured_px)):
         if side % generator.stride:

@@ -17,7 +17,7 @@ class Advance(Protocol):
 class Progress(Protocol):
     """Receiver of the progress of a run."""
 
-    def stage(self, name: str, total: int, unit: str = "tiles") -> AbstractContextManager[Advance]:
+    def stage(self, name: str, total: int, unit: str) -> AbstractContextManager[Advance]:
         """Open a stage of ``total`` units; ``unit`` is their name in the plural."""
 
     def note(self, message: str) -> None:
@@ -28,7 +28,7 @@ class SilentProgress:
     """Progress that is not shown."""
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:  # noqa: ARG002
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:  # noqa: ARG002
         """Open a stage that ignores its advances."""
         yield lambda _count, _detail="": None
 

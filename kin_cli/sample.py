@@ -54,10 +54,10 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
                 tiles.put(layout.key(0, cell), codec.encode(pixels))
 
             todo = [cell for cell in grid if layout.key(0, cell) not in tiles]
-            with progress.stage("sample", len(todo)) as advance:
+            with progress.stage("sample", len(todo), "tiles") as advance:
                 for _ in prefetch(make, todo, workers=workers, ahead=2 * workers):
                     advance(1)
-            with progress.stage("pyramid", layout.reduced_count) as advance:
+            with progress.stage("pyramid", layout.reduced_count, "tiles") as advance:
                 build_levels(tiles, layout, codec=codec, workers=workers, advance=advance)
             info = ImageInfo(
                 mpp=slide.mpp, icc=None, software=f"kin {__version__}", name=output.path.name, settings=fingerprint
@@ -71,7 +71,7 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
             if output.flat:
                 write_flat(tiles, layout, **how)
             else:
-                with progress.stage("write", layout.tile_count) as advance:
+                with progress.stage("write", layout.tile_count, "tiles") as advance:
                     write_pyramid(tiles, layout, advance=advance, **how)
         work.remove()
 

@@ -20,7 +20,9 @@ _OUTPUT_KINDS = (".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".jpg", ".jpe
 
 @dataclass(frozen=True)
 class NormSettings:
-    """Settings of the normalisation. The methods are presets of kernel and interpolation:
+    """Settings of the normalization.
+
+    The methods are presets of kernel and interpolation:
 
     ``in``   kernel 1, nearest
     ``kin``  any kernel and interpolation, by default gaussian:7, nearest
@@ -176,7 +178,8 @@ class ComputeSettings:
 @dataclass(frozen=True)
 class Settings:
     """All settings of one translation. ``table`` is a folder that keeps the table, and ``config`` the TOML
-    file that the settings came from, if any; neither changes the output.
+    file that the settings came from, if any; neither changes the output. ``entry`` names the generator in a model file
+    that holds several; ``model_norm`` is the kind of its norm layers, None: as the file tells.
     """
 
     source: SourceSettings
@@ -186,6 +189,8 @@ class Settings:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     table: Path | None = None
     config: Path | None = None
+    entry: str | None = None
+    model_norm: Literal["instance", "batch", "none"] | None = None
 
     def __post_init__(self) -> None:
         if self.table is not None and self.norm.method == "tin":

@@ -44,8 +44,11 @@ def stop_on_signals(*, interrupt: bool = True) -> None:
     threading.Thread(target=_end_at_second_interrupt, args=(reader,), name="kin-signals", daemon=True).start()
 
 
-def end_with_us(process: subprocess.Popen[bytes]) -> None:
-    """Kill this child process, too, when a second Ctrl-C ends this one: its claim must not outlive its parent."""
+def kill_on_second_interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Kill this child process, too, when a second Ctrl-C ends this one.
+
+    Otherwise its claim would outlive its parent.
+    """
     _children.add(process)
 
 
@@ -67,7 +70,7 @@ def exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-def stop_requested() -> Stopped | None:
+def requested_stop() -> Stopped | None:
     """The ``Stopped`` of the first signal, or None. Any other failure after a signal is its consequence."""
     return _requested
 

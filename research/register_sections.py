@@ -6,7 +6,7 @@ The guide has the size and scale of the H&E slide and shows the other section wh
 Neighbouring sections are no pixel-exact pairs: they agree to some tens of µm.
 ``brown_in_place.py`` and ``predict_guide.py`` read the guide; ``kin train cut --guide`` was removed (see README.md).
 
-Pieces (components of tissue, split at their necks) are located in the other slide by normalised correlation of their
+Pieces (components of tissue, split at their necks) are located in the other slide by normalized correlation of their
 outline and nuclear density: the largest at any rotation, the others within 35° of it. Each is then registered by a
 rotation, an affine map and a smooth displacement that maximise the local correlation, from coarse to fine. Pixels of no
 piece, or of one with a correlation below 0.3 (1 is best), are black: unknown. Both slides must state their resolution,
@@ -184,7 +184,7 @@ class Spectrum:
         self._valid = (padded.shape[1] - side, padded.shape[2] - side)
 
     def peak(self, template: Tensor, mask: Tensor) -> tuple[float, Tensor]:
-        """The highest normalised correlation within a mask, mean over both features, and its corner (x, y)."""
+        """The highest normalized correlation within a mask, mean over both features, and its corner (x, y)."""
         count = mask.sum()
         mean = (template * mask).sum((1, 2), keepdim=True) / count
         centred = (template - mean) * mask

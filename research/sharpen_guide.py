@@ -8,7 +8,7 @@ One or two slides say little about where a stain belongs, and where a generator 
 predicts weak staining. It still ranks places well. This script averages its brown over 9 µm, and makes the highest
 ``--fraction`` of the tissue dense brown and the rest free of it, so that a generator trained with the guide has nothing
 left to guess. Staining changes from one piece of tissue to the next, and a generator sees differences only within what
-is normalised together. Ranks are therefore, with weight ``--local``, those within 0.5 mm, and otherwise those of the
+is normalized together. Ranks are therefore, with weight ``--local``, those within 0.5 mm, and otherwise those of the
 whole region: 0.6 suits InstanceNorm, 0.9 KIN (``train_with_kin.py``).
 
 ``he2syn.toml`` also used its guides in ``kin train cut --guide-aligned``, an option that was removed (see README.md).
@@ -130,12 +130,22 @@ def sharpen(source: Path, translated: Path, output: Path, *, box: Box | None, fr
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("translated", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The guide, a pyramidal TIFF.")
-@click.option("--region", type=RegionType(), help="Part of the slide that trains; all of it if left out.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Guide to write (TIFF).")
+@click.option("--region", type=RegionType(), help="Rectangle of the slide to train on.  [default: all of it]")
 @click.option(
-    "--fraction", type=click.FloatRange(0.01, 0.9), default=0.18, show_default=True, help="Of the tissue: brown."
+    "--fraction",
+    type=click.FloatRange(0.01, 0.9),
+    default=0.18,
+    show_default=True,
+    help="Fraction of the tissue that becomes brown.",
 )
-@click.option("--local", type=click.FloatRange(0.0, 1.0), default=0.6, show_default=True, help="Order within 0.5 mm.")
+@click.option(
+    "--local",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.6,
+    show_default=True,
+    help="Weight of the rank within 0.5 mm; the rest is the rank within the region.",
+)
 def main(source: Path, translated: Path, output: Path, region: Box | None, fraction: float, local: float) -> None:
     """Make a guide of dense islands from a TRANSLATED slide whose brown is pale, and the H&E slide SOURCE."""
     try:

@@ -5,7 +5,7 @@
 
 Trained with InstanceNorm, a generator learns to use the statistics of the whole patch as a cue. KIN averages them over
 7 × 7 patches, which blurs the cue: what was dense brown beside blue becomes greyish tan throughout. This script trains
-by regression to ``guide.aligned_target``, and normalises each patch as KIN does, by smoothed statistics of its grid.
+by regression to ``guide.aligned_target``, and normalizes each patch as KIN does, by smoothed statistics of its grid.
 Every ``--every`` steps a table of the region is measured for a grid with a new random offset. In between, a patch's own
 statistics are measured again and shifted by as much as smoothing shifted them in the table. No gradient flows through
 statistics. ``guide.tif`` comes from ``sharpen_guide.py``.
@@ -59,7 +59,7 @@ class KinNorm(nn.InstanceNorm2d):
         self.mean, self.std = torch.zeros(norm.num_features), torch.ones(norm.num_features)
 
     def forward(self, x: Tensor) -> Tensor:  # (1, C, H, W)
-        """Normalise one patch."""
+        """Normalize one patch."""
         if not self.noting:
             return F.batch_norm(x, self.mean, self.std**2, training=False, eps=0.0)
         # of one patch batch norm is instance norm, several times as fast in bf16, and keeps its statistics, unbiased
@@ -243,7 +243,7 @@ def finish(
 @click.option("--lr", type=float, default=3e-4, show_default=True, help="Learning rate.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(source: Path, guide: Path, start: Path, output: Path, region: Box | None, **options: float) -> None:
-    """Fine-tune a generator on the H&E slide SOURCE and its aligned GUIDE, normalised as KIN does."""
+    """Fine-tune a generator on the H&E slide SOURCE and its aligned GUIDE, normalized as KIN does."""
     try:
         finish(source, guide, start, output, region=region, options=options)
     except KinError as error:

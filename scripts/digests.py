@@ -128,7 +128,12 @@ def tiles_digest(file: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
+    parser.add_argument(
+        "--shared",
+        type=Path,
+        default=ROOT.parent / "shared",
+        help="folder with the slides (data/) and generators (reference/)",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         run = Set(options.shared, Path(temporary))

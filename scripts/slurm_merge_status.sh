@@ -31,7 +31,7 @@ with (folder / "status-all.csv").open("w", newline="", encoding="utf-8", errors=
     writer = csv.DictWriter(file, rows[0] if rows else ["slide"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-incomplete = ("failed", "filled", "no tissue", "bad generator")
+incomplete = ("failed", "filled", "flawed", "no tissue", "bad generator")
 counts = collections.Counter(row["status"] for row in rows)
 print(", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing yet")
 for row in rows:

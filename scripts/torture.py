@@ -186,7 +186,7 @@ class Torture:
         elif digest(output) != digest(reference):
             self.wrong.append(f"{output}: differs")
         elif json.loads(record_of(output).read_bytes())["output_sha256"] != digest(output):
-            self.wrong.append(f"{output}: its record tells of other bytes")
+            self.wrong.append(f"{output}: differs from its record")
         elif with_report and comparable_report(output) != comparable_report(reference):
             self.wrong.append(f"{output}: its report differs")
         elif with_report and not is_complete_report(output):

@@ -56,9 +56,9 @@ def test_leaving_early_waits_for_running_work_only() -> None:
 
 def test_a_sink_consumes_everything() -> None:
     seen: list[int] = []
-    with WorkQueue(seen.append, workers=3, limit=4) as sink:
+    with WorkQueue(seen.append, workers=3, limit=4) as queue:
         for i in range(100):
-            sink.submit(i)
+            queue.submit(i)
     assert sorted(seen) == list(range(100))
 
 
@@ -68,10 +68,10 @@ def test_a_sink_bounds_what_is_under_way() -> None:
     def hold(i: int) -> None:
         gate.acquire()
 
-    with WorkQueue(hold, workers=1, limit=3) as sink:
+    with WorkQueue(hold, workers=1, limit=3) as queue:
         for i in range(3):
-            sink.submit(i)
-        blocked = threading.Thread(target=lambda: (sink.submit(3), under_way.append(3)))
+            queue.submit(i)
+        blocked = threading.Thread(target=lambda: (queue.submit(3), under_way.append(3)))
         blocked.start()
         blocked.join(0.05)
         assert not under_way
@@ -86,9 +86,9 @@ def test_a_sinks_failure_reaches_the_caller() -> None:
         raise ValueError(f"item {i}")
 
     def run() -> None:
-        with WorkQueue(fail, workers=1, limit=2) as sink:
+        with WorkQueue(fail, workers=1, limit=2) as queue:
             for i in range(10):
-                sink.submit(i)
+                queue.submit(i)
 
     with pytest.raises(ValueError, match="item 0"):
         run()
@@ -96,11 +96,11 @@ def test_a_sinks_failure_reaches_the_caller() -> None:
 
 def test_another_failure_is_not_hidden_by_a_sinks_own() -> None:
     def fail(_: int) -> None:
-        raise ValueError("sink")
+        raise ValueError("queue")
 
     def run() -> None:
-        with WorkQueue(fail, workers=1, limit=2) as sink:
-            sink.submit(1)
+        with WorkQueue(fail, workers=1, limit=2) as queue:
+            queue.submit(1)
             raise KeyError("caller")
 
     with pytest.raises(KeyError):

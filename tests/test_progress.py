@@ -19,5 +19,5 @@ def test_silence_swallows_whatever_is_told(capsys: pytest.CaptureFixture[str]) -
 
 def test_failures_of_a_stage_are_not_swallowed() -> None:
     for progress in (SilentProgress(), Watcher()):
-        with pytest.raises(KeyError), progress.stage("apply", 1):
+        with pytest.raises(KeyError), progress.stage("apply", 1, "tiles"):
             raise KeyError

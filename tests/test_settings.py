@@ -52,7 +52,7 @@ def test_methods_are_presets(method: str, kernel: str, interpolation: str) -> No
     ],
     ids=str,
 )
-def test_normalisations_that_make_no_sense(options: dict[str, object]) -> None:
+def test_normalizations_that_make_no_sense(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         NormSettings(**options)  # type: ignore[arg-type]
 

@@ -171,7 +171,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     class Interrupting(SilentProgress):
         left = 9
 
-        def stage(self, name: str, total: int, unit: str = "tiles"):  # type: ignore[no-untyped-def]
+        def stage(self, name: str, total: int, unit: str):  # type: ignore[no-untyped-def]
             return self._stage()
 
         def _stage(self):  # type: ignore[no-untyped-def]

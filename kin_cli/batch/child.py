@@ -21,7 +21,7 @@ from typing import IO, Any
 from kin_cli.errors import KinError, ModelError, NoTissueError, Stopped
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
-from kin_cli.signals import end_with_us
+from kin_cli.signals import kill_on_second_interrupt
 
 _GRACE_SECONDS = 20.0  # for a child to stop; most schedulers give a process 30 s between SIGTERM and SIGKILL
 _LOG_TAIL_BYTES = 4000
@@ -92,7 +92,7 @@ class _Child:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()]
         )
-        end_with_us(process)
+        kill_on_second_interrupt(process)
         theirs.close()
         return cls(process, ours, log)
 

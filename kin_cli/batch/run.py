@@ -208,7 +208,7 @@ def agree_on_slides(folder: Path, tasks: Sequence[SlideTask], shard: Shard) -> N
         if create_atomic(path, json.dumps(wanted, indent=1, ensure_ascii=True).encode()):
             return
         found = _parsed(path, path.read_bytes())
-    hint = f"if no shard is running any more, remove {path} to begin anew"
+    hint = f"if no shard is running any more, remove {path} to start afresh"
     if found["shards"] != shard.total:
         raise UsageError(f"{path}: this batch was begun in {found['shards']} shards, not {shard.total}", hint)
     if found["slides"] != slides:

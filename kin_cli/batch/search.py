@@ -89,7 +89,7 @@ class _Walk:
         self.unreadable: list[str] = []
 
     def notes(self) -> list[str]:
-        """What was left out because nobody asked for it, one line a kind."""
+        """Return one line for each kind of file that the search left out although it can be read."""
         notes = list(self._skipped)
         if self._endings:
             counts = [f"{count} {ending}" for ending, count in self._endings.most_common(_LISTED)]

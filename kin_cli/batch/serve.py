@@ -21,7 +21,7 @@ from kin_cli.errors import DeviceError, KinError, Stopped, explained
 from kin_cli.progress import Advance
 from kin_cli.report.page import report_if_asked
 from kin_cli.settings import Settings
-from kin_cli.signals import exit_now, raise_if_requested, stop_on_signals, stop_requested
+from kin_cli.signals import exit_now, raise_if_requested, requested_stop, stop_on_signals
 from kin_cli.translation import translate
 
 _SEND_EVERY_SECONDS = 0.2
@@ -84,7 +84,7 @@ def _answer(settings: Settings, progress: _PipeProgress) -> tuple[object, ...]:
         traceback.print_exc()
         known = explained(error)
         answer = "failed", f"{slide}: {known.message}", known.hint, 1
-    request = stop_requested()  # after a request to stop, any failure is its consequence
+    request = requested_stop()  # after a request to stop, any failure is its consequence
     return answer if request is None else ("stopped", request.message, request.hint, request.exit_code)
 
 
@@ -96,7 +96,7 @@ class _PipeProgress:
         self._lock = threading.Lock()
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         self._send("stage", name, total, unit)
         unsent, last = 0, time.monotonic()
 

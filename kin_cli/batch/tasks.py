@@ -27,7 +27,7 @@ class SlideTask:
 
 @dataclass(frozen=True)
 class Worklist:
-    """What a batch is to do: its tasks, lines that the user should know, and lines on what could not be read."""
+    """Tasks of a batch, notes to show to the user, and one line for each input that could not be read."""
 
     tasks: tuple[SlideTask, ...]
     notes: tuple[str, ...] = ()

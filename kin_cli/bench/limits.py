@@ -78,7 +78,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """Description in words: channels, kernel, size."""
+        """Name of the layer in tables: its channels, kernel and input size."""
         module, (_, height, width) = self.module, self.shape
         kind = "transposed " if isinstance(module, nn.ConvTranspose2d) else ""
         kernel = "×".join(map(str, module.kernel_size))

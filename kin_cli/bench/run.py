@@ -84,12 +84,12 @@ class BenchSettings:
 
     @property
     def runs(self) -> int:
-        """Number of repeats to make."""
+        """Number of times that each stage is measured."""
         return 1 if self.quick else self.repeats
 
     @property
     def at_least_s(self) -> float:
-        """Shortest duration of a repeat in seconds; short calls are repeated within it."""
+        """Shortest time in seconds over which a stage is timed; a shorter call is repeated until then."""
         return 0.1 if self.quick else 0.5
 
 

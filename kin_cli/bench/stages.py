@@ -5,6 +5,7 @@ The stages run the same code as a translation. All times are per patch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,6 @@ from PIL import Image
 from kin_cli.bench.limits import Clock, Timing, Work, count_work, repeated
 from kin_cli.concurrency import prefetch
 from kin_cli.geometry import Cell, Floats, Pixels, Size
-from kin_cli.models.checkpoint import load_generator
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.engine import Engine, EnginePool
 from kin_cli.plan import Plan
@@ -53,7 +53,7 @@ def plain_loops(plan: Plan, folder: Path, clock: Clock) -> tuple[Timing, Timing]
     Batch 1, float32, PyTorch's own InstanceNorm with each patch's statistics. The second timing is the work that
     kernelized normalization needs: every patch read and run twice, and saved once.
     """
-    module = load_generator(plan.settings.model).module.to(plan.device)
+    module = copy.deepcopy(plan.generator.module).to(plan.device)
     cells = cycle(plan.grid)
 
     def one(cell: Cell, *, save: bool = True) -> None:
@@ -119,7 +119,7 @@ class Bench:
         return [self.read, self.measure, self.apply, self.apply_seamless, self.encode, self.pyramid]
 
     def read(self) -> Stage:
-        """Time reading from the slide by all threads; the slide is opened anew for each repeat."""
+        """Time reading from the slide by all threads; the slide is opened afresh for each repeat."""
         plan, seconds = self.plan, []
         boxes = [plan.grid.box(cell) for cell in list(plan.grid)[: 4 * _HELD]]
         for _ in range(self.clock.repeats + 1):

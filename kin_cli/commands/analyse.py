@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @shared_options
-@click.command()
+@click.command(short_help="Draw how similar the patches' statistics are.")
 @click.argument("slide", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="File for the figure (.png, .pdf, .svg), or folder.")
 @click.option("--kernel", type=KernelType(), help="Kernel whose neighbourhood is compared.  [default: gaussian:7]")
@@ -90,11 +90,11 @@ def _analysed(slide: Path, figure: Path, beside: list[Path], options: dict[str, 
 
 def _text(found: Analysis) -> str:
     """Return a table of the median similarities, a line for each statistic and block."""
-    names = ["", *(f"{standin.name}" for standin in found.standins)]
+    names = ["", *(f"{replacement.name}" for replacement in found.replacements)]
     lines = [names]
     for s, statistic in enumerate(("mean", "std")):
         for b, block in enumerate(found.blocks):
-            middle = [f"{standin.quantiles[2, s, b]:.4f}" for standin in found.standins]
+            middle = [f"{replacement.quantiles[2, s, b]:.4f}" for replacement in found.replacements]
             lines.append([f"{statistic}, {block.name}", *middle])
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)

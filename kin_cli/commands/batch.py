@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
-@click.command()
-@click.argument("inputs", type=_PATH, nargs=-1, metavar="INPUT...")
+@click.command(short_help="Translate many slides, one after another.")
+@click.argument("inputs", type=_PATH, nargs=-1, metavar="[INPUT]...")
 @click.option("-o", "--output", "folder", type=_PATH, required=True, help="Folder for the outputs.")
 @click.option("--manifest", type=_PATH, help="CSV file that lists the slides: columns wsi[,mpp,output,model,mask].")
 @click.option("--recursive", is_flag=True, help="Search sub-folders, too; outputs go to sub-folders of the same names.")

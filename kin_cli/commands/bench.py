@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from kin_cli.bench.run import BenchSettings
 
 
-@click.command()
+@click.command(short_help="Measure the speed of this machine.")
 @click.option("-m", "--model", type=FILE, help=MODEL_HELP)
 @click.option(
     "--architecture",
     type=click.Choice(["cut", "cyclegan", "urust"]),
-    help="Use a generator of this architecture with random weights, instead of --model.  [default: cut]",
+    help="Architecture of a random generator, instead of --model."
+    "  [default: none; cut if --width or --blocks is given]",
 )
 @click.option("--width", type=int, help="Width of the random generator.  [default: 64]")
 @click.option("--blocks", type=int, help="Number of residual blocks of the random generator.  [default: 9]")

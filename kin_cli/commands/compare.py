@@ -17,11 +17,11 @@ from kin_cli.commands.variants import (
     check_written,
     comparison_options,
     csv_bytes,
+    metric_options_from,
     output_options,
     prepared_folder,
     shared_options,
     variant,
-    yardstick_from,
 )
 from kin_cli.errors import UsageError
 
@@ -34,7 +34,7 @@ _FIGURE_HELP = "File for the figure: .png, .pdf or .svg."
 
 
 @shared_options
-@click.command()
+@click.command(short_help="Draw IN, TIN, KIN and seamless side by side.")
 @click.argument("slide", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP)
 @click.option(
@@ -60,7 +60,7 @@ def compare(slide: Path, output: Path, **options: Any) -> None:
     folder = prepared_folder(output, options["keep"])
     base = base_settings(slide, options, folder=folder)
     check_written(base, [("-o", output), ("--csv", options["csv_file"])], options, folder=folder)
-    from kin_cli.figures.compare import CompareSettings, Look
+    from kin_cli.figures.compare import CompareSettings, FigureOptions
     from kin_cli.figures.sheet import comparison_sheet
 
     settings = CompareSettings(
@@ -68,8 +68,8 @@ def compare(slide: Path, output: Path, **options: Any) -> None:
         variants=tuple(_variants(base, options)),
         folder=folder,
         keep=options["keep"] is not None,
-        look=Look(options["close_ups"], options["close_up"]),
-        yardstick=yardstick_from(options),
+        figure=FigureOptions(options["close_ups"], options["close_up_size"]),
+        metrics=metric_options_from(options),
     )
     finish(settings, comparison_sheet, output=output, options=options)
 
@@ -119,7 +119,7 @@ def kernels_from(text: str) -> list[Any]:
 
 
 @shared_options
-@click.command()
+@click.command(short_help="Draw kernels of every kind and size.")
 @click.argument("slide", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP)
 @click.option(
@@ -147,7 +147,7 @@ def sweep(slide: Path, output: Path, **options: Any) -> None:
     folder = prepared_folder(output, options["keep"])
     base = base_settings(slide, options, folder=folder)
     check_written(base, [("-o", output), ("--csv", options["csv_file"])], options, folder=folder)
-    from kin_cli.figures.compare import CompareSettings, Look
+    from kin_cli.figures.compare import CompareSettings, FigureOptions
     from kin_cli.figures.sheet import sweep_sheet
 
     settings = CompareSettings(
@@ -155,8 +155,8 @@ def sweep(slide: Path, output: Path, **options: Any) -> None:
         variants=tuple(_sweep_variants(base, options, kinds=kinds)),
         folder=folder,
         keep=options["keep"] is not None,
-        look=Look(1, options["close_up"], overview_px=700),
-        yardstick=yardstick_from(options),
+        figure=FigureOptions(1, options["close_up_size"], overview_px=700),
+        metrics=metric_options_from(options),
     )
     sections = [(kind, [_name(text) for text in texts]) for kind, texts in kinds.items()]
     finish(settings, lambda found: sweep_sheet(found, sections), output=output, options=options)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 
 
-@click.command()
+@click.command(short_help="Measure the quality of a slide.")
 @click.argument("slide", type=FILE)
 @click.option(
     "--reference", type=FILE, help="Real slide of the target stain, for FID and histogram; NIQE is fitted to it."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from kin_cli.commands.options import entry_option, norm_option
 from kin_cli.commands.parameters import FILE, series_option
 from kin_cli.commands.streams import json_text, show
 from kin_cli.errors import InputError
@@ -18,27 +19,34 @@ if TYPE_CHECKING:
     from kin_cli.plan import Plan
 
 _MODEL_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors")
+_LABELS = {"icc_bytes": "ICC profile", "table_bytes": "table", "disk_bytes": "disk", "memory_bytes": "memory"}
+_ESTIMATES = ("table_bytes", "disk_bytes", "memory_bytes")
 
 
-@click.command()
+@click.command(short_help="Describe a slide or a generator.")
 @click.argument("file", type=FILE)
 @click.option(
     "--patch-size", type=click.IntRange(4), default=512, show_default=True, help="Side of the patches to count, px."
 )
 @series_option
+@entry_option
+@norm_option
 @click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
-def info(file: Path, patch_size: int, series: int | None, as_json: bool) -> None:
+def info(
+    file: Path, patch_size: int, series: int | None, entry: str | None, model_norm: str | None, as_json: bool
+) -> None:
     """Describe FILE: a slide, or a generator's checkpoint (.pth, .pt, .ckpt, .safetensors)."""
-    facts = _model(file) if file.suffix.lower() in _MODEL_ENDINGS else _slide(file, patch_size, series)
+    is_model = file.suffix.lower() in _MODEL_ENDINGS
+    facts = _model(file, entry, model_norm) if is_model else _slide(file, patch_size, series)
     if as_json:
         show(json_text(facts))
     else:
         card = facts.pop("metadata", {})
-        rows = [(name.replace("_", " "), _text(name, value)) for name, value in facts.items()]
+        rows = [(_LABELS.get(name, name.replace("_", " ")), _text(name, value)) for name, value in facts.items()]
         show(table_text(rows + _card_rows(card, known=facts.keys() | {"format"})))
 
 
-@click.command()
+@click.command(short_help="Verify that files are complete and readable.")
 @click.argument("files", type=FILE, nargs=-1, required=True)
 def check(files: tuple[Path, ...]) -> int:
     """Read every tile of every level of each FILE; exit with code 1 if anything is damaged or missing.
@@ -74,8 +82,8 @@ def _checked(file: Path) -> tuple[list[str], str]:
     if wanted is None:
         return [], f"sound, as far as can be told without its record ({file.name}.json): unused bytes were not compared"
     if file_sha256(file) != wanted:
-        return ["its bytes are not those that its record tells of (SHA-256)"], ""
-    return [], "sound, every byte as its record tells"
+        return ["differs from its record (SHA-256)"], ""
+    return [], "sound: identical to its record"
 
 
 def describe_plan(plan: Plan) -> str:
@@ -87,6 +95,7 @@ def describe_plan(plan: Plan) -> str:
     shape = f"{grid.rows} rows × {grid.cols} columns of {norm.patch_px} px"
     patches = f"{plan.translated_patches} of {len(grid)} with tissue ({shape})"
     tiles = f"{windows.translated_tiles} of {len(plan.layout.grid(0))} translated"
+    levels = _counted(len(plan.layout.sizes), "level")
     decoded = view.slide.temporary_bytes
     temporary = f", and {bytes_text(decoded)} in the temporary folder (TMPDIR)" if decoded else ""
     kept = "" if plan.settings.table is None else f" in {plan.settings.table}"
@@ -98,7 +107,7 @@ def describe_plan(plan: Plan) -> str:
             ("method", f"{norm.method}{smoothing}"),
             ("patches", f"{patches}{measured}"),
             ("windows", f"{plan.window_px} px, halo {plan.halo_px} px"),
-            ("tiles", f"{tiles} ({plan.layout.tile} px, {len(plan.layout.sizes)} levels)"),
+            ("tiles", f"{tiles} ({plan.layout.tile} px, {levels})"),
             ("device", f"{plan.device}, {plan.precision}, batch {plan.batch}, {plan.workers} threads"),
             ("table", f"{bytes_text(plan.table_bytes)}{kept}"),
             ("memory", f"at most {bytes_text(plan.host_bytes)}, whatever the slide's size"),
@@ -120,10 +129,10 @@ def mpp_text(mpp: float | None) -> str:
     return "pixel size unknown" if mpp is None else f"{mpp:.4g} µm/px"
 
 
-def _model(file: Path) -> dict[str, object]:
+def _model(file: Path, entry: str | None, norm: Any) -> dict[str, object]:
     from kin_cli.models.checkpoint import describe, load_generator
 
-    return {"file": str(file), **describe(load_generator(file))}
+    return {"file": str(file), **describe(load_generator(file, entry=entry, norm=norm))}
 
 
 def _slide(file: Path, patch_size: int, series: int | None) -> dict[str, object]:
@@ -185,8 +194,10 @@ def _settings_text(values: object) -> str:
 def _text(name: str, value: object) -> str:
     if name == "mpp":
         return mpp_text(value if isinstance(value, float) else None)
+    if name == "icc_bytes" and not value:
+        return "none"
     if name.endswith("_bytes") and isinstance(value, int):
-        return bytes_text(value)
+        return bytes_text(value) + (", an estimate for a generator of width 64" if name in _ESTIMATES else "")
     if name == "size" and isinstance(value, list):
         return f"{value[0]} × {value[1]} px"
     if name == "levels" and isinstance(value, list):
@@ -194,3 +205,7 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return "unknown" if value is None else str(value)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -28,7 +28,7 @@ from kin_cli.commands.streams import guard_streams, printable, stdout_failure
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import assemble, translate
 from kin_cli.errors import Stopped, explained
-from kin_cli.signals import exit_now, ignore_signals, stop_on_signals, stop_requested
+from kin_cli.signals import exit_now, ignore_signals, requested_stop, stop_on_signals
 
 _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -37,7 +37,7 @@ _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], 
 @click.version_option(__version__, prog_name="kin")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:  # run() reads it before click parses
-    """Translate whole-slide images from one stain to another, without tile borders.
+    """Translate whole-slide images from one stain to another, without visible borders between patches.
 
     Every option of a command can also be set by an environment variable (KIN_TRANSLATE_KERNEL=gaussian:7) and, for
     commands with --config, in a TOML file. A flag overrides the variable, the variable overrides the file.
@@ -119,7 +119,7 @@ def _debugs() -> bool:
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
-    stop = stop_requested()
+    stop = requested_stop()
     if stop is not None and code != stop.exit_code:  # the failure is a consequence of the request to stop
         message, code = str(stop), stop.exit_code
     if debug:

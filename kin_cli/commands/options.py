@@ -30,8 +30,19 @@ if TYPE_CHECKING:
     from kin_cli.settings import Settings
 
 MODEL_HELP = "Generator: a .pth or .safetensors file.  [default: the bundled one, H&E to synaptophysin IHC]"
+entry_option = click.option(
+    "--entry", help="Entry of a training bundle that holds the generator, if it holds several, such as netG_A2B."
+)
+norm_option = click.option(
+    "--norm",
+    "model_norm",
+    type=click.Choice(["instance", "batch", "none"]),
+    help="Norm layers that the generator was trained with.  [default: as its file tells]",
+)
 _OPTIONS = (
     click.option("-m", "--model", type=FILE, help=MODEL_HELP),
+    entry_option,
+    norm_option,
     click.option(
         "--method",
         type=click.Choice(["in", "kin", "dn", "tin"]),
@@ -49,7 +60,9 @@ _OPTIONS = (
         "  [default: bilinear for dn and --seamless, otherwise nearest]",
     ),
     click.option(
-        "--seamless", is_flag=True, help="Leave no visible tile borders: same as --halo auto --interpolation bilinear."
+        "--seamless",
+        is_flag=True,
+        help="Leave no visible borders between patches: same as --halo auto --interpolation bilinear.",
     ),
     click.option(
         "--halo",
@@ -201,6 +214,8 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
             batch_size=auto_as_none(options["batch_size"]),
         ),
         table=options.get("table"),
+        entry=options["entry"],
+        model_norm=options["model_norm"],
         config=config_file(),
     )
 
@@ -211,7 +226,7 @@ def _norm_options(options: dict[str, Any]) -> dict[str, Any]:
     halo, interpolation = options["halo"], options["interpolation"]
     if options["seamless"]:
         if method == "in":
-            raise UsageError("--method in has tile borders by definition", "--seamless goes with kin, dn and tin")
+            raise UsageError("--method in has patch borders by definition", "--seamless goes with kin, dn and tin")
         halo = "auto" if halo is None else halo
         interpolation = interpolation or (None if method == "tin" else "bilinear")
     correction, eps = options["correction"], options["eps"]

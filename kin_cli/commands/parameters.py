@@ -113,7 +113,8 @@ tissue_option = click.option(
     type=TissueType(),
     default="auto",
     show_default=True,
-    help="Where tissue is: auto (detected), none (all patches count), or a mask file (PNG, TIFF, JPEG, GeoJSON).",
+    help="Where tissue is: auto (detected), none (all patches count), or a mask file: PNG, TIFF, JPEG, GeoJSON, or"
+    " XML of ImageScope or ASAP.",
 )
 precision_option = click.option(
     "--precision",

@@ -24,7 +24,7 @@ class ConsoleProgress:
     """Progress of one slide: a bar for each stage on a terminal; otherwise a line now and then and one at its end."""
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         """Show one stage of ``total`` units, or nothing if ``total`` is 0."""
         if total == 0:
             yield lambda _count, _detail="": None
@@ -50,8 +50,8 @@ class BatchProgress(ConsoleProgress):
         self._depth = 0
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
-        """Show one stage; the bar of the outermost stage, the slides, stays on the screen."""
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        """Show one stage; only the bar of the outermost stage, that of the slides, stays on the screen."""
         self._depth += 1
         try:
             if sys.stderr.isatty():

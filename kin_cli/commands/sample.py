@@ -12,7 +12,7 @@ from kin_cli.commands.streams import tell_output
 from kin_cli.geometry import Size
 
 
-@click.command()
+@click.command(short_help="Write a synthetic slide.")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--size", type=SizeType(), default="8192", show_default=True, help="Size of the slide in pixels: 8192 or 8192x4096."

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from kin_cli.evaluation.seams import SlideSeams
     from kin_cli.metrics.seams import SeamResult
 
-_LISTED = 10  # boundaries in the list of the worst
+_LISTED = 10  # number of borders in the list of the worst
 _MAP_PX = 1600  # longer side of the map
 
 
-@click.command()
+@click.command(short_help="Measure visible borders between patches.")
 @click.argument("slide", type=FILE)
 @click.option("--source", type=FILE, help="Slide that SLIDE was translated from, as the control; recommended.")
 @click.option("--source-level", type=click.IntRange(0), help="Pyramid level of the source that was translated.")
@@ -49,16 +49,23 @@ _MAP_PX = 1600  # longer side of the map
     help="Upper left corner of the first patch, x y, px.",
 )
 @tissue_option
-@click.option("--heatmap", type=FILE, help="Also write a map of all boundaries to this PNG file.")
+@click.option("--heatmap", type=FILE, help="Also write a map of all patch borders to this PNG file.")
 @workers_option
 @json_option
 @overwrite_option
 def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **options: Any) -> None:
-    """Measure the seams of SLIDE: the step at every boundary between two patches, against the texture beside it.
+    """Measure the seams of SLIDE: the step at every border between two patches, against the texture beside it.
 
     R is the step relative to the texture, 1 without seams; compare it between translations of one slide only. R* is R
     divided by the R of the source. The excess is the step without the texture: below 0.5 ΔE it is invisible, above
     2.3 ΔE obvious.
+
+    \b
+    step              difference in colour of the two pixels at a border, averaged along it (ΔE)
+    step_luma         the same in luma, which JPEG chroma subsampling does not change (8-bit)
+    ramp16, ramp64    gradual change across a border: colour 4 to 8 and 16 to 32 px from it (ΔE)
+    line              a line along a border: the 4 pixels at it against those around them (ΔE)
+    fine              fine texture that does not continue across a border (8-bit)
     """
     from contextlib import ExitStack
 
@@ -126,7 +133,7 @@ def _values(found: SlideSeams) -> list[str]:
 
     summary = found.summary
     head = f"{'':<22}{'R':>7}" if summary.table.source is None else f"{'':<22}{'R*':>7}{'R':>8}{'source':>8}"
-    lines = [f"{head}  {'95 % interval':<16} {'excess':<12} boundaries"]
+    lines = [f"{head}  {'95 % interval':<16} {'excess':<12} borders"]
     for direction in summary.results:
         name = f"{found.statistic} {direction}"
         lines.append(_line(name, summary.result(found.statistic, direction), found.unit))
@@ -155,7 +162,7 @@ def _worst(found: SlideSeams) -> list[str]:
     worst = found.summary.worst(found.statistic, _LISTED)
     if not worst:
         return []
-    lines = [f"worst boundaries ({found.statistic}, {found.unit}; x, y of the upper or left end, px):"]
+    lines = [f"worst borders ({found.statistic}, {found.unit}; x, y of the upper or left end, px):"]
     for number, line in enumerate(worst, start=1):
         place = f"{line.x},{line.y}"
         lines.append(

@@ -66,7 +66,7 @@ def show(text: str) -> None:
 
 
 def tell_output(text: str) -> None:
-    """Print on stdout what is also in a file, such as its name; nobody needs to listen."""
+    """Print a text on stdout that is not the result itself, such as an output's name; ignore failures to write."""
     click.echo(text)
     forget_failure()
 
@@ -137,7 +137,7 @@ class _GuardedDescriptor(io.RawIOBase):
 
 
 class _GuardedText(io.TextIOWrapper):
-    """Text on a ``_GuardedDescriptor``."""
+    """Text stream on a ``_GuardedDescriptor``, which never raises."""
 
     buffer: Any
 

@@ -87,7 +87,7 @@ def _parse_card(ctx: click.Context, param: click.Parameter, entries: tuple[str, 
     return values
 
 
-@click.group()
+@click.group(short_help="Train a generator on slides of two stains.")
 def train() -> None:
     """Train a generator on slides of two stains that need not show the same tissue.
 
@@ -106,11 +106,11 @@ def _patches(command: Command) -> Command:
             "--min-tissue", type=float, default=0.5, show_default=True, help="Least tissue fraction of a patch."
         ),
         click.option(
-            "--border-fraction",
+            "--edge-fraction",
             type=float,
             default=0.0,
             show_default=True,
-            help="Fraction of patches with some tissue, but less than --min-tissue.",
+            help="Fraction of patches at the edge of the tissue: some tissue, but less than --min-tissue.",
         ),
         click.option(
             "--background-fraction",
@@ -174,7 +174,7 @@ def _networks(*, antialias: bool, init: str) -> Callable[[Command], Command]:
             default=init,
             show_default=True,
             callback=_parse_init,
-            metavar="KIND:GAIN",
+            metavar="KIND:VALUE",
             help="Initial weights: normal:DEVIATION or xavier:GAIN.",
         ),
         click.option("--start", type=_PATH, help="Start from the weights of this generator: .pth or .safetensors."),
@@ -187,7 +187,8 @@ def _evaluation(command: Command) -> Command:
         click.option(
             "--evaluate-every",
             type=click.IntRange(1),
-            help="Steps between evaluations.  [default: one at the end, if another of these options is given]",
+            help="Steps between evaluations."
+            "  [default: none; one at the end if --evaluation, --evaluation-region or --inception is given]",
         ),
         click.option(
             "--evaluation",
@@ -195,7 +196,9 @@ def _evaluation(command: Command) -> Command:
             help="Slides to evaluate on: a file or a folder.  [default: first source slide, outside --source-region]",
         ),
         click.option(
-            "--evaluation-region", type=RegionType(), help="Evaluate on this part of them.  [default: 8 × 8 patches]"
+            "--evaluation-region",
+            type=RegionType(),
+            help="Rectangle of the evaluation slides to evaluate on.  [default: 8 × 8 patches]",
         ),
         click.option("--inception", type=_PATH, envvar="KIN_INCEPTION", help="Weights of InceptionV3: measure FID."),
     )
@@ -244,7 +247,7 @@ _POOL = click.option(
     type=click.IntRange(0),
     default=50,
     show_default=True,
-    help="Earlier translations kept for the discriminator.",
+    help="Size of the image pool of the discriminator; 0: none.",
 )
 
 
@@ -271,7 +274,10 @@ def cyclegan(**options: Any) -> None:
 @click.option("--gan", type=float, default=1.0, show_default=True, help="Weight of the adversarial loss.")
 @click.option("--nce", type=float, default=1.0, show_default=True, help="Weight of PatchNCE.")
 @click.option(
-    "--identity/--no-identity", default=True, show_default=True, help="PatchNCE of translated target patches, too."
+    "--identity/--no-identity",
+    default=True,
+    show_default=True,
+    help="Also apply PatchNCE to target patches passed through the generator (identity loss).",
 )
 @click.option(
     "--layers", type=IntegersType(), default="", help="Generator layers that PatchNCE compares.  [default: the paper's]"
@@ -294,9 +300,13 @@ def cut(**options: Any) -> None:
 @click.option("--random-features", is_flag=True, help="Train without VGG16 weights, on random features.")
 @click.option("--spatial", type=float, default=10.0, show_default=True, help="Weight of the spatial loss.")
 @click.option(
-    "--layers", type=IntegersType(), default="4,7", show_default=True, help="ReLUs of VGG16 to compare, from 0."
+    "--layers",
+    type=IntegersType(),
+    default="4,7",
+    show_default=True,
+    help="Indices of the VGG16 ReLU layers to compare, counted from 0.",
 )
-@click.option("--window", type=int, default=32, show_default=True, help="Side of a self-similarity map.")
+@click.option("--map-size", type=int, default=32, show_default=True, help="Side of a self-similarity map.")
 @_POOL
 @_schedule(epochs=100)
 @_networks(antialias=True, init="xavier:0.02")
@@ -306,6 +316,7 @@ def lsesim(**options: Any) -> None:
     """LSeSim: spatially-correlative loss (Zheng et al., 2021)."""
     from kin_cli.training.settings import LsesimLosses
 
+    options["window"] = options.pop("map_size")  # the field's name is in the states of trainings
     _run(LsesimLosses(**_taken(LsesimLosses, options)), options)
 
 
@@ -318,6 +329,7 @@ def _run(losses: Losses, options: dict[str, Any]) -> None:
     from kin_cli.training.settings import Card, HeldOut, NetworkSettings, PatchSettings, Schedule, TrainSettings
 
     options["patch_px"], options["batch"] = options.pop("patch_size"), options.pop("batch_size")
+    options["border_fraction"] = options.pop("edge_fraction")  # the field's name is in the states of trainings
     options.update(**options.pop("augment"), **options.pop("init"))
     evaluation = HeldOut(
         every=options.pop("evaluate_every"),

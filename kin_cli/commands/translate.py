@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kin_cli.settings import Settings
 
 
-@click.command()
+@click.command(short_help="Translate one slide or photograph.")
 @click.argument("slide", type=FILE)
 @click.option(
     "-o", "--output", type=FILE, help="Output: .ome.tif, .tif, .png or .jpg.  [default: SLIDE.kin.ome.tif beside SLIDE]"
@@ -122,7 +122,7 @@ def _one_pass(settings: Settings, name: str, shard: Shard | None) -> None:
     run(settings, shard or Shard(1, 1), progress=ConsoleProgress())
 
 
-@click.command()
+@click.command(short_help="Finish a slide translated in shards.")
 @click.argument("slide", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Output, the same as for kin translate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run record as JSON.")

@@ -15,14 +15,14 @@ from kin_cli.commands.parameters import FILE, csv_option, inception_option, json
 from kin_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from kin_cli.figures.compare import Variant, Yardstick
+    from kin_cli.figures.compare import MetricOptions, Variant
     from kin_cli.settings import Settings
 
 _SHARED = (
-    *("model", "patch_size", "authors", "correction", "eps", "tissue", "background", "level", "mpp", "source_mpp"),
-    *("series", "region", "device", "precision", "compile", "batch_size", "workers"),
+    *("model", "entry", "model_norm", "patch_size", "authors", "correction", "eps", "tissue", "background"),
+    *("level", "mpp", "source_mpp", "series", "region", "device", "precision", "compile", "batch_size", "workers"),
 )
-# Lossless, since the subsampled chroma of JPEG imitates seams at the borders of its tiles.
+# Lossless: JPEG with subsampled chroma would show seams at the edges of the file's tiles.
 _OUTPUT = {"compression": "deflate", "icc": "drop", "skip_existing": True}
 
 
@@ -34,7 +34,7 @@ def shared_options(command: click.Command) -> click.Command:
 
 
 def output_options(function: Any) -> Any:
-    """Add the options of what a command keeps and prints."""
+    """Add the options for the files that a command keeps and for what it prints."""
     return _decorated(
         function,
         click.option(
@@ -52,7 +52,9 @@ def comparison_options(function: Any) -> Any:
     """Add the options of what is drawn, measured and kept of the translations."""
     return _decorated(
         function,
-        click.option("--close-up", type=click.IntRange(16), help="Side of a close-up, px.  [default: the patch size]"),
+        click.option(
+            "--close-up-size", type=click.IntRange(16), help="Side of a close-up, px.  [default: the patch size]"
+        ),
         click.option(
             "--metrics",
             help="Metrics besides seams, separated by commas, as in kin evaluate."
@@ -146,13 +148,13 @@ def check_written(
             raise UsageError(f"{path}: {what} is in the folder of unfinished work", "move it elsewhere")
 
 
-def yardstick_from(options: dict[str, Any]) -> Yardstick:
+def metric_options_from(options: dict[str, Any]) -> MetricOptions:
     """Return what is measured besides the seams."""
-    from kin_cli.figures.compare import Yardstick
+    from kin_cli.figures.compare import MetricOptions
 
     names = options["metrics"]
     metrics = None if names is None else tuple(name.strip() for name in names.lower().split(","))
-    return Yardstick(metrics, options["reference"], options["inception"], options["tiles"], options["seed"])
+    return MetricOptions(metrics, options["reference"], options["inception"], options["tiles"], options["seed"])
 
 
 def csv_bytes(rows: Sequence[Sequence[object]]) -> bytes:

@@ -56,7 +56,11 @@ def metric_value(metric: str, value: float, better: str, detail: str = "") -> Me
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation: all values, the seams if measured, why metrics were left out, and numbers of tiles."""
+    """Result of an evaluation.
+
+    ``seams`` is None if they were not measured. ``left_out`` names the input that each metric left out needs. ``tiles``
+    holds the number of tiles measured of each slide.
+    """
 
     settings: EvaluationSettings
     values: tuple[MetricValue, ...]
@@ -86,7 +90,7 @@ class Evaluation:
 def evaluate(settings: EvaluationSettings, progress: Progress) -> Evaluation:
     """Compute the chosen metrics of a slide.
 
-    Memory bound: see ``Panel`` and ``SeamMeter``; only the table of boundaries and some features grow with the slide.
+    Memory bound: see ``Panel`` and ``SeamMeter``; only the table of borders and some features grow with the slide.
 
     Raises:
         KinError: an input is missing, cannot be read, or does not fit the others.
@@ -110,7 +114,7 @@ def evaluate(settings: EvaluationSettings, progress: Progress) -> Evaluation:
     if seams is not None:
         values += seam_values(seams)
     for name, why in left_out.items():
-        progress.note(f"{name} is left out, it lacks {why}")
+        progress.note(f"{name} is left out: it needs {why}")
     return Evaluation(settings, tuple(values), seams, left_out, run.tiles, round(time.monotonic() - start, 1))
 
 
@@ -118,7 +122,7 @@ def seam_values(seams: SlideSeams) -> list[MetricValue]:
     """Return the headline of the seam metric: ratio and excess."""
     found = seams.result
     name = "seams R*" if seams.summary.table.source is not None else "seams R"
-    detail = f"{seams.statistic}, {found.n} boundaries"
+    detail = f"{seams.statistic}, {found.n} borders"
     if found.interval is not None:
         detail += f", 95 % in {found.interval[0]:.3f} to {found.interval[1]:.3f}"
     ratio = math.nan if found.headline is None else found.headline
@@ -231,7 +235,7 @@ class _EvaluationRun:
         def mean(box: Box) -> Doubles:
             return pooled(view.read(box), step)
 
-        with self._progress.stage("thumbnail", len(boxes)) as advance:
+        with self._progress.stage("thumbnail", len(boxes), "squares") as advance:
             for box, part in zip(boxes, prefetch(mean, boxes, workers=self._workers, ahead=self._workers), strict=True):
                 x, y = box.x // step, box.y // step
                 means[y : y + part.shape[0], x : x + part.shape[1]] = part
@@ -257,7 +261,7 @@ class _EvaluationRun:
 
 def _fid(settings: EvaluationSettings, device: torch.device) -> MetricEntry:
     if settings.inception is None:
-        raise UsageError("fid cannot be computed without its network's weights", WHERE_FROM)
+        raise UsageError("fid cannot be computed: it needs the weights of its network", WHERE_FROM)
     extractor = FeatureExtractor(settings.inception, device=device)
     slide, reference = FidTiles(extractor), FidTiles(extractor)
 

@@ -34,12 +34,12 @@ _JPEG = 7  # TIFF compression
 _HEADER_BYTES = 4096
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _PLAIN_PHASE = 16
-# of the map
+# sizes of the map and of its legend
 _LEGEND_PX = 80
 _LEGEND_WIDTH_PX = 420
 _SCALE_END = {"ΔE": 5.0, "8-bit": 12.0}
 _NUMBERED = 5
-# colours of no excess, half of the scale, and all of it
+# colours at no excess, at half of the scale and at its end
 _STOPS = np.array([[90, 140, 190], [250, 190, 40], [190, 0, 30]], np.float64)
 
 
@@ -62,7 +62,7 @@ class SlideSeams:
         return UNITS[self.statistic]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but the table, ready for JSON; the worst boundaries by the headline's statistic."""
+        """Return everything but the table, ready for JSON; the worst borders by the headline's statistic."""
         worst = [asdict(line) for line in self.summary.worst(self.statistic)]
         return {"headline": self.statistic, "note": self.note, **self.summary.as_dict(), "worst": worst}
 
@@ -93,7 +93,7 @@ def measure_slide_seams(
     meter = SeamMeter(grid, view.read, source=None if source is None else source.read, mask=mask)
     blocks = list(meter.blocks())
     parts = []
-    with progress.stage("seams", sum(map(len, blocks))) as advance:
+    with progress.stage("seams", sum(map(len, blocks)), "borders") as advance:
         for block, part in zip(blocks, prefetch(meter.measure, blocks, workers=workers, ahead=workers), strict=True):
             parts.append(part)
             advance(len(block))
@@ -102,10 +102,10 @@ def measure_slide_seams(
 
 
 def seam_map(seams: SlideSeams, thumbnail: Pixels) -> Image.Image:
-    """Draw every boundary, coloured by its excess in the headline's statistic, the five worst numbered, with a legend.
+    """Draw a map of all patch borders, coloured by the excess of the headline's statistic, with a legend.
 
-    ``thumbnail`` (h, w, 3), drawn pale beneath, shows the whole image that was measured. The scale is the same for
-    every slide; at about half of it, seams become obvious.
+    The five worst borders are numbered. ``thumbnail`` (h, w, 3) is the whole image that was measured; it is drawn pale
+    beneath the borders. The colour scale is the same for every slide; from about half of it, seams are obvious.
     """
     lines = seams.summary.lines(seams.statistic)
     height, width = thumbnail.shape[:2]
@@ -135,7 +135,7 @@ def close_up(x: int, y: int, *, side: int, size: Size) -> Box:
 def seam_grid(views: list[SlideView], patch_px: int, origin: tuple[int, int]) -> tuple[SeamGrid, bool]:
     """Choose a grid whose reference lines suit the storage of all ``views``, which show the same area at the same size.
 
-    The second value is True if only luma can be trusted: edges of the files' tiles are on every boundary of the grid,
+    The second value is True if only luma can be trusted: edges of the files' tiles are on every border of the grid,
     and no reference line can be on one.
     """
     phase, luma_only = _PLAIN_PHASE, False
@@ -203,7 +203,7 @@ def _colour(fraction: float) -> tuple[int, int, int]:
 
 
 def _bar(line: SeamLine, scale: float, fraction: float) -> tuple[float, float, float, float]:
-    """Corners of the bar of a boundary: wider if it is worse, shorter than the boundary so that bars do not touch."""
+    """Corners of the bar of a border: wider if it is worse, shorter than the border so that bars do not touch."""
     length = line.length * scale
     half, gap = max(0.5 + min(fraction, 1), length * (0.01 + 0.05 * min(fraction, 1))), length / 10
     x, y = line.x * scale, line.y * scale
@@ -226,7 +226,7 @@ def _legend(draw: ImageDraw.ImageDraw, seams: SlideSeams, height: int) -> None:
     font = ImageFont.load_default(13)
     # Pillow's built-in font has no Greek letters.
     unit = seams.unit.replace("ΔE", "dE")
-    text = f"excess at {len(summary.table)} boundaries of {summary.grid.patch_px} px ({seams.statistic}, {unit})"
+    text = f"excess at {len(summary.table)} borders of {summary.grid.patch_px} px ({seams.statistic}, {unit})"
     draw.text((left, height + 8), text, fill="black", font=font)
     control = "no source: the slide's own edges count" if summary.table.source is None else "against the source"
     draw.text((left, height + 25), control, fill="black", font=font)

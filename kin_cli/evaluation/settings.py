@@ -89,24 +89,25 @@ class EvaluationSettings:
     workers: int | None = None
 
     def missing(self, metric: str) -> str | None:
-        """Say which input a metric lacks, in the words of the command line; None if it lacks nothing."""
+        """Return the input that a metric lacks, as a noun phrase with its option; None if it lacks nothing."""
         if metric in ("fid", "histogram") and self.reference is None:
-            return "it compares with a real slide of the target stain: --reference SLIDE"
+            return "a real slide of the target stain (--reference SLIDE)"
         if metric == "fid" and self.inception is None:
             # The name is PUBLIC_FILE of kin_cli.metrics.fid, which takes seconds to import.
             return (
-                "its network's weights: --inception FILE, such as pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
+                "the weights of its network (--inception FILE, such as pt_inception-2015-12-05-6726825d.pth of"
+                " pytorch-fid)"
             )
         if metric == "niqe" and self.niqe_model is None and self.reference is None:
-            return "its model: --niqe-model FILE, or --reference SLIDE to fit one to"
+            return "a model (--niqe-model FILE, or --reference SLIDE to fit one to)"
         if metric in ("ssim", "fsim") and self.source is None:
-            return "it compares with what was translated: --source SLIDE"
+            return "the slide that was translated (--source SLIDE)"
         if metric == "seams" and self.slide.mpp is not None:
-            return "the slide at its own resolution, whose grid it measures: no --mpp"
+            return "the slide at its own resolution (no --mpp)"
         return None
 
     def chosen(self) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Return the metrics to compute, and the reason for each other that is left out.
+        """Return the metrics to compute, and for each that is left out the input that it needs.
 
         Raises:
             UsageError: a requested metric is unknown or lacks an input.
@@ -115,7 +116,7 @@ class EvaluationSettings:
             if name not in METRICS:
                 raise UsageError(f"there is no metric '{name}'", f"there are {', '.join(METRICS)}")
             if why := self.missing(name):
-                raise UsageError(f"{name} cannot be computed without {why}")
+                raise UsageError(f"{name} cannot be computed: it needs {why}")
         wanted = [name for name in METRICS if self.metrics is None or name in self.metrics]
         left_out = {name: why for name in wanted if (why := self.missing(name))}
         return tuple(name for name in wanted if name not in left_out), left_out

@@ -117,7 +117,7 @@ class Panel:
 
         if not metrics:
             return
-        with progress.stage(stage, len(boxes)) as advance:
+        with progress.stage(stage, len(boxes), "tiles") as advance:
             for parts in prefetch(measured, boxes, workers=workers, ahead=2 * workers):
                 for metric, part in zip(metrics, parts, strict=True):
                     metric.add(part)

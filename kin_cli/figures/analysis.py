@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kin_cli import __version__
-from kin_cli.errors import InputError
+from kin_cli.errors import InputError, ModelError
 from kin_cli.geometry import Cell, Doubles, Floats, Grid, Mask
 from kin_cli.job import kept_table
 from kin_cli.models.architectures import LayerBlock, layer_blocks
@@ -73,7 +73,7 @@ class DistanceCurve:
 
 
 @dataclass(frozen=True, eq=False)
-class Standin:
+class Replacement:
     """Similarity of the patches to statistics that a method uses instead of their own.
 
     Attributes:
@@ -99,7 +99,7 @@ class Analysis:
     settings: AnalysisSettings
     blocks: list[LayerBlock]
     curve: DistanceCurve
-    standins: list[Standin]
+    replacements: list[Replacement]
     patches: int
     drawn: int
     mpp: float | None
@@ -121,15 +121,15 @@ class Analysis:
                     found = (self.curve.pairs, self.curve.mean, self.curve.deviation)
                     pair = [_number(values[s, b, d]) for values in found]
                     rows.append([statistic, block.name, "patches", distance, um, *pair, *[None] * len(QUANTILES)])
-                for standin in self.standins:
-                    values = [_number(value) for value in standin.quantiles[:, s, b]]
-                    rows.append([statistic, block.name, standin.name, None, None, self.drawn, None, None, *values])
+                for replacement in self.replacements:
+                    values = [_number(value) for value in replacement.quantiles[:, s, b]]
+                    rows.append([statistic, block.name, replacement.name, None, None, self.drawn, None, None, *values])
         return rows
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record, ready for JSON."""
         base, (head, *rows) = self.settings.base, self.rows()
-        thumbnail = self.standins[0]
+        thumbnail = self.replacements[0]
         return {
             "kin": __version__,
             "slide": str(base.source.slide),
@@ -156,9 +156,13 @@ def analyse(settings: AnalysisSettings, progress: Progress) -> Analysis:
 
     Raises:
         InputError: fewer than two patches are at least half tissue.
+        ModelError: the generator has no InstanceNorm.
     """
     start = time.monotonic()
     plan = make_plan(settings.base)
+    if not plan.generator.channels:
+        plan.view.slide.close()
+        raise ModelError(f"{plan.settings.model} has no InstanceNorm", "there are no statistics to compare")
     with plan.view.slide, plan.identity, kept_table(plan, settings.table, note=progress.note) as store:
         engines = plan.engines()
         table = StatTable(store, rows=plan.grid.rows, cols=plan.grid.cols, channels=engines.channels)
@@ -176,10 +180,10 @@ def analyse(settings: AnalysisSettings, progress: Progress) -> Analysis:
         blocks = layer_blocks(engines.first.layers)
         curve = patches.by_distance(blocks, progress)
         thumbnail = thumbnail_statistics(plan.view, None, engine=engines.first, patch_px=settings.base.norm.patch_px)
-        standins = patches.standins(_with_deviations(thumbnail), blocks)
+        replacements = patches.replacements(_with_deviations(thumbnail), blocks)
     seconds = round(time.monotonic() - start, 1)
     found, drawn = int(patches.wanted.sum()), len(patches.drawn)
-    return Analysis(settings, blocks, curve, standins, found, drawn, plan.view.mpp, seconds)
+    return Analysis(settings, blocks, curve, replacements, found, drawn, plan.view.mpp, seconds)
 
 
 def cosine(one: Floats, others: Floats, *, blocks: Sequence[LayerBlock]) -> Doubles:
@@ -292,7 +296,7 @@ class _Patches:
                 advance(1)
         return found.curve()
 
-    def standins(self, thumbnail: Floats, blocks: list[LayerBlock]) -> list[Standin]:
+    def replacements(self, thumbnail: Floats, blocks: list[LayerBlock]) -> list[Replacement]:
         """Compare the patches drawn with the thumbnail, the average of all patches, and their neighbourhoods."""
         plan = self._plan
         own = np.stack([self._table.read(cell) for cell in self.drawn])
@@ -309,14 +313,14 @@ class _Patches:
             for n, (row, col) in enumerate(self.drawn)
         ]
         return [
-            Standin(
+            Replacement(
                 "thumbnail",
                 quantiles(cosine(thumbnail, own, blocks=blocks)),
                 outside(thumbnail, own, blocks=blocks),
                 deviation_ratio(thumbnail, own, blocks=blocks),
             ),
-            Standin("all patches", quantiles(cosine(average, own, blocks=blocks))),
-            Standin(f"neighbourhood {kernel}", quantiles(np.concatenate(near))),
+            Replacement("all patches", quantiles(cosine(average, own, blocks=blocks))),
+            Replacement(f"neighbourhood {kernel}", quantiles(np.concatenate(near))),
         ]
 
     def _around(self, cell: Cell, grid: Grid) -> Iterator[Cell]:

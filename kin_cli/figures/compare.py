@@ -1,4 +1,4 @@
-"""Compare ways to normalise one slide: translate, measure, cut out what is shown, and go on to the next variant."""
+"""Compare ways to normalize one slide: translate, measure, cut out what is shown, and go on to the next variant."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kin_cli.slide.view import SlideView, overview
 from kin_cli.store.files import os_errors_as_output_errors, working_folder
 from kin_cli.translation import translate
 
-_MEETING = 4  # boundaries at a corner
+_MEETING = 4  # borders at a corner
 _TISSUE = 0.5  # tissue fraction of each of the four patches at a corner
 _TILE_PX = (512, 256, 128)  # tiles of the other metrics: the largest side at which some tiles are tissue
 # The translations are lossless, so that only the source can make the metric fall back to luma.
@@ -41,7 +41,7 @@ _ALONE = ("sobel", "piqe")  # metrics of a slide without a source, such as the s
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to normalise: ``name`` in file names and tables, ``title`` in figures."""
+    """One way to normalize: ``name`` in file names and tables, ``title`` in figures."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Look:
+class FigureOptions:
     """What a figure shows: number and side of the close-ups (None: the side of a patch), and size of the overview."""
 
     close_ups: int = 3
@@ -58,7 +58,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class MetricOptions:
     """Metrics besides the seams, over ``tiles`` tiles with tissue, drawn at random with ``seed``.
 
     ``metrics`` are names as in ``EvaluationSettings``; None takes SSIM, Sobel and PIQE, with a ``reference`` (a real
@@ -94,21 +94,21 @@ class CompareSettings:
         variants: the columns, in the order in which they are made; the first decides which places are shown.
         folder: folder of the translations, and of the table if ``base.table`` is None.
         keep: keep the folder and the translations for another time.
-        look: what the figure shows.
-        yardstick: metrics besides the seams.
+        figure: what the figure shows.
+        metrics: metrics besides the seams.
     """
 
     base: Settings
     variants: tuple[Variant, ...]
     folder: Path
     keep: bool = False
-    look: Look = Look()
-    yardstick: Yardstick = Yardstick()
+    figure: FigureOptions = FigureOptions()
+    metrics: MetricOptions = MetricOptions()
 
 
 @dataclass(frozen=True)
 class Corner:
-    """A corner (x, y) where four patches meet, and the mean excess of the four boundaries that meet there."""
+    """A corner (x, y) where four patches meet, and the mean excess of the four borders that meet there."""
 
     x: int
     y: int
@@ -222,7 +222,7 @@ def worst_corners(lines: Sequence[SeamLine], tissue: Floats, *, patch_px: int, c
     """Return up to ``count`` corners, worst first, no two of which touch the same patch.
 
     ``tissue`` (rows, cols) is the tissue fraction of each patch. Corners between four patches that are at least half
-    tissue come before the others. A boundary that was not measured counts as an excess of 0.
+    tissue come before the others. A border that was not measured counts as an excess of 0.
     """
     meeting: defaultdict[tuple[int, int], float] = defaultdict(float)
     for line in lines:
@@ -300,26 +300,26 @@ class _ComparisonRun:
         return evaluate(self._evaluation(slide, source=source), self._progress)
 
     def _evaluation(self, slide: SlideChoice, *, source: SlideChoice | None) -> EvaluationSettings:
-        base, yardstick = self._settings.base, self._settings.yardstick
-        names = yardstick.names if self._sampling is not None else ()
+        base, options = self._settings.base, self._settings.metrics
+        names = options.names if self._sampling is not None else ()
         metrics = (*names, "seams") if source is not None else tuple(name for name in names if name in _ALONE)
         return EvaluationSettings(
             slide=slide,
-            reference=None if yardstick.reference is None else SlideChoice(yardstick.reference),
+            reference=None if options.reference is None else SlideChoice(options.reference),
             source=source,
             metrics=metrics,
             sampling=self._sampling or Sampling(tissue=base.source.tissue),
             seams=SeamChoice(base.norm.patch_px),
-            inception=yardstick.inception,
+            inception=options.inception,
             device=str(resolve_devices(base.compute.device)[0]),
             workers=base.compute.workers,
         )
 
     def _chosen_sampling(self) -> Sampling | None:
         """Choose the largest tiles of which some are half tissue; None, with a note, if not even small ones are."""
-        yardstick, tissue = self._settings.yardstick, self._settings.base.source.tissue
+        options, tissue = self._settings.metrics, self._settings.base.source.tissue
         for side in _TILE_PX:
-            sampling = Sampling(yardstick.tiles, yardstick.seed, side, tissue)
+            sampling = Sampling(options.tiles, options.seed, side, tissue)
             try:
                 sampled_boxes(self._view, self._mask, sampling)
             except InputError as error:
@@ -330,23 +330,23 @@ class _ComparisonRun:
         return None
 
     def _choose_places(self, seams: SlideSeams | None) -> None:
-        look, patch_px = self._settings.look, self._settings.base.norm.patch_px
+        figure, patch_px = self._settings.figure, self._settings.base.norm.patch_px
         corners: list[Corner] = []
         if seams is not None:
             tissue = self._mask.fraction(Grid(self._view.size, patch_px))
             lines = seams.summary.lines(seams.statistic)
-            corners = worst_corners(lines, tissue, patch_px=patch_px, count=look.close_ups)
-        self.corners = [*corners] or [None] * min(1, look.close_ups)
+            corners = worst_corners(lines, tissue, patch_px=patch_px, count=figure.close_ups)
+        self.corners = [*corners] or [None] * min(1, figure.close_ups)
         size = self._view.size
         centre = Corner(size.width // 2, size.height // 2, 0.0)
-        side = look.close_up_px or patch_px
+        side = figure.close_up_px or patch_px
         self.boxes = [close_up(c.x, c.y, side=side, size=size) for c in (corner or centre for corner in self.corners)]
 
     def _shown(self, view: SlideView, found: Evaluation | None, *, name: str, title: str) -> Column:
         return Column(
             name,
             title,
-            overview(view, self._settings.look.overview_px),
+            overview(view, self._settings.figure.overview_px),
             tuple(view.read(box) for box in self.boxes),
             () if found is None else found.values,
             None if found is None else found.seams,

@@ -26,7 +26,7 @@ _VARIANT = r"in|tin|kin|seamless|(?:kin|kernel)-(?:1|global|(?:constant|gaussian
 
 
 def work_folder_of(figure: Path) -> Path:
-    """The folder beside ``figure`` for its unfinished work; a translation to that file would use another name."""
+    """Return the folder of unfinished work beside ``figure``; a translation's has another name."""
     return named_beside(figure, f".compare{WORK_ENDING}")
 
 

@@ -86,8 +86,8 @@ def analysis_figure(found: Analysis) -> Any:
         _draw_standins(axes[1][s], found, row=s)
         axes[1][s].set_title(f"{statistic} of a patch, and of what replaces it (S2)", fontsize=10, loc="left")
     axes[0][1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5, frameon=False, title="layer block")
-    handles = [_patch(shade) for shade, _ in zip(_SHADES, found.standins, strict=False)]
-    labels = [_wrapped(standin.name) for standin in found.standins]
+    handles = [_patch(shade) for shade, _ in zip(_SHADES, found.replacements, strict=False)]
+    labels = [_wrapped(replacement.name) for replacement in found.replacements]
     axes[1][1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5, frameon=False)
     figure.text(0.03, 0.01, _NOTE, fontsize=8, color=_GREY)
     return figure
@@ -111,11 +111,11 @@ def _draw_curves(axes: Any, found: Analysis, *, row: int) -> None:
 
 
 def _draw_standins(axes: Any, found: Analysis, *, row: int) -> None:
-    count = len(found.standins)
+    count = len(found.replacements)
     width = 0.8 / count
-    for n, (standin, shade) in enumerate(zip(found.standins, _SHADES, strict=False)):
+    for n, (replacement, shade) in enumerate(zip(found.replacements, _SHADES, strict=False)):
         places = [b + (n - (count - 1) / 2) * width for b in range(len(found.blocks))]
-        low, lower, middle, upper, high = (standin.quantiles[q, row].tolist() for q in range(len(QUANTILES)))
+        low, lower, middle, upper, high = (replacement.quantiles[q, row].tolist() for q in range(len(QUANTILES)))
         boxes = [
             {"whislo": a, "q1": b, "med": c, "q3": d, "whishi": e, "fliers": []}
             for a, b, c, d, e in zip(low, lower, middle, upper, high, strict=True)

@@ -105,7 +105,7 @@ def csv_rows(found: Comparison) -> list[list[object]]:
         for direction in ("both", "vertical", "horizontal"):
             seam = column.seam(direction)
             if seam is not None and column.seams is not None:
-                detail = f"{column.seams.statistic}, {seam.n} boundaries"
+                detail = f"{column.seams.statistic}, {seam.n} borders"
                 rows.append([column.name, f"R* {direction}", seam.headline, "lower", detail])
                 rows.append([column.name, f"R of the source {direction}", seam.source_ratio, "", detail])
                 rows.append([column.name, f"excess {direction}", seam.excess, "lower", column.seams.unit])

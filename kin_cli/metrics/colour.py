@@ -63,8 +63,8 @@ def pooled(values: npt.NDArray[Any], step: int) -> Doubles:
 def gaussian(radius_px: int, sigma: float) -> Doubles:
     """Weights of a Gaussian at whole pixels from -radius to radius, (2 · radius + 1,); their sum is 1."""
     weights = np.exp(-0.5 * (np.arange(-radius_px, radius_px + 1) / sigma) ** 2)
-    normalised: Doubles = weights / weights.sum()
-    return normalised
+    normalized: Doubles = weights / weights.sum()
+    return normalized
 
 
 def blurred(values: Doubles, weights: Doubles) -> Doubles:

@@ -20,7 +20,7 @@ from scipy import special
 from kin_cli.errors import InputError, ModelError
 from kin_cli.geometry import Doubles, Pixels
 from kin_cli.metrics.colour import pooled
-from kin_cli.metrics.piqe import RADIUS_PX, grey, normalised
+from kin_cli.metrics.piqe import RADIUS_PX, grey, normalized
 
 PATCH_PX = 96
 FEATURES = 36
@@ -67,10 +67,10 @@ class Niqe:
         values = grey(tile)
         rows, cols = ((side - 2 * self.halo_px) // PATCH_PX for side in values.shape)
         margin = self.halo_px - RADIUS_PX
-        coefficients, deviations = normalised(values)
+        coefficients, deviations = normalized(values)
         full = _cut(coefficients, PATCH_PX, margin, (rows, cols))
         sharpness = _cut(deviations, PATCH_PX, margin, (rows, cols)).mean(axis=(1, 2))
-        halved, _ = normalised(self._halved(values))
+        halved, _ = normalized(self._halved(values))
         half = _cut(halved, PATCH_PX // 2, self.halo_px // 2 - _HALVING_PX - RADIUS_PX, (rows, cols))
         return np.concatenate([self._of_patches(full), self._of_patches(half)], axis=1), sharpness
 

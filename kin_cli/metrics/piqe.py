@@ -38,7 +38,7 @@ class Piqe:
 
     def measure(self, tile: Pixels) -> Doubles:
         """Distortion of each active block, (active,), of a tile (sides multiples of 16) given with a halo of 3 px."""
-        coefficients, _ = normalised(grey(tile))
+        coefficients, _ = normalized(grey(tile))
         if coefficients.shape[0] % _BLOCK_PX or coefficients.shape[1] % _BLOCK_PX:
             raise ValueError(
                 f"a tile of {coefficients.shape[1]}×{coefficients.shape[0]} px is not made of 16-px blocks"
@@ -112,10 +112,10 @@ def grey(rgb: Pixels) -> Doubles:
     return np.rint(luma(rgb))
 
 
-def normalised(values: Doubles) -> tuple[Doubles, Doubles]:
+def normalized(values: Doubles) -> tuple[Doubles, Doubles]:
     """Return MSCN coefficients and local standard deviations of luma (h, w), each (h - 6, w - 6).
 
-    Mean-subtracted, contrast-normalised luma, which both PIQE and NIQE measure: (luma - local mean) / (local standard
+    Mean-subtracted, contrast-normalized luma, which both PIQE and NIQE measure: (luma - local mean) / (local standard
     deviation + 1), both under a Gaussian of 7×7 pixels with a standard deviation of 7/6 (Mittal et al. 2013;
     Venkatanath et al. 2015).
     """

@@ -1,6 +1,6 @@
-"""The seam metric: are the boundaries of the patches visible against the slide's own texture?
+"""The seam metric: are the borders between patches visible against the slide's own texture?
 
-Every boundary between two patches is compared with *reference lines* parallel to it inside the patch, at the same phase
+Every border between two patches is compared with *reference lines* parallel to it inside the patch, at the same phase
 of JPEG's blocks; if a source is given, the same comparison on the source is the control. ``ratio`` is relative to local
 texture: compare it within one slide. ``excess`` is not: compare it across slides (under 0.5 ΔE it is not visible, over
 2.3, the usual just noticeable difference, it is). The metric does not see colour that is wrong but smooth.
@@ -8,7 +8,7 @@ texture: compare it within one slide. ``excess`` is not: compare it across slide
 A *line* lies between two neighbouring columns (or rows) of pixels. Pixels are averaged along the line over the whole
 edge of a patch, which cancels texture. Wide bands across the line would not cancel it, since tissue has more contrast
 at larger distances. There are no random numbers: the interval is a delete-one-block jackknife over blocks of 4×4
-patches, since neighbouring boundaries are alike.
+patches, since neighbouring borders are alike.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ _WORST = 20
 
 @dataclass(frozen=True)
 class SeamGrid:
-    """The grid of patches whose boundaries are measured; only whole patches count.
+    """The grid of patches whose borders are measured; only whole patches count.
 
     Attributes:
         size: size of the image.
         patch_px: side of a patch in pixels, at least 64.
         origin: (x, y) of the corner of the first whole patch. For overlapping windows: of the first crossing of the
             lines in the middle of the overlaps.
-        phase: distances of the reference lines from a boundary are multiples of this, in pixels; a multiple of 16, the
+        phase: distances of the reference lines from a border are multiples of this, in pixels; a multiple of 16, the
             period of JPEG's artefacts, which would otherwise look like seams or hide them.
 
     Raises:
@@ -102,7 +102,7 @@ class SeamGrid:
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.intp]:
-        """Distances (px) of the reference lines from a boundary, into the patch right of or below it."""
+        """Distances (px) of the reference lines from a border, into the patch right of or below it."""
         margin = max(REACH_PX, math.ceil(self.patch_px / 8))
         first = math.ceil(margin / self.phase) * self.phase
         return np.arange(first, self.patch_px - margin + 1, self.phase)
@@ -115,12 +115,12 @@ class SeamGrid:
 
 @dataclass(frozen=True, eq=False)
 class SeamTable:
-    """All boundaries measured: two values per statistic.
+    """All borders measured: two values per statistic.
 
     Attributes:
-        horizontal: (n,) bool; False for the boundary left of a patch, True for the one above it.
-        cells: (n, 2) int, (row, col) of the patch right of or below the boundary.
-        values: (n, 6, 2) float64; at the boundary, and the mean over its reference lines; see ``STATISTICS``.
+        horizontal: (n,) bool; False for the border left of a patch, True for the one above it.
+        cells: (n, 2) int, (row, col) of the patch right of or below the border.
+        values: (n, 6, 2) float64; at the border, and the mean over its reference lines; see ``STATISTICS``.
         source: the same for the source image; None without a source.
     """
 
@@ -133,26 +133,26 @@ class SeamTable:
         return len(self.cells)
 
     def where(self, rows: npt.NDArray[np.bool_]) -> SeamTable:
-        """Return the boundaries that ``rows`` (n,) selects."""
+        """Return the borders that ``rows`` (n,) selects."""
         source = None if self.source is None else self.source[rows]
         return SeamTable(self.horizontal[rows], self.cells[rows], self.values[rows], source)
 
 
 @dataclass(frozen=True)
 class SeamResult:
-    """Result of one statistic over a set of boundaries.
+    """Result of one statistic over a set of borders.
 
     Attributes:
-        ratio: R, sum at the boundaries over sum at the reference lines; 1 means seamless. None without boundaries, or
+        ratio: R, sum at the borders over sum at the reference lines; 1 means seamless. None without borders, or
             if the mean at the reference lines is below 0.02.
         source_ratio: R of the source at the same lines; None without a source.
         ratio_to_source: R* = R / R of the source; the headline if there is a source.
-        interval: 95 % interval of R*, or of R without a source; None for fewer than 20 boundaries.
+        interval: 95 % interval of R*, or of R without a source; None for fewer than 20 borders.
         p: one-sided p value of the ratio under the hypothesis of no seams; None without an interval.
-        excess: √(mean² at the boundaries - mean² that texture explains), in the statistic's unit: the seam alone.
-        boundary: mean at the boundaries.
+        excess: √(mean² at the borders - mean² that texture explains), in the statistic's unit: the seam alone.
+        boundary: mean at the borders.
         reference: mean at the reference lines.
-        n: number of boundaries.
+        n: number of borders.
         blocks: number of blocks that the jackknife left out in turn.
     """
 
@@ -175,7 +175,7 @@ class SeamResult:
 
 @dataclass(frozen=True)
 class SeamLine:
-    """One boundary: from (x, y), ``length`` pixels downwards (direction "vertical") or to the right ("horizontal")."""
+    """One border: from (x, y), ``length`` pixels downwards (direction "vertical") or to the right ("horizontal")."""
 
     direction: str
     x: int
@@ -187,16 +187,16 @@ class SeamLine:
 
     @property
     def middle(self) -> tuple[int, int]:
-        """The (x, y) of the middle of the boundary."""
+        """The (x, y) of the middle of the border."""
         along = self.length // 2
         return (self.x, self.y + along) if self.direction == "vertical" else (self.x + along, self.y)
 
 
 @dataclass(frozen=True, eq=False)
 class SeamSummary:
-    """The boundaries of an image, and the results over them.
+    """The borders of an image, and the results over them.
 
-    ``results[direction][statistic]``: direction is "both", "vertical" (boundaries between neighbours in a row) or
+    ``results[direction][statistic]``: direction is "both", "vertical" (borders between neighbours in a row) or
     "horizontal", statistic one of ``STATISTICS``.
     """
 
@@ -209,7 +209,7 @@ class SeamSummary:
         return self.results[direction][statistic]
 
     def lines(self, statistic: str = "step") -> list[SeamLine]:
-        """Return every boundary, in the order of the table."""
+        """Return every border, in the order of the table."""
         index = STATISTICS.index(statistic)
         excess = local_excess(self.table, index)
         lines = []
@@ -221,7 +221,7 @@ class SeamSummary:
         return lines
 
     def worst(self, statistic: str = "step", count: int = _WORST) -> list[SeamLine]:
-        """Return up to ``count`` boundaries with the largest excess, worst first; none with an excess of 0."""
+        """Return up to ``count`` borders with the largest excess, worst first; none with an excess of 0."""
         ranked = sorted(self.lines(statistic), key=lambda line: -line.excess)
         return [line for line in ranked[:count] if line.excess > 0]
 
@@ -245,11 +245,11 @@ class SeamSummary:
 class SeamMeter:
     """Measure an image block by block: ``summary(map(measure, blocks()))``, in any order, on any number of threads.
 
-    ``mask`` restricts it to boundaries between two patches that both have tissue. ``read`` and ``source`` return the
+    ``mask`` restricts it to borders between two patches that both have tissue. ``read`` and ``source`` return the
     pixels of a box inside the image, (h, w, 3) uint8 RGB.
 
     Memory bound: two blocks of (1024 + 32)² pixels (of one patch, if that is larger) per thread, and 250 bytes per
-    boundary: 20 MB for 10 gigapixels in patches of 512 px.
+    border: 20 MB for 10 gigapixels in patches of 512 px.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class SeamMeter:
         self._above[1:] = wanted[1:] & wanted[:-1]
 
     def blocks(self) -> Iterator[tuple[Cell, ...]]:
-        """Yield the patches of each block that is read at once, without patches that have no boundary to measure."""
+        """Yield the patches of each block that is read at once, without patches that have no border to measure."""
         step = max(1, _READ_PX // self.grid.patch_px)
         for top in range(0, self.grid.rows, step):
             for left in range(0, self.grid.cols, step):
@@ -273,7 +273,7 @@ class SeamMeter:
                     yield tuple(Cell(top + row, left + col) for row, col in found.tolist())
 
     def measure(self, block: tuple[Cell, ...]) -> SeamTable:
-        """Measure the boundaries left of and above the patches of a block."""
+        """Measure the borders left of and above the patches of a block."""
         places = [(cell, False) for cell in block if self._left[cell]]
         places += [(cell, True) for cell in block if self._above[cell]]
         box = self._box(block)
@@ -311,9 +311,9 @@ class SeamMeter:
 
 
 def line_values(strip: Pixels, offsets: npt.NDArray[np.intp]) -> Doubles:
-    """Return each statistic at a boundary, and its mean over the reference lines: (6, 2).
+    """Return each statistic at a border, and its mean over the reference lines: (6, 2).
 
-    ``strip`` (along, 32 + patch, 3) has the boundary between its columns 31 and 32.
+    ``strip`` (along, 32 + patch, 3) has the border between its columns 31 and 32.
     """
     at = REACH_PX + np.concatenate([[0], offsets])
     linear = LINEAR.take(strip).mean(axis=0)
@@ -333,7 +333,7 @@ def line_values(strip: Pixels, offsets: npt.NDArray[np.intp]) -> Doubles:
 
 
 def seam_result(table: SeamTable, statistic: int) -> SeamResult:
-    """Compute the result of one statistic (index in ``STATISTICS``) over all boundaries of ``table``."""
+    """Compute the result of one statistic (index in ``STATISTICS``) over all borders of ``table``."""
     if not len(table):
         return SeamResult(None, None, None, None, None, None, None, None, 0, 0)
     blocks = _blocks(table.cells)
@@ -355,7 +355,7 @@ def seam_result(table: SeamTable, statistic: int) -> SeamResult:
 
 
 def local_excess(table: SeamTable, statistic: int) -> Doubles:
-    """Excess of each boundary (n,): its value beyond the larger of its reference and the source's value at this place.
+    """Excess of each border (n,): its value beyond the larger of its reference and the source's value at this place.
 
     In the statistic's unit. The source's value is first scaled by the ratio of the mean references of translation and
     source, since the translation can have more or less contrast.
@@ -389,7 +389,7 @@ def _distance(one: Doubles, other: Doubles) -> Doubles:
 
 
 def _blocks(cells: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Number of each boundary's jackknife block, (n,): 4×4 patches, or smaller if there would be under ten blocks."""
+    """Number of each border's jackknife block, (n,): 4×4 patches, or smaller if there would be under ten blocks."""
     numbers = np.zeros(len(cells), np.intp)
     for side in _BLOCK_PATCHES:
         _, numbers = np.unique(cells // side, axis=0, return_inverse=True)

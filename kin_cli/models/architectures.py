@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, groupby
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kin_cli.models.resnet import BlurDownsample, BlurUpsample, ResnetGenerator, ResnetSpec, UrustGenerator, UrustSpec
+from kin_cli.models.resnet import (
+    BlurDownsample,
+    BlurUpsample,
+    FixedNorm,
+    Norm,
+    Padding,
+    ResnetGenerator,
+    ResnetSpec,
+    UrustGenerator,
+    UrustSpec,
+)
 from kin_cli.models.unet import MIN_DOWNS, UnetGenerator, UnetSpec
 from kin_cli.models.weights import Weights, listed
 
@@ -23,10 +34,20 @@ Spec = ResnetSpec | UrustSpec | UnetSpec
 _KNOWN_HINT = (
     "known architectures: resnet-cyclegan, resnet-cut, resnet (antialias down or up only), urust, unet_128, unet_256"
 )
+_EXPORT = "export the whole state dict of the generator"
+_BATCH_OR_INSTANCE = "--norm batch, or --norm instance if it was trained with InstanceNorm2d(track_running_stats=True)"
+_NONE_OR_INSTANCE = "--norm none, or --norm instance if norm layers without parameters follow its convolutions"
+_BY_ORDER = (
+    "recognised by the shapes of its layers in the order of the file, not by their names; its padding cannot be told "
+    "from the file: taken as reflection before convolutions of stride 1: compare a patch with your own code"
+)
 
 # keys of weights inside the blocks that only this architecture has
 _RESNET = re.compile(r"model\.(\d+)\.conv_block\.\d+\.weight")
 _RESNET_LAYER = re.compile(r"model\.(\d+)\.")
+# the same keys under other names of the chain and of what is inside a block
+_NUMBERED = re.compile(r"(\w+\.)?\d+\.")
+_CHAIN = re.compile(r"(\w+)\.(\d+)\.(?:([A-Za-z_]\w*)\.(\d+)\.)?(\w+)")
 _URUST = re.compile(r"resnetblocks4\.(\d+)\.model\.\d+\.weight")
 _UNET = re.compile(r"(model\.model\.)(?:1\.model\.)(?:3\.model\.)*\d+\.weight")
 
@@ -39,6 +60,9 @@ _OTHER_NETWORKS = (
 _RESIDUAL = ("conv_block", "resnetblocks")  # parts of the keys of residual blocks
 _UNET_DOWN = ".2"  # in each block of a U-Net, the norm on the way down is layer 2, the norm on the way up 6 or 4
 _MAX_STRIP_PX = 1 << 14
+_MAX_HALVINGS = 5
+_MIN_CONVOLUTIONS = 6  # one at each end, one halving each way, one residual block
+_RUNNING = ("running_mean", "running_var")
 
 
 def build(spec: Spec) -> nn.Module:
@@ -48,15 +72,22 @@ def build(spec: Spec) -> nn.Module:
     return UrustGenerator(spec) if isinstance(spec, UrustSpec) else UnetGenerator(spec)
 
 
-def detect(weights: Weights) -> Spec:
-    """Detect the spec of a state dict; keys and shapes must be exactly those of its generator.
+def detect(weights: Weights, norm: Norm | None = None) -> Spec:
+    """The spec that ``recognise`` finds."""
+    return recognise(weights, norm)[1]
 
+
+def recognise(weights: Weights, norm: Norm | None = None) -> tuple[Weights, Spec]:
+    """Recognise a state dict: the same under the keys of the generator that ``build`` makes of the spec, and the spec.
+
+    Keys and shapes must be exactly those of a known generator, or the shapes, in the order of the file, those of one.
     Affine parameters may have the shape (1, C, 1, 1) instead of (C,). Dropout in a U-Net leaves no trace in the keys
-    and is reported as False.
+    and is reported as False. ``norm`` is the user's word for the kind of the norm layers.
 
-    Raises ``ModelError``, naming the mismatch: another network, BatchNorm, missing or unexpected keys, wrong shapes,
-    not three channels in and out, or a blur filter other than the official one.
+    Raises ``ModelError``, naming the mismatch: another network, norm layers of a kind that cannot be told, missing or
+    unexpected keys, wrong shapes, not three channels in and out, or a blur filter other than the official one.
     """
+    weights = _renamed(weights)
     names = list(weights.tensors)
     # by keys of inner blocks: a discriminator has model.0 and model.2, too
     if any(_RESNET.fullmatch(name) for name in names):
@@ -65,17 +96,73 @@ def detect(weights: Weights) -> Spec:
         spec = _urust_spec(weights)
     elif any(_UNET.fullmatch(name) for name in names):
         spec = _unet_spec(weights)
+    elif found := _by_order(weights):
+        weights, spec = found
     else:
         _refuse_unknown(weights)
-    # official generators omit the bias of a convolution only in front of BatchNorm
-    if weights.running_stats and not isinstance(spec, UrustSpec) and spec.affine and not spec.bias:
-        weights.refuse("is a generator with BatchNorm", "KIN needs InstanceNorm: train with --norm instance")
     _require_fit(weights, spec)
+    if not isinstance(spec, UrustSpec):
+        spec = dataclasses.replace(spec, norm=_norm_of(weights, spec, norm))
+        if spec.norm == "batch":
+            weights = _with_running_stats(weights)
+            _require_fit(weights, spec)
+    elif norm not in (None, "instance"):
+        weights.refuse("is of the architecture urust, which has InstanceNorm", "leave out --norm")
     if (spec.in_channels, spec.out_channels) != (3, 3):
         weights.refuse(
             f"translates {spec.in_channels} channels to {spec.out_channels}", "KIN needs a generator from RGB to RGB"
         )
-    return spec
+    return weights, spec
+
+
+def _norm_of(weights: Weights, spec: ResnetSpec | UnetSpec, given: Norm | None) -> Norm:
+    """The kind of the norm layers, as ``given`` or as the file tells.
+
+    The official code gives convolutions in front of a norm layer a bias exactly for InstanceNorm. BatchNorm has running
+    statistics, and almost always parameters; InstanceNorm may have either. Without running statistics BatchNorm is
+    InstanceNorm for a batch of one.
+
+    Raises ``ModelError`` if the file allows two readings, or contradicts the user.
+    """
+    running = bool(weights.running_stats)
+    if given == "batch" and not running:
+        weights.refuse("has no running statistics, which BatchNorm needs", "leave out --norm batch")
+    if given == "none" and (running or spec.affine):
+        weights.refuse("has parameters or running statistics of norm layers", "leave out --norm none")
+    if given is not None:
+        return given
+    match running, spec.affine, spec.bias:
+        case True, True, False:
+            return "batch"
+        case (True, True, True) | (True, False, False):
+            why = "has running statistics, which BatchNorm has, and InstanceNorm may have: its file does not tell which"
+            weights.refuse(why, _BATCH_OR_INSTANCE)
+        case False, False, False:
+            why = "has neither norm parameters nor biases in front of norm layers, as networks without norm layers"
+            weights.refuse(why, _NONE_OR_INSTANCE)
+    return "instance"
+
+
+def _with_running_stats(weights: Weights) -> Weights:
+    """The weights with the running statistics that were dropped, and without the note that says so."""
+    kept = {name: tensor for name, tensor in _renamed_keys(weights.stored).items() if name.endswith(_RUNNING)}
+    notes = tuple(note for note in weights.notes if not note.startswith("dropped running statistics"))
+    return dataclasses.replace(weights, tensors={**weights.tensors, **kept}, notes=notes)
+
+
+def _renamed(weights: Weights) -> Weights:
+    """The weights under the official keys of a ResNet if only the names of the chain and of the blocks are others."""
+    renamed = _renamed_keys(weights.tensors)
+    return weights if renamed.keys() == weights.tensors.keys() else dataclasses.replace(weights, tensors=renamed)
+
+
+def _renamed_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = {name: match for name in state if (match := _CHAIN.fullmatch(name))}
+    inner = {match[3] for match in found.values() if match[3]}
+    if len(found) < len(state) or len(inner) != 1 or len({match[1] for match in found.values()}) != 1:
+        return state
+    places = {name: f"{match[2]}.conv_block.{match[4]}" if match[3] else match[2] for name, match in found.items()}
+    return {f"model.{places[name]}.{found[name][5]}": tensor for name, tensor in state.items()}
 
 
 def _resnet_spec(weights: Weights) -> ResnetSpec:
@@ -85,18 +172,74 @@ def _resnet_spec(weights: Weights) -> ResnetSpec:
     tail = max(int(match[1]) for name in names if (match := _RESNET_LAYER.match(name)))
     width, in_channels = _channels(weights, "model.1.weight")
     out_channels, _ = _channels(weights, f"model.{tail}.weight")
+    inside = f"model.{first}.conv_block."
+    zeros = f"{inside}0.weight" in names
+    deep, _ = _channels(weights, inside + ("0.weight" if zeros else "1.weight"))
+    halvings = max(1, round(math.log2(max(1, deep // width))))
+    # each blur is one more layer, so the numbers show them even if the key is missing, which is then named
+    after = tail - last - 2
+    antialias_down = first == 4 + 4 * halvings or any(layer < first for layer in filters)
+    resized = after == 5 * halvings or (after == 4 * halvings and not filters and not antialias_down)
+    resize: Padding | Literal[""] = ("reflect" if after == 5 * halvings else "zeros") if resized else ""
+    bias = _any_key(weights, r"model\.1\.bias|" + re.escape(inside) + ("0" if zeros else "1") + r"\.bias")
+    up = tail - 4 if after >= 3 else 0
+    up_bias = f"model.{up}.bias" in names if resized else bias
     return ResnetSpec(
         width=width,
         blocks=last - first + 1,
-        # each of two blurs is one more layer, so the numbers show it even if the key is missing, which is then named
-        antialias_down=first == 12 or any(layer < first for layer in filters),
-        antialias_up=tail - last == 10 or any(layer > last for layer in filters),
-        affine=_any_key(weights, r"model\.2\.weight|model\.\d+\.conv_block\.2\.weight"),
-        dropout=not _any_key(weights, r"model\.\d+\.conv_block\.5\.weight"),
+        antialias_down=antialias_down,
+        antialias_up=not resized and (after == 4 * halvings or any(layer > last for layer in filters)),
+        affine=_any_key(weights, rf"model\.2\.weight|model\.\d+\.conv_block\.{1 if zeros else 2}\.weight"),
+        dropout=not _any_key(weights, rf"model\.\d+\.conv_block\.{3 if zeros else 5}\.weight"),
         in_channels=in_channels,
         out_channels=out_channels,
-        bias=_any_key(weights, r"model\.1\.bias|model\.\d+\.conv_block\.1\.bias"),
+        bias=bias,
+        padding="zeros" if zeros else "reflect",
+        halvings=halvings,
+        resize=resize,
+        up_bias=None if up_bias == bias else up_bias,
     )
+
+
+def _by_order(weights: Weights) -> tuple[Weights, ResnetSpec] | None:
+    """The weights under official keys, and the spec, of a ResNet told by the shapes of its layers in order, or None.
+
+    A file whose keys are sorted by the alphabet, as safetensors writes them, has lost the order. Numbers of a single
+    chain of layers count those without weights, too, so that they must be the official ones.
+    """
+    names = list(weights.tensors)
+    if all(_NUMBERED.match(name) for name in names):
+        return None
+    shapes = [tuple(tensor.shape) for tensor in weights.tensors.values()]
+    weight = [shape for shape in shapes if len(shape) == 4 and 0 not in shape and shape[0] > 1 and shape[2] > 1]
+    if len(weight) < _MIN_CONVOLUTIONS or names == sorted(names):
+        return None
+    width, in_channels = weight[0][:2]
+    halvings = 0
+    while weight[halvings + 1][:2] == (width << (halvings + 1), width << halvings) and halvings < _MAX_HALVINGS:
+        halvings += 1
+    blocks, odd = divmod(len(weight) - 2 - 2 * halvings, 2)
+    if odd or not halvings or blocks < 1:
+        return None
+    convolutions = [number for number, shape in enumerate(shapes) if len(shape) == 4 and shape[2] > 1]
+    bias = shapes[1] == (width,) and names[1].rpartition(".")[2] == "bias"
+    affine = sum(len(shape) == 1 for shape in shapes) > len(convolutions)
+    spec = ResnetSpec(
+        width, blocks, affine=affine, in_channels=in_channels, out_channels=weight[-1][0], bias=bias, halvings=halvings
+    )
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in build(spec).state_dict().items()}
+    ends = [name.rpartition(".")[2] for name in names]
+    if list(expected.values()) != shapes or [name.rpartition(".")[2] for name in expected] != ends:
+        return None
+    keys = {old.rpartition(".")[0]: new.rpartition(".")[0] for old, new in zip(names, expected, strict=True)}
+
+    def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        parts = {name: name.rpartition(".") for name in state}
+        return {f"{keys.get(parts[name][0], parts[name][0])}.{parts[name][2]}": state[name] for name in state}
+
+    tensors, stored = renamed(weights.tensors), renamed(weights.stored)
+    return dataclasses.replace(weights, tensors=tensors, stored=stored, notes=(*weights.notes, _BY_ORDER)), spec
 
 
 def _urust_spec(weights: Weights) -> UrustSpec:
@@ -136,7 +279,7 @@ def _numbers(weights: Weights, pattern: re.Pattern[str], block: str) -> tuple[in
     first, last = min(seen), max(seen)
     if last - first + 1 != len(seen):
         gap = next(number for number in range(first, last) if number not in seen)
-        weights.refuse(f"lacks the residual block {block.format(gap)}", "export the whole state dict of the generator")
+        weights.refuse(f"lacks the residual block {block.format(gap)}", _EXPORT)
     return first, last
 
 
@@ -144,7 +287,7 @@ def _channels(weights: Weights, name: str) -> tuple[int, int]:
     """The first two sizes of a convolution's weight."""
     tensor = weights.tensors.get(name)
     if tensor is None:
-        weights.refuse(f"lacks the key {name}", "export the whole state dict of the generator")
+        weights.refuse(f"lacks the key {name}", _EXPORT)
     if tensor.dim() != 4 or tensor.numel() == 0:
         weights.refuse(f"has a {name} of shape {tuple(tensor.shape)}, which no convolution has", _KNOWN_HINT)
     return tensor.shape[0], tensor.shape[1]
@@ -263,7 +406,7 @@ def measured_radius_px(module: nn.Module, *, stride: int, in_channels: int = 3) 
     Raises ``ValueError`` if the response reaches the border of the widest strip tried, 16,384 px.
     """
     probe = _positive_copy(module)
-    height, width = max(8, stride), 64 * stride
+    height, width = max(8, 2 * stride), 64 * stride  # two rows at the deepest level, which reflect
     while width <= _MAX_STRIP_PX:
         impulses = torch.zeros(stride, in_channels, height, width, dtype=torch.float64)
         columns = [width // 2 + phase for phase in range(stride)]
@@ -279,10 +422,10 @@ def measured_radius_px(module: nn.Module, *, stride: int, in_channels: int = 3) 
 
 
 def _positive_copy(module: nn.Module) -> nn.Module:
-    """A float64 copy on the CPU without InstanceNorm, all weights positive and all biases 0."""
+    """A float64 copy on the CPU without norm layers, all weights positive and all biases 0."""
     probe = copy.deepcopy(module).to_empty(device="cpu").double().eval()
     for name, layer in list(probe.named_modules()):
-        if isinstance(layer, nn.InstanceNorm2d):
+        if isinstance(layer, nn.InstanceNorm2d | FixedNorm):
             parent, _, attribute = name.rpartition(".")
             setattr(probe.get_submodule(parent), attribute, nn.Identity())
     with torch.no_grad():

@@ -187,7 +187,7 @@ def _in_place(state: dict[str, Tensor], folded: dict[str, Tensor], gone: set[str
 
 def _plain_weight(state: dict[str, Tensor], plain: str, names: list[str]) -> Tensor | None:
     """The weight that the tensors ``names`` stand for; None if it cannot be computed."""
-    if plain in state and names[-1] not in state:  # torch before 1.1 stored the normalised weight, but no weight_v
+    if plain in state and names[-1] not in state:  # torch before 1.1 stored the normalized weight, but no weight_v
         return state[plain]
     tensors = [state[name] for name in names if name in state]
     usable = all(t.layout == torch.strided and not t.is_meta and t.dtype.is_floating_point for t in tensors)

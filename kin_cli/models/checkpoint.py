@@ -5,20 +5,27 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kin_cli.errors import UsageError
-from kin_cli.models.architectures import Spec, build, detect, halo_px
+from kin_cli.errors import ModelError, UsageError
+from kin_cli.models.architectures import Spec, build, halo_px, recognise
+from kin_cli.models.bundles import core, names_average, names_generator, names_other
+from kin_cli.models.resnet import Norm
 from kin_cli.models.unet import UnetSpec
-from kin_cli.models.weights import Weights, listed, read_weights
+from kin_cli.models.weights import Weights, listed, read_networks, split_weights
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 
+_MAX_PREFIXES = 3  # prefixes in front of a network's keys, one after the other
+_UNKNOWN = "; keys seen: "  # in the message about a network of no known architecture
+_SHOWN = 3  # reasons in a message
+_NO_STATISTICS = "it has no InstanceNorm: --method and --kernel change nothing, and --seamless is exact"
 _MPP_RANGE = (0.001, 10_000.0)  # µm per pixel, wider than any microscope
+_OF_VARIANTS = ("norm", "padding", "halvings", "resize", "up_bias")
 NOTICE = "no --model given: using the bundled generator, H&E to synaptophysin IHC; research only, not for diagnosis"
 
 
@@ -51,17 +58,19 @@ class Generator:
         return _pixel_size(self.metadata.get("mpp", ""))
 
 
-def load_generator(path: Path) -> Generator:
+def load_generator(path: Path, *, entry: str | None = None, norm: Norm | None = None) -> Generator:
     """Load a generator of a known architecture from a PyTorch or safetensors file, whatever its suffix.
+
+    In a training bundle the one network that is a generator is taken, and a moving average of weights rather than the
+    weights; ``entry`` names one of several generators.
 
     Running statistics of InstanceNorm are dropped and other dtypes converted to float32, each with a note. A checkpoint
     without norm parameters is taken for InstanceNorm without them: the authors' code loses γ and β when it trains on a
-    GPU, and the file does not show it.
+    GPU, and the file does not show it. ``norm`` is the kind of the norm layers, needed where the file does not tell it.
 
     Raises ``ModelError`` unless the file holds exactly the weights of a known generator. No code in it is executed.
     """
-    weights = read_weights(path)
-    spec = detect(weights)
+    weights, spec = choose(path, entry, norm)
     # on meta: no memory for weights that are replaced, no numbers drawn from the caller's random generator
     with torch.device("meta"):
         module = build(spec)
@@ -80,9 +89,131 @@ def load_generator(path: Path) -> Generator:
         stride=spec.stride,
         halo=halo_px(spec),
         sha256=weights.sha256,
-        notes=(*weights.notes, *converted, *_unusable(weights.metadata)),
+        notes=(*weights.notes, *converted, *_unusable(weights.metadata), *([] if norms else [_NO_STATISTICS])),
         metadata=weights.metadata,
     )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A network in a file: a generator if it has a spec, else refused with an error."""
+
+    weights: Weights
+    spec: Spec | None
+    error: ModelError | None = None
+
+    @property
+    def name(self) -> str:
+        return self.weights.entry
+
+    @property
+    def may_be_generator(self) -> bool:
+        """Whether a refused network is named as a generator, or is one that kin cannot take as it is."""
+        if names_average(self.name) or names_other(self.name):
+            return False
+        return names_generator(self.name) or (self.error is not None and _UNKNOWN not in self.error.message)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        return {key: tensor.shape for key, tensor in self.weights.tensors.items()}
+
+
+def choose(path: Path, entry: str | None = None, norm: Norm | None = None) -> tuple[Weights, Spec]:
+    """The generator in a file and its spec. Raises ``ModelError`` if there is none, or several and no ``entry``."""
+    found = [candidate for weights in read_networks(path) for candidate in _candidates(weights, norm)]
+    if entry is not None:
+        found = _named(path, found, entry)
+    kept, averages = _averages_first(found)
+    generators = _distinct([candidate for candidate in kept if candidate.spec is not None])
+    refused = [candidate for candidate in kept if candidate.spec is None]
+    doubtful = [candidate for candidate in refused if candidate.may_be_generator]
+    if len(generators) + len(doubtful) > 1 and (generators or entry is None):
+        names = [candidate.name for candidate in (*generators, *doubtful)]
+        raise ModelError(
+            f"{path} holds {len(names)} generators: {listed(names, 20)}", f"choose one: --entry {listed(names[:1])}"
+        )
+    if not generators:
+        raise _none_known(path, doubtful or refused)
+    chosen = generators[0]
+    assert chosen.spec is not None
+    notes = averages.get(chosen.name, [])
+    if not names_average(chosen.name) and entry is None:
+        lost = [c.name for c in refused if names_average(c.name) and not names_other(c.name)]
+        for name in (*chosen.weights.left_out, *lost):
+            notes = [*notes, f"left out its moving average '{listed([name])}', which is no state dict of this network"]
+    return replace(chosen.weights, notes=(*chosen.weights.notes, *notes)), chosen.spec
+
+
+def _candidates(weights: Weights, norm: Norm | None, depth: int = 0) -> list[_Candidate]:
+    """The network, or the networks under its prefixes if it is no generator as a whole, or has its keys behind them."""
+    try:
+        found, spec = recognise(weights, norm)
+        whole = _Candidate(found, spec)
+        if found.tensors.keys() == weights.tensors.keys():
+            return [whole]
+    except ModelError as error:
+        whole = _Candidate(weights, None, error)
+    parts = split_weights(weights) if depth < _MAX_PREFIXES else []
+    inner = [candidate for part in parts for candidate in _candidates(part, norm, depth + 1)]
+    fitting = any(candidate.spec is not None for candidate in inner)
+    named = any(names_generator(candidate.name.removeprefix(weights.entry)) for candidate in inner)
+    return inner if fitting or (named and whole.spec is None) else [whole]
+
+
+def _named(path: Path, found: list[_Candidate], entry: str) -> list[_Candidate]:
+    """The candidates in the entry: with that very name, below it, or with that last part of their name."""
+    exact = [candidate for candidate in found if candidate.name == entry]
+    below = [candidate for candidate in found if candidate.name.startswith(f"{entry}.")]
+    last = [candidate for candidate in found if candidate.name.endswith(f".{entry}")]
+    if chosen := exact or below or last:
+        return chosen
+    names = [candidate.name for candidate in found if candidate.name]
+    known = [candidate.name for candidate in found if candidate.name and candidate.spec is not None] or names
+    hint = f"entries: {listed(known, 20)}" if known else "it holds one network alone: leave out --entry"
+    raise ModelError(f"{path} has no network in an entry '{listed([entry])}'", hint)
+
+
+def _averages_first(found: list[_Candidate]) -> tuple[list[_Candidate], dict[str, list[str]]]:
+    """The candidates without those whose moving average is there, too, and notes by the name of the average."""
+    dropped: set[str] = set()
+    notes: dict[str, list[str]] = {}
+    raws = [c for c in found if not names_average(c.name) and c.name]
+    for average in found:
+        if not names_average(average.name) or average.spec is None:
+            continue
+        alike = [raw for raw in raws if raw.shapes == average.shapes]
+        same = [raw for raw in alike if core(raw.name) == core(average.name)]
+        replaced = same or (alike if len(alike) == 1 else [])
+        for raw in replaced:
+            dropped.add(raw.name)
+            notes.setdefault(average.name, []).append(
+                f"took the moving average '{listed([average.name])}' instead of '{listed([raw.name])}'"
+            )
+    return [candidate for candidate in found if candidate.name not in dropped], notes
+
+
+def _distinct(generators: list[_Candidate]) -> list[_Candidate]:
+    """The generators without those whose tensors are all equal to an earlier one's."""
+    kept: list[_Candidate] = []
+    for one in generators:
+        tensors = one.weights.tensors
+        if not any(
+            one.shapes == other.shapes and all(torch.equal(tensors[k], t) for k, t in other.weights.tensors.items())
+            for other in kept
+        ):
+            kept.append(one)
+    return kept
+
+
+def _none_known(path: Path, refused: list[_Candidate]) -> ModelError:
+    """Why none of the networks in a file is a generator."""
+    first = refused[0].error
+    assert first is not None
+    if len(refused) == 1:
+        return first
+    whys = [str(c.error.message).removeprefix(f"{path} ") for c in refused[:_SHOWN] if c.error is not None]
+    more = f"; … ({len(refused)} in all)" if len(refused) > _SHOWN else ""
+    return ModelError(f"{path} holds no generator that kin knows: {'; '.join(whys)}{more}", first.hint)
 
 
 def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mapping[str, str] | None = None) -> None:
@@ -101,7 +232,7 @@ def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mappi
     if differing := sorted(expected ^ state.keys()):
         raise ValueError(f"the module is no generator of {spec}: {listed(differing)} differ")
     if path.suffix == ".safetensors":
-        described = {"format": "pt", "architecture": spec.architecture, **{k: str(v) for k, v in asdict(spec).items()}}
+        described = {"format": "pt", "architecture": spec.architecture, **_described(spec)}
         content = _in_order(safetensors.torch.save(state, metadata={**(metadata or {}), **described}))
     elif path.suffix in (".pth", ".pt"):
         buffer = io.BytesIO()
@@ -111,6 +242,12 @@ def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mappi
         raise UsageError(f"{path}: unknown suffix '{path.suffix}' of a checkpoint", "use .safetensors or .pth")
     with os_errors_as_output_errors(path):
         write_atomic(path, content)
+
+
+def _described(spec: Spec) -> dict[str, str]:
+    """The parameters of a spec as strings; those that only variants of the official generators have, if they differ."""
+    defaults = {f.name: f.default for f in fields(spec)}
+    return {k: str(v) for k, v in asdict(spec).items() if k not in _OF_VARIANTS or v != defaults[k]}
 
 
 def _in_order(content: bytes) -> bytes:

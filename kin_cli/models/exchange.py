@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from kin_cli.errors import ModelError
-from kin_cli.models.resnet import ResidualBlock, UrustResidualBlock
+from kin_cli.models.resnet import FixedNorm, NoNorm, ResidualBlock, UrustResidualBlock
 from kin_cli.norm.fused import Finish, FusedOps
 from kin_cli.norm.layer import Field, MeasuredError, Session, TableNorm
 
@@ -54,8 +54,10 @@ class TableNetwork:
     def measure(self, x: Tensor) -> Tensor:
         """Means and standard deviations of each sample of a batch (B, 3, H, W): (B, 2, ΣC) float32 (Eq. 3-4).
 
-        Stops at the last norm layer.
+        Stops at the last norm layer; without any it does not run.
         """
+        if not self.layers:
+            return x.new_zeros((len(x), 2, 0), dtype=torch.float32)
         self._session.begin(None)
         self._session.collected.clear()
         with suppress(MeasuredError):
@@ -65,7 +67,7 @@ class TableNetwork:
 
     @torch.inference_mode()
     def apply(self, x: Tensor, field: Field) -> Tensor:
-        """Run the network on a batch (B, 3, H, W), normalised with the field's statistics (Eq. 7): (B, 3, h, w).
+        """Run the network on a batch (B, 3, H, W), normalized with the field's statistics (Eq. 7): (B, 3, h, w).
 
         The output is smaller than the input by the part of the halo that was consumed, the same on all sides; it always
         contains the window.
@@ -173,6 +175,8 @@ class TableResidual(nn.Module):
 def _execution_order(module: nn.Module, names: dict[nn.Module, str], *, side: int, in_channels: int) -> list[Link]:
     """The norm layers in running order. Raises ``ModelError`` if a table cannot hold their statistics."""
     norms = [layer for layer in names if isinstance(layer, nn.InstanceNorm2d)]
+    if not norms and any(isinstance(layer, FixedNorm | NoNorm) for layer in names):
+        return []  # every pixel is normalized alike
     if not norms:
         raise ModelError("the network has no InstanceNorm2d layer", "kernelized instance normalization replaces those")
     for norm in norms:
@@ -268,7 +272,10 @@ def links(module: nn.Module, *, side: int, in_channels: int = 3) -> list[Link]:
 
 
 class _Watch(TorchFunctionMode):
-    """Records which watched layers read each tensor, as indices into ``runs``, or ``_ELSEWHERE`` for other readers."""
+    """During one traced forward pass, records which layers consume each tensor.
+
+    A consumer is an index into ``runs``, or ``_ELSEWHERE`` if it is not a watched layer.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,16 +6,65 @@ the decimation or the zero-insertion (Zhang, ICML 2019). Each direction may use 
 
 ``UrustGenerator`` is that of the KIN authors (Kaminyou/URUST), who use it for CycleGAN, CUT and LSeSim alike. It learns
 its changes of size: they follow a full-size convolution on the way down and precede one on the way up.
+
+Variants of the first that keep its keys: 3 or 4 halvings (the global generator of pix2pixHD, Wang et al., CVPR 2018),
+zero padding in the residual blocks and nearest-neighbour upsampling before a convolution (DeepLIIF), BatchNorm, and no
+norm layers at all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Norm = Literal["instance", "batch", "none"]
+Padding = Literal["reflect", "zeros"]
+
+
+class NormSpec(Protocol):
+    """What a spec says about its norm layers."""
+
+    @property
+    def norm(self) -> Norm:
+        """The kind of all norm layers."""
+
+    @property
+    def affine(self) -> bool:
+        """Whether they have parameters."""
+
+
+class FixedNorm(nn.Module):
+    """BatchNorm2d in eval mode, (B, C, H, W) to the same shape: a fixed scale and shift per channel."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    eps = 1e-5
+
+    def __init__(self, channels: int, *, affine: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise with the statistics of the training."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class NoNorm(nn.Identity):
+    """In the place of a norm layer, in a network without any: the numbers in the keys count it."""
+
+
+def norm_layer(channels: int, spec: NormSpec) -> nn.Module:
+    """A norm layer of the kind that the spec names."""
+    if spec.norm == "batch":
+        return FixedNorm(channels, affine=spec.affine)
+    return NoNorm() if spec.norm == "none" else nn.InstanceNorm2d(channels, affine=spec.affine)
 
 
 @dataclass(frozen=True)
@@ -23,7 +72,10 @@ class ResnetSpec:
     """The parameters that fix keys and shapes of a ``ResnetGenerator``.
 
     ``width`` is the number of channels after the first convolution (``ngf``); the blocks have four times as many.
-    ``bias`` says whether convolutions in front of a norm layer have one: True for InstanceNorm in the official code.
+    ``bias`` says whether convolutions in front of a norm layer have one: True for InstanceNorm in the official code;
+    ``up_bias`` the same of those on the way up, None as ``bias``. ``padding`` is that of the residual blocks.
+    ``halvings`` counts the changes of size each way. ``resize`` is the padding of the convolution after upsampling by
+    nearest neighbours; empty: a transposed convolution, or ``antialias_up``.
     """
 
     width: int = 64
@@ -35,31 +87,44 @@ class ResnetSpec:
     in_channels: int = 3
     out_channels: int = 3
     bias: bool = True
+    norm: Norm = "instance"
+    padding: Padding = "reflect"
+    halvings: int = 2
+    resize: Padding | Literal[""] = ""
+    up_bias: bool | None = None
 
     def __post_init__(self) -> None:
-        if min(self.width, self.blocks, self.in_channels, self.out_channels) < 1:
-            raise ValueError(f"width, blocks and channels must be at least 1: {self}")
+        if min(self.width, self.blocks, self.halvings, self.in_channels, self.out_channels) < 1:
+            raise ValueError(f"width, blocks, halvings and channels must be at least 1: {self}")
+        if self.resize and self.antialias_up:
+            raise ValueError(f"either resized or antialiased: {self}")
 
     @property
     def architecture(self) -> str:
-        """Name of the architecture: the project that uses it."""
-        match self.antialias_down, self.antialias_up:
-            case True, True:
-                return "resnet-cut"
-            case False, False:
-                return "resnet-cyclegan"
-            case True, False:
-                return "resnet (antialias down only)"
-        return "resnet (antialias up only)"
+        """Name of the architecture: the project that uses it, and in what the generator differs from it."""
+        names = {
+            (True, True): "resnet-cut",
+            (False, False): "resnet-cyclegan",
+            (True, False): "resnet (antialias down only)",
+            (False, True): "resnet (antialias up only)",
+        }
+        different = [
+            f"{self.halvings} halvings" if self.halvings != 2 else "",
+            "zero padding" if self.padding == "zeros" else "",
+            "upsampling by nearest neighbours" if self.resize else "",
+            {"instance": "", "batch": "BatchNorm", "none": "no norm layers"}[self.norm],
+        ]
+        return ", ".join(filter(None, [names[self.antialias_down, self.antialias_up], *different]))
 
     @property
     def stride(self) -> int:
-        """Height and width of inputs must be multiples of this: two downsamplings by 2."""
-        return 4
+        """Height and width of inputs must be multiples of this: 2 for every halving."""
+        return int(2**self.halvings)
 
 
 class ResnetGenerator(nn.Module):
-    """Translate images (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of 4, at least 8.
+    """Translate images (B, in, H, W) in [-1, 1] to (B, out, H, W) in [-1, 1]; H and W multiples of the stride, and
+    at least twice it.
 
     Raises ``ValueError`` for other sizes, for which strided architectures would silently return another size.
     """
@@ -68,15 +133,14 @@ class ResnetGenerator(nn.Module):
         super().__init__()
         self.spec = spec
         width = spec.width
+        block = ResidualBlock if (spec.norm, spec.padding) == ("instance", "reflect") else OtherResidualBlock
         self.model = nn.Sequential(
             nn.ReflectionPad2d(3),
             nn.Conv2d(spec.in_channels, width, 7, bias=spec.bias),
             *_norm_relu(width, spec),
-            *_down(width, spec),
-            *_down(2 * width, spec),
-            *(ResidualBlock(4 * width, spec) for _ in range(spec.blocks)),
-            *_up(4 * width, spec),
-            *_up(2 * width, spec),
+            *(layer for n in range(spec.halvings) for layer in _down(2**n * width, spec)),
+            *(block(spec.stride * width, spec) for _ in range(spec.blocks)),
+            *(layer for n in range(spec.halvings, 0, -1) for layer in _up(2**n * width, spec)),
             nn.ReflectionPad2d(3),
             nn.Conv2d(width, spec.out_channels, 7),  # always has a bias
             nn.Tanh(),
@@ -109,6 +173,26 @@ class ResidualBlock(nn.Module):
     def body(self) -> nn.Sequential:
         """The layers whose result is added to the input; the last is a norm."""
         return self.conv_block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the residual."""
+        return x + cast(Tensor, self.conv_block(x))
+
+
+class OtherResidualBlock(nn.Module):
+    """A residual block with the same keys for other paddings and norm layers than those of ``ResidualBlock``."""
+
+    def __init__(self, channels: int, spec: ResnetSpec) -> None:
+        super().__init__()
+        zeros = spec.padding == "zeros"
+
+        def convolution() -> list[nn.Module]:
+            layer = nn.Conv2d(channels, channels, 3, padding=int(zeros), bias=spec.bias)
+            return [layer] if zeros else [nn.ReflectionPad2d(1), layer]
+
+        dropout = [nn.Dropout(0.5)] if spec.dropout else []
+        front = [*convolution(), *_norm_relu(channels, spec), *dropout]
+        self.conv_block = nn.Sequential(*front, *convolution(), norm_layer(channels, spec))
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the residual."""
@@ -164,7 +248,7 @@ def require_multiple(x: Tensor, stride: int) -> None:
 
 
 def _norm_relu(channels: int, spec: ResnetSpec) -> tuple[nn.Module, ...]:
-    return nn.InstanceNorm2d(channels, affine=spec.affine), nn.ReLU(inplace=True)
+    return norm_layer(channels, spec), nn.ReLU(inplace=True)
 
 
 def _down(channels: int, spec: ResnetSpec) -> tuple[nn.Module, ...]:
@@ -175,11 +259,14 @@ def _down(channels: int, spec: ResnetSpec) -> tuple[nn.Module, ...]:
 
 
 def _up(channels: int, spec: ResnetSpec) -> tuple[nn.Module, ...]:
-    narrow = channels // 2
-    if spec.antialias_up:
-        convolution = nn.Conv2d(channels, narrow, 3, padding=1, bias=spec.bias)
-        return BlurUpsample(channels), convolution, *_norm_relu(narrow, spec)
-    transposed = nn.ConvTranspose2d(channels, narrow, 3, stride=2, padding=1, output_padding=1, bias=spec.bias)
+    narrow, bias = channels // 2, spec.bias if spec.up_bias is None else spec.up_bias
+    if spec.antialias_up or spec.resize:
+        inside = spec.resize != "reflect"
+        convolution = nn.Conv2d(channels, narrow, 3, padding=int(inside), bias=bias)
+        wider = BlurUpsample(channels) if spec.antialias_up else nn.Upsample(scale_factor=2, mode="nearest")
+        border = () if inside else (nn.ReflectionPad2d(1),)
+        return wider, *border, convolution, *_norm_relu(narrow, spec)
+    transposed = nn.ConvTranspose2d(channels, narrow, 3, stride=2, padding=1, output_padding=1, bias=bias)
     return transposed, *_norm_relu(narrow, spec)
 
 

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kin_cli.models.resnet import require_multiple
+from kin_cli.models.resnet import Norm, norm_layer, require_multiple
 
 MIN_DOWNS = 5
 """One downsampling each at 1, 2, 4 and 8 times the width, and the innermost."""
@@ -34,6 +34,7 @@ class UnetSpec:
     in_channels: int = 3
     out_channels: int = 3
     bias: bool = True
+    norm: Norm = "instance"
 
     def __post_init__(self) -> None:
         if min(self.width, self.in_channels, self.out_channels) < 1 or self.downs < MIN_DOWNS:
@@ -41,8 +42,9 @@ class UnetSpec:
 
     @property
     def architecture(self) -> str:
-        """Official name: ``unet_`` and the side of the square input that it reduces to one pixel."""
-        return f"unet_{2**self.downs}"
+        """Official name, ``unet_`` and the side of the square that becomes one pixel; norms other than InstanceNorm."""
+        kind = {"instance": "", "batch": ", BatchNorm", "none": ", no norm layers"}[self.norm]
+        return f"unet_{2**self.downs}{kind}"
 
     @property
     def stride(self) -> int:
@@ -118,17 +120,17 @@ def _innermost(channels: int, spec: UnetSpec) -> list[nn.Module]:
         nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=spec.bias),
         nn.ReLU(inplace=True),
         nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=spec.bias),
-        nn.InstanceNorm2d(channels, affine=spec.affine),
+        norm_layer(channels, spec),
     ]
 
 
 def _middle(outer: int, inner: int, nested: nn.Module, *, spec: UnetSpec, dropout: bool = False) -> list[nn.Module]:
     return [
         nn.Conv2d(outer, inner, 4, stride=2, padding=1, bias=spec.bias),
-        nn.InstanceNorm2d(inner, affine=spec.affine),
+        norm_layer(inner, spec),
         nested,
         nn.ReLU(inplace=True),
         nn.ConvTranspose2d(2 * inner, outer, 4, stride=2, padding=1, bias=spec.bias),
-        nn.InstanceNorm2d(outer, affine=spec.affine),
+        norm_layer(outer, spec),
         *([nn.Dropout(0.5)] if dropout else []),
     ]

@@ -1,1 +1,1 @@
-"""Kernelized instance normalisation: kernels, the table of statistics, its interpolation, and the norm layer."""
+"""Kernelized instance normalization: kernels, the table of statistics, its interpolation, and the norm layer."""

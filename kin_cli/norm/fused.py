@@ -1,4 +1,4 @@
-"""Fused operations between two convolutions: normalise, add the residual, ReLU, reflection padding.
+"""Fused operations between two convolutions: normalize, add the residual, ReLU, reflection padding.
 
     out = pad(relu((x - μ)·γ/σ + β + residual))
 
@@ -81,9 +81,9 @@ class FusedOps(Protocol):
     def __call__(
         self, x: Tensor, values: Affine | Varying | None, finish: Finish, *, residual: Tensor | None = None
     ) -> Tensor:
-        """Normalise, add the residual, apply ``finish``: (B, C, H + 2 pad, W + 2 pad) in the dtype of ``x``.
+        """Normalize, add the residual, apply ``finish``: (B, C, H + 2 pad, W + 2 pad) in the dtype of ``x``.
 
-        ``values`` None: ``x`` is normalised already.
+        ``values`` None: ``x`` is normalized already.
         """
 
 
@@ -91,13 +91,13 @@ class EagerOps:
     """Fused operations on any device. Memory bound on a CPU: the result and a few strips of 4 MiB."""
 
     def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-        """See ``FusedOps``. On a CPU several times faster than torch.var_mean on channels-last maps, and as exact."""
+        """Mean and variance per channel, see ``FusedOps``; on a CPU faster than torch.var_mean, and as exact."""
         if x.is_cuda:
             var, mean = torch.var_mean(x.float(), dim=(2, 3), correction=correction)
             return mean, var
         pixels, count = x.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
         fractions, means, variances = [], [], []
-        for part in _strips(x):  # read once; strips are combined as in Chan et al., 1979
+        for part in _strips(x):  # each strip is read once; strips are combined as in Chan et al., 1979
             strip = pixels[:, part].float()
             means.append(strip.mean(2).mean(1))
             variances.append((strip - means[-1][:, None, None]).square_().mean(2).mean(1))
@@ -121,7 +121,7 @@ class EagerOps:
         pixels = x.permute(0, 2, 3, 1)
         added = None if residual is None else residual.permute(0, 2, 3, 1)
         for part in _strips(x):
-            for cols, y in _normalised(pixels, values, part):
+            for cols, y in _normalized(pixels, values, part):
                 if added is not None:
                     y = y + added[:, part, cols]  # not in place: y may be the input
                 if finish.relu:
@@ -137,8 +137,8 @@ def _strips(x: Tensor) -> Iterator[slice]:
     return (slice(first, min(first + step, height)) for first in range(0, height, step))
 
 
-def _normalised(pixels: Tensor, values: Affine | Varying | None, part: slice) -> Iterator[tuple[slice, Tensor]]:
-    """Normalise the rows ``part`` of (B, H, W, C) in runs of columns: yield (columns, (B, rows, columns, C))."""
+def _normalized(pixels: Tensor, values: Affine | Varying | None, part: slice) -> Iterator[tuple[slice, Tensor]]:
+    """Normalize the rows ``part`` of (B, H, W, C) in runs of columns: yield (columns, (B, rows, columns, C))."""
     if values is None:
         yield slice(None), pixels[:, part]
     elif isinstance(values, Affine):

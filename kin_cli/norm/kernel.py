@@ -14,7 +14,7 @@ import numpy as np
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Doubles
 
-AUTHORS_STD = 3.0  # of the paper's released code, for every kernel size
+AUTHORS_STD = 3.0  # standard deviation in the paper's released code, for every kernel size
 _KNOWN = "known kernels: 1, constant:n, gaussian:n, gaussian:n:std, global; n odd, such as gaussian:7"
 
 
@@ -59,8 +59,8 @@ class Kernel:
         """The one-dimensional factor k, shape (size,), sum 1; the kernel is the outer product of k with itself."""
         offsets = np.arange(self.size) - self.radius
         taps = np.exp(-0.5 * (offsets / self.std) ** 2) if self.kind == "gaussian" else np.ones(self.size)
-        normalised: Doubles = taps / taps.sum()
-        return normalised
+        normalized: Doubles = taps / taps.sum()
+        return normalized
 
     def __str__(self) -> str:
         if self.kind == "global":

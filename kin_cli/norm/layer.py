@@ -78,7 +78,7 @@ class Session:
 
 
 class TableNorm(nn.Module):
-    """Instance normalisation of (B, C, H, W), measuring its statistics or taking them from a table.
+    """Instance normalization of (B, C, H, W), measuring its statistics or taking them from a table.
 
         y = (x - μ) · γ/σ + β
 
@@ -90,7 +90,7 @@ class TableNorm(nn.Module):
             field is uniform, else interpolated at every pixel
 
     ``convolution``, if set, is the layer in front, run as part of this one: for a single sample with uniform statistics
-    μ and σ are folded into its weights, and no map is normalised. ``finish`` holds the layers that follow.
+    μ and σ are folded into its weights, and no map is normalized. ``finish`` holds the layers that follow.
     """
 
     def __init__(self, norm: nn.InstanceNorm2d, session: Session, *, position: int, first: int) -> None:
@@ -146,7 +146,7 @@ class TableNorm(nn.Module):
 
 
 def _folded(convolution: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, values: Affine) -> Tensor:
-    """Convolve and normalise one sample (1, C, H, W): weights scaled per output channel, bias scaled and shifted."""
+    """Convolve and normalize one sample (1, C, H, W): weights scaled per output channel, bias scaled and shifted."""
     scale, shift = values.scale[0], values.shift[0]
     bias = shift if convolution.bias is None else shift + convolution.bias.float() * scale
     if isinstance(convolution, nn.ConvTranspose2d):

@@ -57,7 +57,7 @@ class Lookup:
         return range(math.floor(first), math.floor(last) + (2 if self.interpolation == "bilinear" else 1))
 
     def stride(self, features: int, patches: int, *, margin_px: int) -> float:
-        """Image pixels per feature of a map that covers ``patches`` patches and ``margin_px`` of halo on both sides."""
+        """Stride: image pixels per feature-map pixel, for ``patches`` patches with ``margin_px`` of halo per side."""
         return (patches * self.patch_px + 2 * margin_px) / features
 
     def taps(self, features: int, patches: int, *, margin_px: int | None = None) -> Taps:

@@ -74,7 +74,7 @@ class SmoothedTable:
     w       weight of a cell, (rows, cols): its tissue fraction, or 1; 0 if it was not measured or is not finite
     mean    Σ w·T / Σ w over the whole table
     prior   weight of ``mean``; 0 in the paper. It matters only if there is next to no tissue within the kernel: a speck
-            of dust on background, normalised by its own tiny standard deviation, would be blown up into tissue
+            of dust on background, normalized by its own tiny standard deviation, would be blown up into tissue
 
     If all weights within the kernel are 0, a cell takes the average of those of its eight neighbours that have a value,
     or else ``mean``. So the result is finite everywhere, and depends only on the position.
@@ -112,7 +112,7 @@ class SmoothedTable:
             if not supported.all():
                 self._fill(smooth, supported, inner_rows, inner_cols)
         std = smooth[:, :, 1]
-        # a channel that is 0 everywhere has σ = 0: scale 0 normalises it to 0, as an epsilon would
+        # a channel that is 0 everywhere has σ = 0: scale 0 normalizes it to 0, as an epsilon would
         np.divide(1.0, std, out=std, where=std > 0)
         return np.ascontiguousarray(smooth[row_index][:, col_index])
 

@@ -54,7 +54,7 @@ class TileSink:
     codec: Codec
     stores: TileStores
     mask: TissueMask
-    block_rows: range | None = None  # of this job; None: all
+    block_rows: range | None = None  # rows of blocks that this job translates; None: all
 
     def done(self, tile: Cell) -> bool:
         """Whether the tile's translated pixels and the sum of its background are in the stores."""

@@ -19,9 +19,9 @@ from kin_cli.store.blobs import BlobStore
 
 BackgroundMode = Literal["fill", "keep", "white"]
 
-_SIGMA_TILES = 1.5  # of the smoothing of colours; beyond its reach the slide's mean colour takes over
+_SIGMA_TILES = 1.5  # standard deviation of the colour smoothing; beyond its reach the slide's mean colour is used
 _PRIOR = 1e-3  # weight of the slide's mean colour, relative to 1 for a tile full of background
-_MIN_BACKGROUND_FRACTION = 0.001  # of a tile; with less, its colour is not used
+_MIN_BACKGROUND_FRACTION = 0.001  # least background fraction of a tile whose colour is used
 
 
 @dataclass(frozen=True)

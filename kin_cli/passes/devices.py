@@ -69,7 +69,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next feature map, instead of returning it to the kernel at once.
 
-    A network on a CPU allocates the same few sizes over and over. For maps above 32 MiB, zeroing each allocation anew
+    A network on a CPU allocates the same few sizes over and over. For maps above 32 MiB, zeroing each allocation afresh
     took a quarter of the time. The peak rises by up to a quarter, once. Does nothing with another C library.
 
     Call this before the first thread starts: a thread otherwise gets a heap of its own, of at most 64 MiB, which glibc

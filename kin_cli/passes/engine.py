@@ -71,7 +71,7 @@ class Engine:
         if device.type == "cuda" and precision == "fp32":
             torch.backends.cudnn.allow_tf32 = False  # the default rounds inputs of convolutions to 10 bits
         self.device, self._dtype = device, DTYPES[precision]
-        self.tell: Callable[[str], None] = lambda _message: None
+        self.note: Callable[[str], None] = lambda _message: None
         # 16 pixels of the deepest feature map: enough for reflection padding in every known architecture
         side = max(64, 2 * generator.stride)
         module = copy.deepcopy(generator.module)
@@ -79,7 +79,7 @@ class Engine:
         network.module.to(device=device, dtype=self._dtype)
         network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
         if compiled:
-            network.use(CompiledOps(lambda why: self.tell(f"torch cannot compile here and goes on without it: {why}")))
+            network.use(CompiledOps(lambda why: self.note(f"torch cannot compile here and goes on without it: {why}")))
         self._network, self._transfer, self._turn = network, Transfer(device), Lock()
         self.channels, self.layers, self.stride = network.channels, network.layers, generator.stride
         # On a CPU batches gain nothing, and convolutions may sum in another order for another batch size: the bytes of
@@ -151,7 +151,7 @@ class Engine:
             ) from None
         self._batch_limit = count // 2
         torch.cuda.empty_cache()
-        self.tell(f"{self.device}: out of memory for {count} windows at once, going on with {self._batch_limit}")
+        self.note(f"{self.device}: out of memory for {count} windows at once, going on with {self._batch_limit}")
 
     def _to_input(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 to (B, 3, H, W) in [-1, 1], in the engine's dtype."""
@@ -198,7 +198,7 @@ class EnginePool:
         """
         free: SimpleQueue[Engine] = SimpleQueue()
         for engine in self._lanes:
-            engine.tell = progress.note
+            engine.note = progress.note
             free.put(engine)
 
         def with_free_engine(batch: Item) -> Result:

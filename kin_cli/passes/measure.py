@@ -93,7 +93,7 @@ def same_shape(group: list[tuple[Item, Pixels]]) -> Iterator[list[tuple[Item, Pi
 
 
 def thumbnail_statistics(view: SlideView, file: Path | None, *, engine: Engine, patch_px: int) -> Floats:
-    """Means and scales of a thumbnail, shape (2, ΣC): the whole slide's in TIN (thumbnail instance normalisation).
+    """Means and scales of a thumbnail, shape (2, ΣC): the whole slide's in TIN (thumbnail instance normalization).
 
     The thumbnail is the slide scaled to ``patch_px`` on its longer side, or the given image file, reduced to 2048 px if
     larger; the aspect ratio is kept. Reflection pads both sides to multiples of the generator's stride, and very narrow

@@ -18,11 +18,16 @@ from kin_cli.norm.table import StatTable
 from kin_cli.store.blobs import BlobStore
 
 SOUND, ONE_COLOUR, NO_CONTRAST = 0, 1, 2
-"""Of a tile: its tissue has contrast; it has none, but the source has; neither has any, or there is no tissue."""
-NOT_FINITE = 4  # added to one of the above
+"""Contrast of a translated tile.
 
-_FLAT_STD, _SOURCE_STD = 0.5, 5.0  # grey levels: below the first there is one colour, above the second there is tissue
-_FLAT_RANGE = 2  # grey levels, of a sample of the pixels
+SOUND: its tissue has contrast. ONE_COLOUR: it has none, but the source has. NO_CONTRAST: neither has any, or the tile
+has no tissue.
+"""
+NOT_FINITE = 4  # flag added to one of the above: the tile had pixels that are NaN or infinite
+
+# standard deviations in grey levels: at most the first is one colour, more than the second is contrast
+_FLAT_STD, _SOURCE_STD = 0.5, 5.0
+_FLAT_RANGE = 2  # range in grey levels of sampled pixels, above which there is contrast
 _SAMPLE_STEP = 8
 
 

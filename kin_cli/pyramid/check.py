@@ -131,7 +131,7 @@ def _chain_problems(tiff: TiffDirectories, levels: list[StoredLevel], descriptio
     chain = [directory.offset for directory in tiff.chain()]
     sub = [int(offset) for offset in tiff.values(levels[0].directory, Tag.SUB_IFDS).flat]
     if len(chain) != len(description.digests):
-        yield f"{len(chain)} levels are chained, but its description lists {len(description.digests)}"
+        yield f"number of chained levels: {len(chain)}, but its description lists {len(description.digests)}"
     if sub != (chain[1:] if description.ome else []):
         yield "its SubIFDs are not the directories chained behind the first"
     for upper, lower in itertools.pairwise(levels):
@@ -228,7 +228,7 @@ def verified_record(output: Path, record_file: Path, settings: Mapping[str, obje
     """Like ``finished_record``, but also read the output and compare all its bytes with the record's digest."""
     record = finished_record(output, record_file, settings)
     if file_sha256(output) != record.get("output_sha256"):
-        problems = check_file(output, decode=False) or ["its bytes are not those that its record tells of (SHA-256)"]
+        problems = check_file(output, decode=False) or ["differs from its record (SHA-256)"]
         raise _refusal(output, f"exists, but is not sound: {problems[0]}")
     return record
 

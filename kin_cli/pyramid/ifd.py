@@ -1,4 +1,4 @@
-"""Image file directories (IFDs) of TIFF: reading them with every offset checked, and linking them anew.
+"""Image file directories (IFDs) of TIFF: reading them with every offset checked, and linking them afresh.
 
 tifffile gives no access to directories at this level.
 """

@@ -71,7 +71,7 @@ def pad_tile(pixels: Pixels, tile: int) -> Pixels:
 
 @dataclass(frozen=True)
 class _Below:
-    """The lower end of a walk: at ``level``, ``quarter`` returns a cell at half scale, or None if not wanted."""
+    """Where a walk over tiles ends: at ``level``, whose cells ``quarter`` returns at half scale (None: unwanted)."""
 
     level: int
     quarter: Callable[[Cell, bool], Pixels | None]

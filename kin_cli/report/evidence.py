@@ -34,7 +34,7 @@ _TILE_PX = 512
 class Place:
     """A close-up: the same box of source and translation at full resolution.
 
-    ``line`` is the boundary in its middle, if there is one; (``l0_x``, ``l0_y``) its corner in pixels of level 0.
+    ``line`` is the border in its middle, if there is one; (``l0_x``, ``l0_y``) its corner in pixels of level 0.
     """
 
     line: SeamLine | None
@@ -117,7 +117,7 @@ def gather(settings: Settings, progress: Progress) -> Evidence:
 
 
 def own_results(seams: SlideSeams) -> dict[str, SeamResult]:
-    """Compute the results of the source without a control, by direction; empty if the seams have no source."""
+    """Return the seam results of the source slide itself, by direction; empty if there was no source."""
     table, index = seams.summary.table, STATISTICS.index(seams.statistic)
     if table.source is None:
         return {}
@@ -161,7 +161,7 @@ class _Pair:
         return Sharpness(len(boxes), ssim.values()["ssim"], *gradients)
 
     def places(self, seams: SlideSeams | None, patch_px: int) -> list[Place]:
-        """Cut close-ups of the worst boundaries, without overlap; if none, of the patch with most tissue."""
+        """Cut close-ups of the worst borders, without overlap; if none, of the patch with most tissue."""
         places: list[Place] = []
         for line in [] if seams is None else seams.summary.worst(seams.statistic):
             box = close_up(*line.middle, side=_CLOSE_UP_PX, size=self.source.size)

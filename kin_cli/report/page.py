@@ -120,7 +120,7 @@ def page(record: Record, evidence: Evidence, *, mark: str) -> str:
 
 
 def method(settings: Record) -> str:
-    """Describe the normalisation in a few words."""
+    """Describe the normalization in a few words."""
     if settings["method"] == "tin":
         return "tin"
     halo = f", halo {settings['halo']} px" if settings["halo"] else ""
@@ -259,7 +259,7 @@ def _close_up(number: int, place: Place, evidence: Evidence) -> str:
 
 
 def _ticks(line: SeamLine, box: Box) -> str:
-    """Mark where a boundary enters and leaves a close-up, without covering the boundary itself."""
+    """Mark where a border enters and leaves a close-up, without covering the border itself."""
     if line.direction == "vertical":
         style = f"left:{100 * (line.x - box.x) / box.width:.2f}%;width:2px;height:{_TICK}%"
         sides = ("top:0", "bottom:0")

@@ -171,7 +171,7 @@ class SlideIdentity:
     def _compute(self) -> None:
         try:
             sha256 = self._digest()
-            self.check_unchanged()  # or the digest may be of another state than the pixels
+            self.check_unchanged()  # otherwise the digest may not be that of the pixels that were read
         except InputError as error:
             self._error = error
             return

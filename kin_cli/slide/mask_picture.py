@@ -14,9 +14,10 @@ from PIL import Image
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import AnyArray, Box, Mask, Size
+from kin_cli.slide.tiff_layout import tiff_file
 from kin_cli.store.files import open_regular
 
-MAX_SIDE = 4096  # of a mask, in pixels
+MAX_SIDE = 4096  # longest side of a mask, in pixels
 SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -25,9 +26,9 @@ SIGNATURES = {
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
 }
-_LOSSY_THRESHOLD = 128  # tissue in a lossy picture; around edges its background is not exactly 0
+_LOSSY_THRESHOLD = 128  # least grey level of tissue in a lossy picture, whose background is not exactly 0
 _UNSURE, _UNSURE_FRACTION = 32, 0.01  # from here to the threshold neither colour is meant; more than this is noted
-_ROWS = 256  # of a PNG or JPEG that are looked at together
+_ROWS = 256  # rows of a PNG or JPEG that are read together
 _MAX_SEGMENT_BYTES = 1 << 30
 _LOSSY_TIFF = (6, 7, 33003, 33004, 33005, 34712, 34892, 50001)  # JPEG, JPEG 2000 and WebP
 _MINISWHITE, _PALETTE = 0, 3
@@ -139,7 +140,7 @@ def _opened(path: Path) -> pyvips.Image:
 
 
 def _rows(image: pyvips.Image, background: tuple[int, ...]) -> Iterator[_Part]:
-    """The parts of a picture from top to bottom; samples are 0 where all equal ``background``."""
+    """Yield the picture in bands of ``_ROWS`` rows, from the top; pixels of the ``background`` colour become 0."""
     colours = image.bands - int(image.hasalpha())
     for top in range(0, image.height, _ROWS):
         box = Box(0, top, image.width, min(_ROWS, image.height - top))
@@ -166,7 +167,7 @@ def _first_colour(path: Path) -> tuple[int, ...] | None:
 def _tiff(path: Path) -> tuple[Mask, list[str]]:
     """The mask in the largest picture of a TIFF file."""
     try:
-        with tifffile.TiffFile(path, _multifile=False) as file:
+        with tiff_file(path) as file:
             page = _largest(path, file)
             notes: list[str] = []
             size = Size(page.imagewidth, page.imagelength)

@@ -62,7 +62,7 @@ class PhotoSlide(Slide):
             raise
 
     def close(self) -> None:
-        """See ``Slide.close``."""
+        """Release the pixels and remove the temporary file, see ``Slide.close``."""
         self._pixels = None
         if self._rows >= 0:
             os.close(self._rows)

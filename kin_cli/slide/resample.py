@@ -15,7 +15,7 @@ from scipy import sparse
 
 from kin_cli.geometry import AnyArray, Doubles, Floats, Pixels
 
-_SUPPORT = 2.0  # of the cubic kernel, in pixels to each side
+_SUPPORT = 2.0  # half width of the cubic kernel, in pixels
 _SHARPNESS = -0.5  # the parameter a of Keys (1981); this value reproduces straight lines and parabolas
 
 

@@ -20,7 +20,7 @@ from kin_cli.geometry import Box, Pixels, Size
 from kin_cli.slide.base import Slide, downsamples_of
 from kin_cli.slide.reasons import DAMAGED_HINT, refusal, unread
 from kin_cli.slide.tiff_colours import Colours, Unsupported, colours_of
-from kin_cli.slide.tiff_layout import Segment, check_segments, levels_of, resolution_mpp
+from kin_cli.slide.tiff_layout import Segment, check_segments, levels_of, resolution_mpp, tiff_file
 from kin_cli.slide.tiff_pictures import Picture, choose, named_colour, pictures_of
 
 _CACHE_BYTES, _STRIPS_CACHE_BYTES = 64 << 20, 512 << 20
@@ -85,7 +85,7 @@ def check_for_openslide(path: Path) -> None:
     That are tiles of more than 1 GiB, which OpenSlide would allocate, and samples that are neither RGB nor grey.
     """
     try:
-        with tifffile.TiffFile(path, _multifile=False) as file:
+        with tiff_file(path) as file:
             for page in file.pages:
                 if isinstance(page, tifffile.TiffPage):
                     check_segments(page, strips=False)
@@ -107,7 +107,7 @@ def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], tup
     were halved and rounded down); ``TiffSlide`` returns the stored pixels.
     """
     try:
-        with tifffile.TiffFile(path, _multifile=False) as file:
+        with tiff_file(path) as file:
             picture, notes = choose(path, pictures_of(file), series)
             one, page = picture.series, picture.series.keyframe
             if file.is_ome or file.is_imagej or page.index != 0 or picture.colours is None or len(one.pages) != 1:
@@ -139,7 +139,7 @@ def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], tup
 def picture_size(path: Path, series: int) -> Size | None:
     """Size of picture ``series`` of a TIFF file; None if there is none."""
     try:
-        with tifffile.TiffFile(path, _multifile=False) as file:
+        with tiff_file(path) as file:
             page = file.series[series].keyframe
             return Size(page.imagewidth, page.imagelength)
     except _DECODING_ERRORS:
@@ -181,7 +181,7 @@ class TiffSlide(Slide):
 
     def _read_structure(self, series: int | None) -> None:
         """Set all attributes from the file's tags."""
-        with tifffile.TiffFile(self.path, _multifile=False) as file:
+        with tiff_file(self.path) as file:
             picture, self.notes = choose(self.path, pictures_of(file), series)
             assert picture.colours is not None
             colours, page = picture.colours, picture.series.keyframe

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import imagecodecs
@@ -23,6 +24,13 @@ _JPEG = {6, 7, 34892}
 _FAX = {2, 3, 4}
 _RAW_SEGMENT_PX = 512
 _MAX_SIDE = 1 << 31
+
+
+def tiff_file(path: Path) -> tifffile.TiffFile:
+    """Open a TIFF file; a chain of pages that leads back to itself, over which tifffile would loop, is cut there."""
+    file = tifffile.TiffFile(path, _multifile=False)
+    len(file.pages)  # reads the whole chain
+    return file
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from kin_cli.errors import OutputError
 
 WORK_ENDING = ".kin-work"
-_NAME_BYTES = 255  # of a file, on nearly every file system
+_NAME_BYTES = 255  # longest file name on nearly every file system
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _AGAIN = "run the same command again: it continues where it stopped"
 _CAUSES: dict[int, tuple[str, str]] = {

@@ -1,4 +1,7 @@
-"""CycleGAN (Zhu et al., ICCV 2017): generators G_AB and G_BA that invert each other, and two discriminators."""
+"""CycleGAN (Zhu et al., ICCV 2017): two generators, G_AB and G_BA, and two discriminators.
+
+A is the source stain, B the target stain; G_BA inverts G_AB.
+"""
 
 from __future__ import annotations
 

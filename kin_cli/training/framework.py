@@ -16,6 +16,7 @@ from kin_cli.training.networks import ImagePool, PatchDiscriminator, frozen, ini
 from kin_cli.training.settings import NetworkSettings
 
 _BETAS = (0.5, 0.999)  # Adam's, in all three papers
+_TRAINED = ("instance", "reflect")  # norm layers and padding of generators that can be trained
 
 
 @dataclass
@@ -103,9 +104,11 @@ def build_generator(settings: NetworkSettings) -> ResnetGenerator:
     """
     if settings.start is not None:
         loaded = load_generator(settings.start)
-        if not isinstance(loaded.module, ResnetGenerator):
+        trainable = isinstance(loaded.spec, ResnetSpec) and (loaded.spec.norm, loaded.spec.padding) == _TRAINED
+        if not (isinstance(loaded.module, ResnetGenerator) and trainable):
             raise ModelError(
-                f"{settings.start} is a {loaded.architecture} generator", "only ResNet generators can be trained"
+                f"{settings.start} is a {loaded.architecture} generator",
+                "only ResNet generators with InstanceNorm and reflection padding can be trained",
             )
         return loaded.module.requires_grad_(True).train()
     blur = settings.antialias

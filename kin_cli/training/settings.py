@@ -47,14 +47,14 @@ class PatchSettings:
             raise UsageError(f"patch size {self.patch_px} is not a multiple of 4 from 32 upwards")
         fractions = {
             "min-tissue": self.min_tissue,
-            "border-fraction": self.border_fraction,
+            "edge-fraction": self.border_fraction,
             "background-fraction": self.background_fraction,
         }
         for name, value in fractions.items():
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} {value} is not a fraction between 0 and 1")
         if self.border_fraction + self.background_fraction > 1:
-            raise UsageError("border-fraction and background-fraction together exceed 1")
+            raise UsageError("edge-fraction and background-fraction together exceed 1")
         if not (0 <= self.scale < 1 and 0 <= self.jitter < 1):
             raise UsageError(f"scale {self.scale} and jitter {self.jitter} must be from 0 to below 1")
 

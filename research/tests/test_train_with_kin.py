@@ -1,4 +1,4 @@
-"""A generator in fine-tuning is normalised as kin's table norms do it, and learns under that."""
+"""A generator in fine-tuning is normalized as kin's table norms do it, and learns under that."""
 
 from __future__ import annotations
 

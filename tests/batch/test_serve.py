@@ -45,7 +45,7 @@ def test_every_failure_has_its_answer(
 def test_progress_arrives_whole_however_often_it_is_told() -> None:
     ours, theirs = Pipe()
     progress = serve._PipeProgress(theirs)
-    with progress.stage("apply", 100) as advance:
+    with progress.stage("apply", 100, "tiles") as advance:
         for _ in range(100):
             advance(1)
         progress.note("a note")

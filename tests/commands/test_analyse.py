@@ -23,7 +23,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kin_analyse_writes_picture_csv_and_json(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
-    output, table = tmp_path / "figure.png", tmp_path / "figures.csv"
+    output, table = tmp_path / "figure.png", tmp_path / "values.csv"
     common = (photo, "-m", tiny_generator, "-o", output, "--patch-size", PATCH, "--device", "cpu", "-j", 1)
     done = kin("analyse", *common, "--csv", table, "--json")
     assert done.code == 0, done.err
@@ -34,7 +34,7 @@ def test_kin_analyse_writes_picture_csv_and_json(photo: Path, tiny_generator: Pa
     assert {row["with"] for row in rows} == {"patches", "thumbnail", "all patches", "neighbourhood gaussian:7"}
     assert set(record["thumbnail"]["outside_90_percent"]) == {block["name"] for block in record["blocks"]}
     assert Image.open(output).width == 2500
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "figures.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "values.csv"]
     kept = kin("analyse", *common, "-o", tmp_path / "folder", "--table", tmp_path / "kept")
     assert "mean, residual" in kept.out
     assert (tmp_path / "kept" / "table-0.dat").exists()

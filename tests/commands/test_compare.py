@@ -49,7 +49,7 @@ def test_a_resampled_slide_is_compared_at_its_new_size(shared_data: Path, tiny_g
 
 
 def test_kin_compare_writes_picture_csv_and_json(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
-    output, table = tmp_path / "figure.png", tmp_path / "figures.csv"
+    output, table = tmp_path / "figure.png", tmp_path / "values.csv"
     options = (*COMMON, "--kernels", "gaussian:3,global", "--csv", table, "--json", "--reference", photo)
     done = kin("compare", photo, "-m", tiny_generator, "-o", output, *options)
     assert done.code == 0, done.err
@@ -65,11 +65,11 @@ def test_kin_compare_writes_picture_csv_and_json(photo: Path, tiny_generator: Pa
     seams = record["columns"][1]["seams"]
     assert float(written["in", "excess both"]) == seams["both"]["step"]["excess"]
     assert {"ssim", "sobel_y", "piqe", "histogram"} <= {metric for name, metric in written if name == "in"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "figures.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "values.csv"]
 
 
 def test_other_metrics_are_taken_from_kin_evaluate(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
-    table, common = tmp_path / "figures.csv", (photo, "-m", tiny_generator, "-o", tmp_path / "figure.png", *COMMON)
+    table, common = tmp_path / "values.csv", (photo, "-m", tiny_generator, "-o", tmp_path / "figure.png", *COMMON)
     assert "there is no metric 'psnr'" in kin("compare", *common, "--metrics", "psnr").err
     assert "cannot be computed without" in kin("compare", *common, "--metrics", "fid").err
     assert "nowhere.svs: no such file" in kin("compare", *common, "--reference", tmp_path / "nowhere.svs").err

@@ -19,6 +19,14 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
         assert f"kin {name}" in readme, f"README.md does not mention kin {name}"
 
 
+def test_the_list_of_commands_shows_whole_phrases() -> None:
+    listed = kin("--help").out
+    for name, command in cli.commands.items():
+        assert command.short_help, name
+        assert len(command.short_help) <= 45, name
+        assert command.short_help in listed, name
+
+
 def test_debug_shows_the_traceback(picture: Path) -> None:
     result = kin("--debug", "translate", picture, "-m", "absent.pth")
     assert "Traceback" in result.err
@@ -37,7 +45,7 @@ def test_the_installed_command_fails_with_one_line_too(tmp_path: Path) -> None:
 def test_an_error_of_kin_itself_says_so_and_asks_for_a_report(
     picture: Path, tiny_generator: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("of all\nthings")
 
     monkeypatch.setattr("kin_cli.plan.load_generator", broken)

@@ -80,7 +80,7 @@ def test_names_up_to_the_longest(slide: Path, tiny_generator: Path, tmp_path: Pa
     assert len(names) == 4  # slide, output, record, report
     assert max(len(os.fsencode(name)) for name in names) <= 255
     checked = kin("check", output)
-    assert (checked.code, "as its record tells" in checked.out) == (0, True)
+    assert (checked.code, "identical to its record" in checked.out) == (0, True)
     with output.open("r+b") as file:
         file.seek(-100, os.SEEK_END)
         byte = file.read(1)

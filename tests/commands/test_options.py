@@ -84,6 +84,8 @@ def test_bad_options_get_one_line(picture: Path, tiny_generator: Path, options: 
 # A value for every option of a translation that changes its settings.
 VALUES = {
     "model": "other.pth",
+    "entry": "netG_A2B",
+    "model_norm": "batch",
     "method": "dn",
     "kernel": "constant:3",
     "interpolation": "bilinear",

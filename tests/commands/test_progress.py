@@ -21,7 +21,7 @@ def test_a_stage_ends_with_its_count_and_an_empty_one_is_silent(capsys: pytest.C
     with progress.stage("measure", 7, "patches") as advance:
         advance(3)
         advance(4)
-    with progress.stage("apply", 0) as advance:
+    with progress.stage("apply", 0, "tiles") as advance:
         advance(0)
     progress.note("a note")
     captured = capsys.readouterr()
@@ -36,7 +36,7 @@ def test_long_stages_tell_how_long_they_will_take(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    with ConsoleProgress().stage("apply", 100) as advance:
+    with ConsoleProgress().stage("apply", 100, "tiles") as advance:
         for _ in range(5):
             now[0] += 20
             advance(10, "the last")
@@ -49,7 +49,7 @@ def test_long_stages_tell_how_long_they_will_take(
 ON_A_TERMINAL = """
 from kin_cli.commands.progress import ConsoleProgress
 progress = ConsoleProgress()
-with progress.stage("apply", 4) as advance:
+with progress.stage("apply", 4, "tiles") as advance:
     advance(3)
     progress.note("a note")
     advance(1, "loss 0.5")
@@ -60,7 +60,7 @@ IN_A_BATCH = """
 from kin_cli.commands.progress import BatchProgress
 progress = BatchProgress()
 with progress.stage("slides", 1, "slides") as advance:
-    with progress.stage("measure", 4) as inner:
+    with progress.stage("measure", 4, "tiles") as inner:
         inner(4)
     progress.note("a note")
     advance(1)
@@ -97,7 +97,7 @@ def test_a_batch_is_quieter_in_a_log(capsys: pytest.CaptureFixture[str], monkeyp
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     progress = BatchProgress()
-    with progress.stage("slides", 2, "slides") as advance, progress.stage("apply", 100) as inner:
+    with progress.stage("slides", 2, "slides") as advance, progress.stage("apply", 100, "tiles") as inner:
         for _ in range(4):
             now[0] += 20
             inner(10)

@@ -1,4 +1,4 @@
-"""``kin seams``: the worst boundaries by place."""
+"""``kin seams``: the worst borders by place."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kin_cli.geometry import Pixels
 from tests.helpers.processes import kin, succeed
 
 
-def test_kin_seams_names_the_worst_boundaries(tissue: Pixels, spoiled: Pixels, tmp_path: Path) -> None:
+def test_kin_seams_names_the_worst_borders(tissue: Pixels, spoiled: Pixels, tmp_path: Path) -> None:
     files = [tmp_path / "source.png", tmp_path / "slide.png"]
     for file, pixels in zip(files, (tissue, spoiled), strict=True):
         Image.fromarray(pixels).save(file)
     heatmap = tmp_path / "map.png"
     options = (files[1], "--source", files[0], "--patch-size", 128, "--heatmap", heatmap)
     text = succeed("seams", *options)
-    worst = text.partition("worst boundaries")[2]
+    worst = text.partition("worst borders")[2]
     assert all(place in worst for place in ("640,384", "768,384", "640,512"))
     assert {"vertical", "horizontal", "both"} <= set(text.split())
     assert Image.open(heatmap).size == (1024, 1024 + 80)

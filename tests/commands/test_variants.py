@@ -36,7 +36,7 @@ def base(*words: str) -> tuple[Settings, dict[str, Any]]:
     return base_settings(Path("a.svs"), options, folder=Path("work")), options
 
 
-def test_all_variants_share_everything_but_the_normalisation() -> None:
+def test_all_variants_share_everything_but_the_normalization() -> None:
     start, options = base("--patch-size", "64", "--tissue", "none", "--level", "1", "--workers", "3")
     assert (start.source.level, start.source.tissue, start.compute.workers) == (1, "none", 3)
     assert (start.output.compression, start.output.icc, start.output.skip_existing) == ("deflate", "drop", True)

@@ -86,13 +86,13 @@ def measured(network: nn.Module, patch: Tensor) -> Statistics:
 def applied(network: nn.Module, patch: Tensor, stats: Statistics) -> Tensor:
     """Eq. (7): the network with the given statistics in its norm layers."""
 
-    def normalise(_: nn.Module, inputs: tuple[Tensor], __: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
+    def normalize(_: nn.Module, inputs: tuple[Tensor], __: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
         return (inputs[0] - mean) / std
 
     hooks = []
     for layer, values in zip(norm_layers(network), stats, strict=True):
         mean, std = (torch.from_numpy(value).float()[None, :, None, None] for value in values)
-        hooks.append(layer.register_forward_hook(functools.partial(normalise, mean=mean, std=std)))
+        hooks.append(layer.register_forward_hook(functools.partial(normalize, mean=mean, std=std)))
     out = network(patch)
     for hook in hooks:
         hook.remove()

@@ -33,8 +33,8 @@ def test_storage_is_read_from_the_file(tmp_path: Path) -> None:
     ("stored", "tile", "origin", "phase", "luma"),
     [
         (128, 256, (0, 0), 128, False),  # the reference lines lie on storage edges too
-        (128, 128, (0, 0), 16, True),  # every boundary does, no reference line can
-        (256, 128, (0, 0), 16, True),  # every second boundary
+        (128, 128, (0, 0), 16, True),  # every border does, no reference line can
+        (256, 128, (0, 0), 16, True),  # every second border
         (128, 128, (40, 24), 16, False),
         (96, 128, (0, 0), 16, False),  # no common edges to speak of
         (160, 320, (0, 0), 160, False),

@@ -42,7 +42,7 @@ def test_what_can_be_computed_is_and_the_rest_is_explained(given: tuple[bool, ..
 def test_what_was_asked_for_is_computed_or_refused() -> None:
     slide = SlideChoice(Path("a.svs"))
     assert EvaluationSettings(slide, metrics=("piqe", "sobel")).chosen() == (("sobel", "piqe"), {})
-    with pytest.raises(UsageError, match="ssim cannot be computed without"):
+    with pytest.raises(UsageError, match="ssim cannot be computed: it needs"):
         EvaluationSettings(slide, metrics=("ssim",)).chosen()
     with pytest.raises(UsageError, match="no metric 'psnr'"):
         EvaluationSettings(slide, metrics=("psnr",)).chosen()

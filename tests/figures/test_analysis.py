@@ -122,26 +122,27 @@ def test_curves_are_those_of_all_pairs(found: Analysis, own: tuple[np.ndarray, l
                 assert found.curve.pairs[s, b, d] == chosen.sum()
 
 
-def test_standins_are_compared_with_every_patch(found: Analysis, own: tuple[np.ndarray, list[LayerBlock]]) -> None:
+def test_replacements_are_compared_with_every_patch(found: Analysis, own: tuple[np.ndarray, list[LayerBlock]]) -> None:
     stats, blocks = own
-    ema = stats.mean(axis=0)
+    average = stats.mean(axis=0)
     padded = np.pad(stats.reshape(ROWS, COLS, 2, -1), ((1, 1), (1, 1), (0, 0), (0, 0)), mode="edge")
     taps = Kernel.parse("gaussian:3").taps()
     smooth = sum(taps[i] * taps[j] * padded[i : i + ROWS, j : j + COLS] for i in range(3) for j in range(3)).reshape(
         stats.shape
     )
-    assert [standin.name for standin in found.standins] == ["thumbnail", "all patches", "neighbourhood gaussian:3"]
+    names = [replacement.name for replacement in found.replacements]
+    assert names == ["thumbnail", "all patches", "neighbourhood gaussian:3"]
     for s in range(2):
         for b, block in enumerate(blocks):
             channels = block.channels
-            every = [1 - distance.cosine(one[s, channels], ema[s, channels]) for one in stats]
+            every = [1 - distance.cosine(one[s, channels], average[s, channels]) for one in stats]
             near = [
                 1 - distance.cosine(one[s, channels], other[s, channels])
                 for one, other in zip(stats, smooth, strict=True)
             ]
-            for standin, wanted in zip(found.standins[1:], (every, near), strict=True):
+            for replacement, wanted in zip(found.replacements[1:], (every, near), strict=True):
                 middle = np.quantile(wanted, (0.05, 0.25, 0.5, 0.75, 0.95))
-                np.testing.assert_allclose(standin.quantiles[:, s, b], middle, atol=1e-5)
+                np.testing.assert_allclose(replacement.quantiles[:, s, b], middle, atol=1e-5)
 
 
 def test_reach_and_draw_limit_the_pairs(photo: Path, tiny_generator: Path, tmp_path: Path, found: Analysis) -> None:

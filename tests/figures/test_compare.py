@@ -20,7 +20,7 @@ from kin_cli.evaluation.seams import close_up
 from kin_cli.figures.compare import (
     Comparison,
     Corner,
-    Yardstick,
+    MetricOptions,
     clean_up,
     compare,
     worst_corners,
@@ -111,7 +111,7 @@ def test_an_interrupted_comparison_goes_on(photo: Path, tiny_generator: Path, tm
 
 def test_inception_without_a_reference_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="FID compares with"):
-        Yardstick(inception=tmp_path / "weights.pth")
+        MetricOptions(inception=tmp_path / "weights.pth")
 
 
 def test_a_source_that_fakes_seams_in_colour_is_measured_in_luma(
@@ -143,8 +143,8 @@ def test_a_patch_of_another_colour_is_found_at_its_corners() -> None:
     assert found[0].excess > 2
 
 
-def test_the_four_boundaries_of_a_corner_count_together() -> None:
-    """One strong boundary loses against a corner at which all four are rather strong."""
+def test_the_four_borders_of_a_corner_count_together() -> None:
+    """One strong border loses against a corner at which all four are rather strong."""
     lines = [line("vertical", 1, 1, 10.0)]
     lines += [line("vertical", 3, 4, 6.0), line("vertical", 4, 4, 6.0)]
     lines += [line("horizontal", 4, 3, 6.0), line("horizontal", 4, 4, 6.0)]
@@ -168,7 +168,7 @@ def test_ends_at_the_edge_of_the_image_are_no_corners() -> None:
     st.lists(
         st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 5), st.floats(0, 99)),
         max_size=40,
-        unique_by=lambda boundary: boundary[:3],  # a corner has four boundaries at most
+        unique_by=lambda boundary: boundary[:3],  # a corner has four borders at most
     )
 )
 def test_chosen_corners_share_no_patch_and_get_no_worse(raw: list[tuple[bool, int, int, float]]) -> None:

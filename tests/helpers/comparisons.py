@@ -1,11 +1,11 @@
-"""Comparisons of normalisations on a small picture: ``kin compare`` and ``kin sweep``."""
+"""Comparisons of normalizations on a small picture: ``kin compare`` and ``kin sweep``."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from kin_cli.figures.compare import CompareSettings, Look, Variant
+from kin_cli.figures.compare import CompareSettings, FigureOptions, Variant
 from kin_cli.norm.kernel import Kernel
 from kin_cli.settings import NormSettings, Settings
 from tests.helpers.slides import write_photo
@@ -35,5 +35,7 @@ def base_settings(photo: Path, model: Path, path: Path) -> Settings:
 def comparison_settings(photo: Path, model: Path, folder: Path, **changes: object) -> CompareSettings:
     """A comparison of ``NORMS`` with two close-ups."""
     variants = tuple(Variant(name, name.upper(), norm) for name, norm in NORMS.items())
-    wanted = CompareSettings(base_settings(photo, model, folder / "base.tif"), variants, folder, look=Look(2))
+    wanted = CompareSettings(
+        base_settings(photo, model, folder / "base.tif"), variants, folder, figure=FigureOptions(2)
+    )
     return dataclasses.replace(wanted, **changes)

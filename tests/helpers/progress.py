@@ -20,7 +20,7 @@ class Watcher:
     notes: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         self.stages.append(name)
         done = 0
 

@@ -41,7 +41,7 @@ class Interrupting(SilentProgress):
         self.left = after
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str = "tiles") -> Iterator[Advance]:
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         assert unit == "steps"
 
         def advance(count: int, detail: str = "", /) -> None:

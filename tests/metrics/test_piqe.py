@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from kin_cli.geometry import Pixels
-from kin_cli.metrics.piqe import Piqe, PiqeOfAuthors, grey, normalised
+from kin_cli.metrics.piqe import Piqe, PiqeOfAuthors, grey, normalized
 from tests.helpers.pictures import blurred, mscn_coefficients, noisy, padded
 
 
 def test_mscn_is_scipys_gaussian(large_tissue: Pixels) -> None:
-    np.testing.assert_allclose(normalised(grey(padded(large_tissue, 3)))[0], mscn_coefficients(large_tissue), atol=1e-9)
+    np.testing.assert_allclose(normalized(grey(padded(large_tissue, 3)))[0], mscn_coefficients(large_tissue), atol=1e-9)
 
 
 def published_piqe(mscn: np.ndarray) -> float:

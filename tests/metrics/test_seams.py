@@ -168,7 +168,7 @@ def test_what_the_other_statistics_are_for(tissue: Pixels) -> None:
 
     strong = shifted(tissue, 8).astype(float)
     ramp = np.clip((np.arange(SIDE) % PATCH + 8.5) / 16, 0, 1)
-    # patches blended over the 8 pixels on either side of every vertical boundary
+    # patches blended over the 8 pixels on either side of every vertical border
     edges = np.repeat(strong[:, PATCH - 1 :: PATCH], PATCH, axis=1)[:, : SIDE - PATCH]
     left = np.concatenate([strong[:, :PATCH], edges], axis=1)
     weight = np.where(np.arange(SIDE) % PATCH < 8, ramp, 1.0)[None, :, None]
@@ -195,7 +195,7 @@ def test_directions_are_told_apart(tissue: Pixels) -> None:
     assert {line.direction for line in summary.worst(count=20)} == {"vertical"}
 
 
-def test_the_worst_boundaries_are_where_the_wrong_patch_is(tissue: Pixels) -> None:
+def test_the_worst_borders_are_where_the_wrong_patch_is(tissue: Pixels) -> None:
     spoiled = tissue.copy()
     spoiled[5 * PATCH : 6 * PATCH, 3 * PATCH : 4 * PATCH] //= 2
     found = {(line.direction, line.x // PATCH, line.y // PATCH) for line in seams(spoiled, tissue).worst(count=4)}

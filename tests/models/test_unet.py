@@ -17,7 +17,7 @@ def convolve(state: State, name: str, x: Tensor, *, transposed: bool = False) ->
     return operator(x, state[f"{name}.weight"], state.get(f"{name}.bias"), stride=2, padding=1)
 
 
-def normalise(state: State, name: str, x: Tensor) -> Tensor:
+def normalize(state: State, name: str, x: Tensor) -> Tensor:
     mean = x.mean(dim=(2, 3), keepdim=True)
     variance = (x - mean).square().mean(dim=(2, 3), keepdim=True)
     y = (x - mean) / (variance + 1e-5).sqrt()
@@ -31,10 +31,10 @@ def nested(state: State, prefix: str, x: Tensor) -> Tensor:
     F.leaky_relu_(x, 0.2)
     down = convolve(state, f"{prefix}.1", x)
     if f"{prefix}.3.model.1.weight" in state:
-        deep = nested(state, f"{prefix}.3.model", normalise(state, f"{prefix}.2", down))
-        up = normalise(state, f"{prefix}.6", convolve(state, f"{prefix}.5", F.relu(deep), transposed=True))
+        deep = nested(state, f"{prefix}.3.model", normalize(state, f"{prefix}.2", down))
+        up = normalize(state, f"{prefix}.6", convolve(state, f"{prefix}.5", F.relu(deep), transposed=True))
     else:
-        up = normalise(state, f"{prefix}.4", convolve(state, f"{prefix}.3", F.relu(down), transposed=True))
+        up = normalize(state, f"{prefix}.4", convolve(state, f"{prefix}.3", F.relu(down), transposed=True))
     return torch.cat([x, up], 1)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +120,12 @@ STATES: dict[str, tuple[Callable[[], object], str]] = {
     "another blur": (lambda: changed(lambda s: s["model.7.filt"].add_(0.1)), r"blur filter model\.7\.filt"),
     "grey images": (lambda: state_of(ResnetSpec(2, 1, in_channels=1)), r"translates 1 channels to 3$"),
     "two outputs": (lambda: state_of(UnetSpec(2, 5, out_channels=2)), r"translates 3 channels to 2$"),
-    "BatchNorm": (lambda: with_batchnorm(ResnetSpec(2, 3, bias=False)), r"generator with BatchNorm$"),
-    "a U-Net with BatchNorm": (lambda: with_batchnorm(UnetSpec(2, 5, bias=False)), r"generator with BatchNorm$"),
+    "BatchNorm after biases": (lambda: with_batchnorm(ResnetSpec(2, 3)), r"does not tell which$"),
+    "a U-Net with BatchNorm after biases": (lambda: with_batchnorm(UnetSpec(2, 5)), r"does not tell which$"),
+    "no norm layers": (
+        lambda: state_of(ResnetSpec(2, 3, norm="none", bias=False)),
+        r"as networks without norm layers$",
+    ),
     "a discriminator": (discriminator, r"looks like a PatchGAN discriminator, .*keys seen: model\.0\.weight"),
     "a VGG": (lambda: {"features.0.weight": torch.zeros(4, 3, 3, 3)}, r"looks like a VGG"),
     "a classifier": (lambda: {"layer1.0.conv1.weight": torch.zeros(4, 3, 3, 3)}, r"looks like a ResNet classifier"),
@@ -143,16 +149,16 @@ STATES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: torch.optim.Adam(build(CUT).parameters()).state_dict(),
         r"the state of an optimizer, not of a generator$",
     ),
-    "two generators": (lambda: {"netG_A": state_of(), "netG_B": state_of()}, r"entries seen: netG_A, netG_B$"),
+    "two generators": (lambda: {"netG_A": state_of(), "netG_B": state_of()}, r"holds 2 generators: netG_A, netG_B$"),
     "an empty state dict": (dict, r"entries seen: none$"),
     "a list": (lambda: [torch.zeros(3)], r"holds a list, not a state dict$"),
     "a tensor": (lambda: torch.zeros(3), r"holds a Tensor, not a state dict$"),
     "an entry that is no tensor": (lambda: state_of() | {"epoch": 3}, r"entry 'epoch' that is no tensor \(int\)$"),
     "numbered entries": (lambda: {0: torch.zeros(3)}, r"entry '0' that is no tensor"),
     "a whole module": (lambda: build(CUT), r"contains code \([\w.]*ResnetGenerator\), not only weights; not loaded$"),
-    "options beside it": (
-        lambda: {"netG": state_of(), "opt": argparse.Namespace(lr=1)},
-        r"contains code \(argparse\.Namespace\), not only weights; not loaded$",
+    "another class beside it": (
+        lambda: {"netG": state_of(), "opt": Fraction(1, 2)},
+        r"contains code \(fractions\.Fraction\), not only weights; not loaded$",
     ),
 }
 
@@ -190,6 +196,14 @@ def test_code_is_named_and_not_run(writer: str, tmp_path: Path) -> None:
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     torch.jit.script(nn.Conv2d(3, 3, 3)).save(str(tmp_path / "G.pt"))
     assert_no_checkpoint(tmp_path / "G.pt", r"is a TorchScript archive")
+    with pytest.raises(ModelError) as caught:
+        load_generator(tmp_path / "G.pt")
+    lines = (caught.value.hint or "").partition(": ")[2]
+    exported = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(lines.split("; "))], cwd=tmp_path, check=True
+    )
+    assert exported.returncode == 0
+    assert torch.load(tmp_path / "weights.pth", weights_only=True).keys() == {"weight", "bias"}
 
 
 @pytest.mark.parametrize(
@@ -290,7 +304,8 @@ def test_a_header_whose_length_looks_like_a_pickle_keeps_its_metadata(tmp_path: 
         (bytes(257).replace(b"\0", b"a") + b"ustar", "a tar archive", "unpack"),
         (b"\x89HDF\r\n", "an HDF5 file", "PyTorch"),
         (b"\x93NUMPY\x01", "a NumPy array", "PyTorch"),
-        (b"\x08\x08\x12\x07pytorch", "an ONNX model", "PyTorch"),
+        (b"\x08\x08\x12\x07pytorch", "an ONNX model", "torch.save(net.state_dict()"),
+        (b"\x08\x07\x12\x07tf2onnx\x1a\x01", "an ONNX model", "PyTorch"),
         (b"II*\0\x08\0\0\0", "a TIFF image", "kin reads"),
         (b'{"a": 1}', "a JSON file", "kin reads"),
         (b"\xff\xff\xff\x0f\0\0\0\0" + b'{"a"', "truncated or damaged", "again"),

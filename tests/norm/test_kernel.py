@@ -10,7 +10,7 @@ from kin_cli.norm.kernel import Kernel
 
 @pytest.mark.parametrize("size", [3, 7, 11])
 @pytest.mark.parametrize("std", [3.0, 1.5])
-def test_gaussian_taps_are_scipys_window_normalised(size: int, std: float) -> None:
+def test_gaussian_taps_are_scipys_window_normalized(size: int, std: float) -> None:
     window = gaussian(size, std)
     np.testing.assert_allclose(Kernel.parse(f"gaussian:{size}:{std}").taps(), window / window.sum(), rtol=1e-12)
 

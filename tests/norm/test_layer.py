@@ -93,7 +93,7 @@ def test_measuring_stops_at_the_last_norm_layer() -> None:
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("affine", [False, True])
-def test_a_field_normalises_each_pixel_with_its_own_mean_and_scale(interpolation: str, affine: bool) -> None:
+def test_a_field_normalizes_each_pixel_with_its_own_mean_and_scale(interpolation: str, affine: bool) -> None:
     torch.manual_seed(2)
     norm = nn.InstanceNorm2d(5, affine=affine)
     if affine:

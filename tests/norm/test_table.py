@@ -50,7 +50,7 @@ def test_weight_one_is_the_papers_convolution(tmp_path: Path, stats: np.ndarray,
 
 
 @pytest.mark.parametrize("kernel", KERNELS[1:])
-def test_weights_renormalise_the_kernel(tmp_path: Path, stats: np.ndarray, kernel: str) -> None:
+def test_weights_renormalize_the_kernel(tmp_path: Path, stats: np.ndarray, kernel: str) -> None:
     weights = np.random.default_rng(2).uniform(0.01, 1, (ROWS, COLS)).astype(np.float32)
     smoothed = everything(SmoothedTable(make(tmp_path, stats), weights, Kernel.parse(kernel)))
     expected = scipy_smooth(stats * weights[..., None, None], kernel) / scipy_smooth(weights, kernel)[..., None, None]

@@ -42,7 +42,7 @@ def engine_of(generator: Generator) -> Engine:
 def short_of_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, most: int) -> list[str]:
     """Make a device of the engine that holds ``most`` images at once; returns what the engine tells."""
     told: list[str] = []
-    engine.tell, engine._batch_limit = told.append, 1 << 30
+    engine.note, engine._batch_limit = told.append, 1 << 30
     for name in ("measure", "apply"):
         whole = getattr(engine._network, name)
 

@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from kin_cli.batch.run import INCOMPLETE, State
 
 
 def test_the_script_for_a_folder_becomes_kin(tmp_path: Path) -> None:
@@ -24,6 +27,19 @@ def test_the_script_for_a_folder_becomes_kin(tmp_path: Path) -> None:
     assert shown.splitlines() == wanted, "signals to the script must reach kin"
     assert process.returncode == 75
     assert subprocess.run([script, "my slides"], capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_merging_the_status_of_shards_knows_every_state(tmp_path: Path, state: State) -> None:
+    folder = tmp_path / "kin-batch"
+    folder.mkdir()
+    (folder / "slides.json").write_text('{"shards": 1, "slides": [["a.svs", "a.tif"]]}')
+    (folder / "status-1-of-1.csv").write_text(f"slide,output,status,reason\na.svs,a.tif,{state},why\n")
+    script = Path(__file__).resolve().parents[2] / "scripts" / "slurm_merge_status.sh"
+    done = subprocess.run([script, tmp_path], capture_output=True, text=True, check=False)
+    unfinished = state in ("pending", "running", "stopped")
+    assert done.returncode == (75 if unfinished else int(state in INCOMPLETE)), done.stdout + done.stderr
+    assert (f"{state}: a.svs: why" in done.stdout) == (state in INCOMPLETE)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from PIL import Image
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Size
 from kin_cli.slide.open import open_slide
+from kin_cli.slide.tiff_layout import tiff_file
 from tests.helpers.cases_slides import write_huge_tile, write_larger_tile
 from tests.helpers.pictures import speckled_ramps
 from tests.helpers.slides import assert_opens_as, read_all
@@ -328,3 +329,19 @@ def test_a_tile_that_claims_a_gigantic_picture_is_refused(tmp_path: Path, rgb: N
     path.write_bytes(content[:at] + (60_000).to_bytes(4, "big") * 2 + content[at + 8 :])
     with open_slide(path) as slide, pytest.raises(InputError, match=r"a picture of 60000×60000 pixels"):
         slide.read(0, Box(0, 0, 10, 10))
+
+
+def test_a_chain_of_pages_that_leads_back_is_cut(tmp_path: Path) -> None:
+    """tifffile follows such a chain for ever, unless it is asked for the number of pages first."""
+    file = tmp_path / "loop.tif"
+    with tifffile.TiffWriter(file) as tiff:
+        for _ in range(3):
+            tiff.write(np.zeros((64, 64, 3), np.uint8), photometric="rgb", tile=(64, 64), metadata=None)
+    with tifffile.TiffFile(file) as tiff:
+        last = tiff.pages[2].offset
+    content = bytearray(file.read_bytes())
+    entries = int.from_bytes(content[last : last + 2], "little")
+    content[last + 2 + 12 * entries : last + 6 + 12 * entries] = last.to_bytes(4, "little")
+    file.write_bytes(content)
+    with tiff_file(file) as tiff:
+        assert sum(1 for _ in tiff.pages) == 3

@@ -37,7 +37,7 @@ def test_the_command_takes_every_settings_file(images: Path, tmp_path: Path, fra
     arguments += ["--target", str(images / "ihc"), "-o", str(tmp_path / "run"), "--patch-size", "32", "--steps", "1"]
     arguments += ["--width", "4", "--blocks", "1", "--disc-width", "4", "--disc-layers", "1", "--device", "cpu"]
     if framework == "lsesim":
-        arguments += ["--random-features", "--layers", "1", "--window", "4"]
+        arguments += ["--random-features", "--layers", "1", "--map-size", "4"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "generator.safetensors").is_file()

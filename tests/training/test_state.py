@@ -89,7 +89,7 @@ def test_a_pipe_as_state_is_refused_without_waiting(images: Path, run: Path) -> 
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_changed_log_is_refused_and_a_missing_one_begins_anew(images: Path, run: Path, overwrite: bool) -> None:
+def test_a_changed_log_is_refused_and_a_missing_one_starts_afresh(images: Path, run: Path, overwrite: bool) -> None:
     log = run / "log.csv"
     sound = log.read_bytes()
     for place in np.random.default_rng(1).integers(0, len(sound), 60).tolist():

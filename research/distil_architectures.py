@@ -1,4 +1,4 @@
-"""The bundled generator in another architecture: python research/distil_layouts.py cyclegan|urust SLIDE -o OUTPUT
+"""The bundled generator in another architecture: python research/distil_architectures.py cyclegan|urust SLIDE -o OUTPUT
 
 Seams depend on the architecture as much as on the weights: on how a network pads and changes resolution. To compare
 architectures on one translation, a small network learns to reproduce the bundled generator's output, patch by patch
