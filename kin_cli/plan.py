@@ -296,7 +296,10 @@ def make_plan(settings: Settings) -> Plan:
     precision = resolve_precision(settings.compute.precision, devices[0])
     generator = load_generator(settings.model, entry=settings.entry, norm=settings.model_norm)
     if settings.table is not None and not generator.channels:
-        raise UsageError(f"--table: {settings.model} has no InstanceNorm, and so no table", "leave out --table")
+        raise UsageError(
+            f"{settings.model} has no InstanceNorm, and so no table of statistics",
+            "translate it without --table; there is nothing to analyse or to sweep",
+        )
     patch_px = settings.norm.patch_px
     for name, side in (("patch", patch_px), ("measure", settings.norm.measured_px)):
         if side % generator.stride:

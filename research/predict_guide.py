@@ -174,7 +174,7 @@ def predict(source: Path, registered: Path, box: Box | None, output: Path) -> No
 def main(source: Path, registered: Path, output: Path, region: Box | None) -> None:
     """Reduce a REGISTERED section to what the H&E slide SOURCE itself tells."""
     try:
-        with part_file(output, 0) as part:
+        with part_file(output.parent, output, 0) as part:
             predict(source, registered, region, part)
     except (KinError, pyvips.Error) as error:
         sys.exit(f"error: {error}".strip().replace("\n", " "))

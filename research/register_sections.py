@@ -321,7 +321,7 @@ def main(source: Path, target: Path, output: Path) -> None:
             raise InputError(
                 f"{target}: no piece of {source} is found in it", "are they serial sections, not mirrored?"
             )
-        with part_file(output, 0) as part:
+        with part_file(output.parent, output, 0) as part:
             write_guide((source, target, part), labels, moved)
     except (KinError, pyvips.Error) as error:
         sys.exit(f"error: {error}".strip().replace("\n", " "))

@@ -149,7 +149,7 @@ def sharpen(source: Path, translated: Path, output: Path, *, box: Box | None, fr
 def main(source: Path, translated: Path, output: Path, region: Box | None, fraction: float, local: float) -> None:
     """Make a guide of dense islands from a TRANSLATED slide whose brown is pale, and the H&E slide SOURCE."""
     try:
-        with part_file(output, 0) as part:
+        with part_file(output.parent, output, 0) as part:
             sharpen(source, translated, part, box=region, fraction=fraction, local=local)
     except (KinError, pyvips.Error) as error:
         sys.exit(f"error: {error}".strip().replace("\n", " "))

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kin_cli import __version__
-from kin_cli.errors import InputError, ModelError
+from kin_cli.errors import InputError
 from kin_cli.geometry import Cell, Doubles, Floats, Grid, Mask
 from kin_cli.job import kept_table
 from kin_cli.models.architectures import LayerBlock, layer_blocks
@@ -156,13 +156,9 @@ def analyse(settings: AnalysisSettings, progress: Progress) -> Analysis:
 
     Raises:
         InputError: fewer than two patches are at least half tissue.
-        ModelError: the generator has no InstanceNorm.
     """
     start = time.monotonic()
     plan = make_plan(settings.base)
-    if not plan.generator.channels:
-        plan.view.slide.close()
-        raise ModelError(f"{plan.settings.model} has no InstanceNorm", "there are no statistics to compare")
     with plan.view.slide, plan.identity, kept_table(plan, settings.table, note=progress.note) as store:
         engines = plan.engines()
         table = StatTable(store, rows=plan.grid.rows, cols=plan.grid.cols, channels=engines.channels)

@@ -83,7 +83,7 @@ def analysis_figure(found: Analysis) -> Any:
     for s, statistic in enumerate(STATISTICS):
         _draw_curves(axes[0][s], found, row=s)
         axes[0][s].set_title(f"{statistic} of two patches, by their distance (S1)", fontsize=10, loc="left")
-        _draw_standins(axes[1][s], found, row=s)
+        _draw_replacements(axes[1][s], found, row=s)
         axes[1][s].set_title(f"{statistic} of a patch, and of what replaces it (S2)", fontsize=10, loc="left")
     axes[0][1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5, frameon=False, title="layer block")
     handles = [_patch(shade) for shade, _ in zip(_SHADES, found.replacements, strict=False)]
@@ -110,7 +110,7 @@ def _draw_curves(axes: Any, found: Analysis, *, row: int) -> None:
     _plain(axes)
 
 
-def _draw_standins(axes: Any, found: Analysis, *, row: int) -> None:
+def _draw_replacements(axes: Any, found: Analysis, *, row: int) -> None:
     count = len(found.replacements)
     width = 0.8 / count
     for n, (replacement, shade) in enumerate(zip(found.replacements, _SHADES, strict=False)):

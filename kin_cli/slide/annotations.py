@@ -37,8 +37,14 @@ _PLURALS = {
     "object without geometry": "objects without geometry",
     "missing core": "missing cores",
 }
+_FOREIGN = {
+    "COCO": {"images", "annotations"},
+    "LabelMe": {"shapes"},
+    "VGG Image Annotator": {"_via_img_metadata"},
+    "Esri JSON": {"rings"},
+}
 _ELLIPSE_POINTS = 360
-_IMAGESCOPE_AREAS, _IMAGESCOPE_ELLIPSE = ("0", "1", "2"), "2"
+_IMAGESCOPE_AREAS, _IMAGESCOPE_RECTANGLE, _IMAGESCOPE_ELLIPSE = ("0", "1", "2"), "1", "2"
 _ASAP_AREAS = ("polygon", "spline", "rectangle", "none", "")
 _CUT_OUT_OF_CAMELYON = "_2"  # the group of holes in the annotations of CAMELYON, whose other groups are _0 and _1
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
@@ -75,14 +81,15 @@ class Annotations:
 
 def may_be_annotations(head: bytes) -> bool:
     """Whether a file that begins with ``head`` may hold annotations: packed, or text that begins as JSON or XML."""
-    return head.startswith((_GZIP, _ZIP, *_TEXT_STARTS)) or head.lstrip()[:1] in (b"{", b"[", b"<")
+    return head.startswith((_GZIP, _ZIP, *_TEXT_STARTS)) or head.lstrip(b" \t\r\n\f\x1e")[:1] in (b"{", b"[", b"<")
 
 
 def read_annotations(path: Path) -> Annotations:
     """Read the polygons of a file: GeoJSON (also packed by gzip or zip), ImageScope XML or ASAP XML.
 
-    Polygons of classes whose name begins with "Ignore" (QuPath's ``Ignore*``), negative regions of ImageScope, and
-    ASAP's groups of exclusions are to be cut out. Points, lines and objects without geometry are left out and counted.
+    Polygons of classes with a name that begins with "Ignore" (QuPath's ``Ignore*``, ``Tumor: Ignore*``), negative
+    regions of ImageScope, and ASAP's groups of exclusions are to be cut out. Points, lines and objects without geometry
+    are left out and counted.
 
     Raises:
         InputError: the file cannot be read, is of another format, or has no polygon of tissue.
@@ -146,6 +153,11 @@ def _add_geojson(path: Path, content: bytes, found: Annotations) -> None:
     except RecursionError:
         raise InputError(f"{path}: the mask is nested too deeply to be GeoJSON", GEOJSON_HINT) from None
     except ValueError as error:
+        if _is_sequence(content):
+            reason = "it holds one JSON object a line, which is no GeoJSON file"
+            raise InputError(
+                f"{path}: the mask cannot be read: {reason}", "put the objects into one list: [..., ...]"
+            ) from None
         hint = "give GeoJSON, or a PNG, TIFF or JPEG of the whole slide, non-zero where tissue is"
         raise InputError(f"{path}: the mask is neither a picture nor GeoJSON: {error}", hint) from error
     try:
@@ -157,9 +169,33 @@ def _add_geojson(path: Path, content: bytes, found: Annotations) -> None:
         raise InputError(f"{path}: the mask is not valid GeoJSON: {what}", GEOJSON_HINT) from error
 
 
+def _is_sequence(content: bytes) -> bool:
+    """Whether a text has several JSON objects, one after the other (NDJSON, JSON Lines, RFC 8142)."""
+    text = content.decode(json.detect_encoding(content), "replace").lstrip("\ufeff \t\r\n\x1e")
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return False
+    return text[end:].lstrip(" \t\r\n\x1e,").startswith(("{", "["))
+
+
+def _what_json(node: Any) -> str:
+    """What a part of a JSON file is that is no GeoJSON."""
+    if not isinstance(node, dict):
+        return f"{json.dumps(node)[:40]} where a polygon belongs"
+    if kind := node.get("type"):
+        return f"{json.dumps(kind)[:40].strip(chr(34))} where a polygon belongs"
+    if not node:
+        return "an empty object, {}, where a polygon belongs"
+    program = next((name for name, keys in _FOREIGN.items() if keys <= node.keys()), None)
+    if program:
+        return f"annotations of another format, {program}"
+    return f"an object without type (its keys: {', '.join(list(node)[:5])[:80]}) where a polygon belongs"
+
+
 def _add_node(path: Path, node: Any, found: Annotations, *, excluded: bool) -> None:
     """Add all polygons in a GeoJSON object, at any depth."""
-    kind = node.get("type") if isinstance(node, dict) else None
+    kind = node.get("type") if isinstance(node, dict) and isinstance(node.get("type"), str) else None
     if node is None:
         found.left_out["object without geometry"] += 1
     elif isinstance(node, list):
@@ -172,13 +208,14 @@ def _add_node(path: Path, node: Any, found: Annotations, *, excluded: bool) -> N
         if node.get("isMissing") or properties.get("isMissing"):
             found.left_out["missing core"] += 1
         else:
-            _add_node(path, node["geometry"], found, excluded=excluded or _is_ignored(_class_name(properties)))
+            ignored = any(_is_ignored(name) for name in _class_names(properties))
+            _add_node(path, node.get("geometry"), found, excluded=excluded or ignored)
     elif kind in _AREAS:
         _add_area(node["coordinates"] if kind == "MultiPolygon" else [node["coordinates"]], found, excluded)
     elif kind in _OTHERS:
         found.left_out["point" if "Point" in kind else "line"] += 1
     else:
-        raise InputError(f"{path}: the mask holds {kind or 'something'} where a polygon belongs", GEOJSON_HINT)
+        raise InputError(f"{path}: the mask holds {_what_json(node)}", GEOJSON_HINT)
 
 
 def _add_area(polygons: list[Any], found: Annotations, excluded: bool) -> None:
@@ -191,13 +228,15 @@ def _add_area(polygons: list[Any], found: Annotations, excluded: bool) -> None:
             found.add([_ring(points) for points in rings], excluded=excluded)
 
 
-def _class_name(properties: dict[str, Any]) -> str:
-    """The name of a QuPath class, which stands in ``name``, or in ``names`` if the class is a derived one."""
+def _class_names(properties: dict[str, Any]) -> list[str]:
+    """The names that make up a QuPath class: in ``names``, or in ``name`` with colons between them."""
     kind = properties.get("classification")
-    if isinstance(kind, dict):
-        names = kind.get("names")
-        kind = names[0] if isinstance(names, list) and names else kind.get("name")
-    return kind if isinstance(kind, str) else ""
+    found = [kind.get("name"), *_listed(kind.get("names"))] if isinstance(kind, dict) else _listed(kind) or [kind]
+    return [part for name in found if isinstance(name, str) for part in name.split(":")]
+
+
+def _listed(names: Any) -> list[Any]:
+    return names if isinstance(names, list) else []
 
 
 def _is_ignored(name: str) -> bool:
@@ -248,6 +287,8 @@ def _imagescope(root: ElementTree.Element, found: Annotations) -> Iterator[tuple
             kind = region.get("Type", "0")
             if kind == _IMAGESCOPE_ELLIPSE and len(points) >= 2:
                 points = _ellipse(points)
+            elif kind == _IMAGESCOPE_RECTANGLE and len(points) == 2:
+                points = _rectangle(points)
             if kind not in _IMAGESCOPE_AREAS or len(points) < 3:
                 found.left_out["point or line"] += 1
                 continue
@@ -259,6 +300,8 @@ def _asap(root: ElementTree.Element, found: Annotations) -> Iterator[tuple[Doubl
     for annotation in root.iter("Annotation"):
         corners = sorted(annotation.iter("Coordinate"), key=lambda corner: float(corner.get("Order", 0)))
         points = _points(corners)
+        if annotation.get("Type", "").lower() == "rectangle" and len(points) == 2:
+            points = _rectangle(points)
         if annotation.get("Type", "").lower() not in _ASAP_AREAS or len(points) < 3:
             found.left_out["point or line"] += 1
             continue
@@ -277,6 +320,12 @@ def _number(text: str | None) -> float:
     if not math.isfinite(number):
         raise ValueError(f"'{text}'")
     return number
+
+
+def _rectangle(corners: Doubles) -> Doubles:
+    """The rectangle between two opposite corners."""
+    (left, top), (right, bottom) = corners
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
 def _ellipse(corners: Doubles) -> Doubles:

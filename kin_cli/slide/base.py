@@ -34,6 +34,8 @@ class Slide(ABC):
         icc: embedded ICC profile of the pixels, None if there is none.
         fill_colour: RGB colour of pixels that are transparent or were not scanned.
         bounds_origin: corner (x, y), in pixels of level 0, of the part of the slide that was scanned.
+        bounds_size: size of that part; None if it is the whole slide or unknown.
+        orientation: EXIF orientation (1 to 8) by which the stored picture was turned; 1 if it was not.
         expects_background: whether background around the subject is likely (slides and TIFF: yes; photographs: no).
         notes: what the user should know about how the file was read, one sentence each.
         memory_bytes: memory that this slide needs beyond what every reader needs (64 MiB of decoded tiles).
@@ -50,6 +52,8 @@ class Slide(ABC):
     icc: bytes | None = None
     fill_colour: tuple[int, int, int] = WHITE
     bounds_origin: tuple[int, int] = (0, 0)
+    bounds_size: Size | None = None
+    orientation: int = 1
     expects_background: bool = True
     notes: tuple[str, ...] = ()
     memory_bytes: int = 0
@@ -58,7 +62,7 @@ class Slide(ABC):
     def set_pixel_size(self, x: float | None, y: float | None) -> None:
         """Set ``mpp`` and ``not_square`` from the width and the height of a pixel (µm), as far as they are credible."""
         self.mpp, self.not_square = credible_mpp(x, y), None
-        if x and y and credible_mpp(x, None) and credible_mpp(None, y) and max(x, y) > _SQUARE_WITHIN * min(x, y):
+        if x and y and credible_mpp(x, y) and max(x, y) > _SQUARE_WITHIN * min(x, y):
             self.not_square = (x, y)
 
     def read(self, level: int, box: Box) -> Pixels:

@@ -51,8 +51,9 @@ def tissue_mask(view: SlideView, tissue: str | Path) -> TissueMask:
 def load_mask(path: Path, view: SlideView) -> TissueMask:
     """Read a tissue mask from a file, for the part of the slide that ``view`` shows.
 
-    A picture (PNG, TIFF, JPEG) covers the whole slide; see ``read_picture`` for what is tissue in it. For annotations
-    see ``read_annotations``. What was left out or assumed stands in the mask's ``notes``.
+    A picture (PNG, TIFF, JPEG) covers the whole slide, or the part that was scanned if it has the proportions of that
+    part and not those of the slide; see ``read_picture`` for what is tissue in it. For annotations see
+    ``read_annotations``. What was left out or assumed stands in the mask's ``notes``.
 
     Memory bound: the mask has at most 4096 pixels on its longer side. A larger picture is reduced; a pixel of the
     reduced mask is tissue if any of its source pixels is.
@@ -69,7 +70,8 @@ def load_mask(path: Path, view: SlideView) -> TissueMask:
         mask, notes = _drawn(path, view)
     else:
         picture, notes = read_picture(path, kind)
-        mask, notes = _stretched(picture, view), notes + _placement(picture, view)
+        place, placed = _placement(picture, view)
+        mask, notes = _stretched(picture, view, place), notes + placed
     return TissueMask(mask, view.size, tuple(f"{path}: {note}" for note in notes))
 
 
@@ -90,18 +92,37 @@ def _head(path: Path) -> bytes:
 # Pictures
 
 
-def _placement(mask: Mask, view: SlideView) -> list[str]:
-    """Notes on how a picture is laid over the slide."""
-    notes, full = [], view.slide.levels[0]
-    height, width = mask.shape
-    scale = max(full.width / width, full.height / height)
-    off = abs(full.width / width - full.height / height) / scale
-    rounding = 1 / min(width, height)  # the sides of a small picture are rounded
-    if off > max(_ASPECT_TOLERANCE, rounding):
+def _placement(mask: Mask, view: SlideView) -> tuple[Box, list[str]]:
+    """The part of the slide that a picture covers, in pixels of level 0, and notes on how it is laid over the slide."""
+    full = view.slide.levels[0]
+    whole, scanned = Box(0, 0, full.width, full.height), _scanned(view)
+    tolerance = 1 / min(mask.shape)  # the sides of a small picture are rounded
+    rough = max(_ASPECT_TOLERANCE, tolerance)
+    off, off_scanned = _off(mask, whole), _off(mask, scanned)
+    exact = off > tolerance >= off_scanned or mask.shape == (scanned.height, scanned.width)
+    if scanned != whole and off_scanned <= rough and (off > rough or exact):
+        part = f"{Size(scanned.width, scanned.height)} at ({scanned.x}, {scanned.y})"
+        return scanned, [f"the mask has the proportions of the part that was scanned, {part}, and is laid over it"]
+    notes = []
+    if off > rough:
         notes.append(f"the mask's proportions are not those of the slide, {full}; it is stretched over the whole slide")
-    if view.slide.bounds_origin != (0, 0):
+    if scanned != whole or view.slide.bounds_origin != (0, 0):
         notes.append(f"the mask is laid over the whole slide, {full}, not only over the part that was scanned")
-    return notes
+    return whole, notes
+
+
+def _scanned(view: SlideView) -> Box:
+    """The part of the slide that was scanned, in pixels of level 0; the whole slide if it is not known."""
+    full, size = view.slide.levels[0], view.slide.bounds_size
+    part = Box(*view.slide.bounds_origin, size.width, size.height).clipped(full) if size else None
+    return part if part and not part.empty else Box(0, 0, full.width, full.height)
+
+
+def _off(mask: Mask, place: Box) -> float:
+    """How far the proportions of a picture are from those of a box: 0 if they agree, towards 1 if they do not."""
+    across, down = place.width / mask.shape[1], place.height / mask.shape[0]
+    off: float = abs(across - down) / max(across, down)
+    return off
 
 
 def _mask_size(size: Size) -> Size:
@@ -110,14 +131,25 @@ def _mask_size(size: Size) -> Size:
     return Size(max(1, round(size.width * factor)), max(1, round(size.height * factor)))
 
 
-def _stretched(mask: Mask, view: SlideView) -> Mask:
-    """The part of a mask of the whole slide that the view shows, sampled at pixel centres (nearest neighbour)."""
-    size, region, frame = _mask_size(view.size), view.region, view.frame
+def _stretched(mask: Mask, view: SlideView, place: Box) -> Mask:
+    """The part that the view shows of a mask laid over ``place``, sampled at pixel centres (nearest neighbour).
+
+    ``place`` is in pixels of level 0; beyond it nothing is tissue.
+    """
+    size, region, frame, full = _mask_size(view.size), view.region, view.frame, view.slide.levels[0]
     rows = region.y + (np.arange(size.height) + 0.5) * (region.height / size.height)
     cols = region.x + (np.arange(size.width) + 0.5) * (region.width / size.width)
     height, width = mask.shape
-    positions = (rows * (height / frame.height)).astype(np.intp), (cols * (width / frame.width)).astype(np.intp)
-    return mask[np.ix_(*positions)]
+    down, across = (
+        height / (place.height * frame.height / full.height),
+        width / (place.width * frame.width / full.width),
+    )
+    y = np.floor((rows - place.y * frame.height / full.height) * down).astype(np.intp)
+    x = np.floor((cols - place.x * frame.width / full.width) * across).astype(np.intp)
+    on_rows, on_cols = (y >= 0) & (y < height), (x >= 0) & (x < width)
+    stretched = np.zeros((size.height, size.width), np.bool_)
+    stretched[np.ix_(on_rows, on_cols)] = mask[np.ix_(y[on_rows], x[on_cols])]
+    return stretched
 
 
 # Annotations
@@ -134,6 +166,9 @@ def _drawn(path: Path, view: SlideView) -> tuple[Mask, list[str]]:
                 "open the slide and the annotations in QuPath and export GeoJSON",
             )
         notes.append(f"coordinates count from the corner of the part that was scanned, {origin}, as QuPath does")
+    if view.slide.orientation != 1:
+        turned = f"coordinates count in the slide as its EXIF orientation ({view.slide.orientation}) turns it"
+        notes.append(f"{turned}, not as it is stored")
     tissue, excluded = ([_moved(rings, origin) for rings in part] for part in (found.tissue, found.excluded))
     _check_position(path, tissue, full)
     off = sum(not _touches(rings, full) for rings in tissue)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,17 @@ _MAX_SEGMENT_BYTES = 1 << 30
 _LOSSY_TIFF = (6, 7, 33003, 33004, 33005, 34712, 34892, 50001)  # JPEG, JPEG 2000 and WebP
 _MINISWHITE, _PALETTE = 0, 3
 _TIFF_COLOURS = (_MINISWHITE, 1, 2, _PALETTE, 4, 6)  # grey, RGB, palette, mask, YCbCr
+# EXIF orientations: whether rows and columns are exchanged, and then left and right, and top and bottom
+_TURNS = {
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+_BLACK, _WHITE, _FIRST, _OTHER = range(4)  # kinds of colours in a palette picture
 _TRANSPARENT = "transparent pixels of the mask count as no tissue"
 
 
@@ -71,8 +82,8 @@ def read_picture(path: Path, kind: str) -> tuple[Mask, list[str]]:
     """Where a picture shows tissue, (h, w) with at most 4096 pixels a side, and notes on what was assumed.
 
     Values other than 0 and NaN are tissue, in a lossy picture (JPEG) values from 128. Transparent pixels are not; a
-    picture that has no colour at all is judged by its opacity. The background of a palette is black, or its first
-    colour if no pixel is black. A reduced pixel is tissue if any of its source pixels is.
+    picture that has no colour at all is judged by its opacity. For the background of a palette see ``_palette_mask``. A
+    reduced pixel is tissue if any of its source pixels is.
 
     Memory bound: 256 rows of a PNG or JPEG, one tile or strip of a TIFF (refused above 1 GiB).
 
@@ -91,10 +102,12 @@ def read_picture(path: Path, kind: str) -> tuple[Mask, list[str]]:
 def _collected(size: Size, parts: Iterator[_Part], *, lossy: bool) -> tuple[Mask, list[str]]:
     """The mask that ``parts`` make, and notes."""
     coloured, opaque, transparent, unsure = _Flags(size), _Flags(size), False, 0
+    largest: float = 0
     flags: Mask
     for part in parts:
         if lossy:
             flags = np.logical_or.reduce(part.samples >= _LOSSY_THRESHOLD, axis=2)
+            largest = max(largest, part.samples.max().item())
             unsure += int(((part.samples >= _UNSURE).any(axis=2) & ~flags).sum())
         else:
             numbers = part.samples == part.samples  # NaN is not equal to itself
@@ -109,7 +122,8 @@ def _collected(size: Size, parts: Iterator[_Part], *, lossy: bool) -> tuple[Mask
         dark = f"{unsure / size.pixels:.0%} of the mask is darker than 128 but not black"
         notes.append(f"{dark}, and counts as no tissue: better a PNG")
     if lossy and not coloured.mask.any():
-        notes.append("no value of the mask, a lossy picture, is 128 or more")
+        why = f"the largest value of the mask, a lossy picture in which tissue is 128 or more, is {largest}"
+        notes.append(f"{why}: save labels such as 0 and 1 as PNG")
     mask = opaque.mask if transparent and not coloured.mask.any() else coloured.mask
     if mask.all():
         notes.append("the mask has no background: everything counts as tissue")
@@ -122,33 +136,50 @@ def _collected(size: Size, parts: Iterator[_Part], *, lossy: bool) -> tuple[Mask
 def _plain(path: Path, *, lossy: bool) -> tuple[Mask, list[str]]:
     """The mask in a PNG or JPEG."""
     first = _first_colour(path)
-    image = _opened(path)
+    image, cmyk = _opened(path)
     size = Size(image.width, image.height)
-    mask, notes = _collected(size, _rows(image, (0, 0, 0)), lossy=lossy)
-    if first is not None and any(first) and mask.all():
-        mask, notes = _collected(size, _rows(_opened(path), first), lossy=lossy)
-        notes.insert(0, f"the first colour of the palette, {first}, counts as no tissue")
-    return mask, notes
+    turn = int(image.get("orientation")) if image.get_typeof("orientation") else 1
+    mask, notes = _collected(size, _rows(image), lossy=lossy)
+    if first is not None and any(first) and _TRANSPARENT not in notes:
+        mask, notes = _palette_mask(size, lambda: _kinds_in_rows(_opened(path)[0], first), first)
+    if cmyk:
+        notes.insert(0, "the mask is a CMYK picture, and is judged by the colours that a screen shows")
+    if turn not in _TURNS:
+        return mask, notes
+    return _turned(mask, turn), [f"the mask is turned as its EXIF orientation ({turn}) says", *notes]
 
 
-def _opened(path: Path) -> pyvips.Image:
+def _turned(mask: Mask, turn: int) -> Mask:
+    """A mask as a viewer shows it that applies the EXIF orientation ``turn``."""
+    exchanged, mirrored, upturned = _TURNS[turn]
+    mask = mask.T if exchanged else mask
+    mask = mask[:, ::-1] if mirrored else mask
+    return np.ascontiguousarray(mask[::-1] if upturned else mask)
+
+
+def _opened(path: Path) -> tuple[pyvips.Image, bool]:
+    """A picture in grey or RGB, and whether it was CMYK."""
     # a descriptor instead of a name: libvips takes names in UTF-8 only, and options in square brackets from them
     with open_regular(path) as file:
         source = pyvips.Source.new_from_descriptor(file.fileno())
     image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on="error")
-    return image.colourspace("srgb") if image.interpretation == "cmyk" else image
+    cmyk = image.interpretation == "cmyk"
+    return image.colourspace("srgb") if cmyk else image, cmyk
 
 
-def _rows(image: pyvips.Image, background: tuple[int, ...]) -> Iterator[_Part]:
-    """Yield the picture in bands of ``_ROWS`` rows, from the top; pixels of the ``background`` colour become 0."""
+def _rows(image: pyvips.Image) -> Iterator[_Part]:
+    """Yield the picture in bands of ``_ROWS`` rows, from the top."""
     colours = image.bands - int(image.hasalpha())
     for top in range(0, image.height, _ROWS):
         box = Box(0, top, image.width, min(_ROWS, image.height - top))
         pixels = image.crop(*vars(box).values()).numpy().reshape(box.height, box.width, image.bands)
-        samples = pixels[..., :colours]
-        if any(background):
-            samples = samples != np.array(background)
-        yield _Part(box, samples, pixels[..., -1] > 0 if image.hasalpha() else None)
+        yield _Part(box, pixels[..., :colours], pixels[..., -1] > 0 if image.hasalpha() else None)
+
+
+def _kinds_in_rows(image: pyvips.Image, first: tuple[int, ...]) -> Iterator[_Part]:
+    """The kinds of colours, see ``_kinds``, of a picture in bands of rows."""
+    for part in _rows(image):
+        yield _Part(part.box, _kinds(part.samples, first), part.opaque)
 
 
 def _first_colour(path: Path) -> tuple[int, ...] | None:
@@ -161,6 +192,55 @@ def _first_colour(path: Path) -> tuple[int, ...] | None:
     return tuple(found[:3]) if found else None
 
 
+# Palettes
+
+
+def _kinds(colours: AnyArray, first: tuple[int, ...]) -> AnyArray:
+    """The kind of each colour (…, 3): black, white, the ``first`` of the palette, or another one."""
+    kinds: AnyArray = np.full(colours.shape[:-1], _OTHER, np.uint8)
+    for kind, colour in ((_FIRST, first), (_WHITE, (255, 255, 255)), (_BLACK, (0, 0, 0))):
+        kinds[(colours == np.array(colour)).all(axis=-1)] = kind
+    return kinds
+
+
+def _palette_mask(size: Size, parts: Callable[[], Iterator[_Part]], first: tuple[int, ...]) -> tuple[Mask, list[str]]:
+    """The mask of a palette picture, whose ``parts`` hold kinds of colours, and notes.
+
+    Black is background, as in other pictures, if it is the first colour. Else it depends on what the border of the
+    picture shows most: black or white; if nothing is black, the first colour or white.
+    """
+    used, border = np.zeros(4, np.bool_), np.zeros(4, np.int64)
+    for part in parts():
+        used |= np.bincount(part.samples.ravel(), minlength=4) > 0
+        border += np.bincount(_on_border(part, size), minlength=4)
+    of_first = int(_kinds(np.array(first), first))
+    choice = (_BLACK, _WHITE) if used[_BLACK] or of_first == _BLACK else (of_first, _WHITE)
+    background = choice[0] if of_first == _BLACK else max(choice, key=lambda kind: border[kind])
+    mask, notes = _collected(
+        size,
+        (_Part(part.box, (part.samples != background)[..., None], part.opaque) for part in parts()),
+        lossy=False,
+    )
+    what = f"the first colour of the palette, {first}," if background == of_first else "white in the mask"
+    if background != _BLACK:
+        notes.insert(0, f"{what} counts as no tissue" + (", and black as tissue" if used[_BLACK] else ""))
+    elif border[of_first] > border[_BLACK]:
+        notes.insert(0, f"the first colour of the palette, {first}, counts as tissue, since only black does not")
+    return mask, notes
+
+
+def _on_border(part: _Part, size: Size) -> AnyArray:
+    """The samples (n,) of a part on the border of the picture."""
+    box, samples = part.box, part.samples
+    sides = (
+        (box.y == 0, samples[0]),
+        (box.bottom == size.height, samples[-1]),
+        (box.x == 0, samples[:, 0]),
+        (box.right == size.width, samples[:, -1]),
+    )
+    return np.concatenate([samples[:0, 0], *(side for outer, side in sides if outer)])
+
+
 # TIFF
 
 
@@ -170,11 +250,17 @@ def _tiff(path: Path) -> tuple[Mask, list[str]]:
         with tiff_file(path) as file:
             page = _largest(path, file)
             notes: list[str] = []
+            orientation = page.tags.valueof("Orientation", 1)
+            if orientation not in (0, 1):
+                notes.append(f"the mask's orientation tag ({orientation}) is not applied, as in slide viewers")
             size = Size(page.imagewidth, page.imagelength)
-            parts, lossy = _segments(path, page, notes), page.compression in _LOSSY_TIFF
+            parts, lossy = _segments(page, notes), page.compression in _LOSSY_TIFF
             mask, found = _collected(size, parts, lossy=lossy)
             if page.photometric == _PALETTE:
-                mask, found = _palette_mask(path, page, mask, found)
+                colours = _palette(page)
+                first = tuple(colours[0].tolist())
+                kinds = _kinds(colours, first)
+                mask, found = _palette_mask(size, lambda: _kinds_in_segments(page, kinds), first)
     except InputError:
         raise
     except Exception as error:  # tifffile and its codecs raise whatever a damaged file leads to
@@ -184,10 +270,12 @@ def _tiff(path: Path) -> tuple[Mask, list[str]]:
 
 def _largest(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPage:
     """The largest picture in a file; ``InputError`` if there are several, or if it is no mask."""
-    largest = max(file.series, key=lambda series: series.size)
-    page = largest.keyframe
-    alike = [series for series in file.series if series.keyframe.shape == page.shape]
-    planes = sum(series.size for series in alike) // page.size
+    # previews are marked as reduced pictures; a colour preview of fewer pixels may hold more samples
+    pictures = [series for series in file.series if not series.keyframe.is_reduced] or file.series
+    page = max((series.keyframe for series in pictures), key=_area)
+    sides = page.imagewidth, page.imagelength
+    alike = [series for series in pictures if (series.keyframe.imagewidth, series.keyframe.imagelength) == sides]
+    planes = sum(series.size // (_area(series.keyframe) * series.keyframe.samplesperpixel) for series in alike)
     if planes > 1:
         raise InputError(
             f"{path}: the mask holds {planes} pictures of one size", "save one picture, or one plane of it"
@@ -203,7 +291,25 @@ def _largest(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPage:
     return page
 
 
-def _segments(path: Path, page: tifffile.TiffPage, notes: list[str]) -> Iterator[_Part]:
+def _area(page: tifffile.TiffPage) -> int:
+    return int(page.imagewidth) * int(page.imagelength)
+
+
+def _joined(page: tifffile.TiffPage) -> Iterator[tuple[AnyArray | None, tuple[int, ...], tuple[int, ...]]]:
+    """The tiles or strips of a page that stores its samples in separate planes, each with all its samples."""
+    file = page.parent.filehandle
+    count = len(page.dataoffsets) // page.samplesperpixel  # of segments in a plane
+    for number in range(count):
+        planes: list[AnyArray] = []
+        for index in range(number, len(page.dataoffsets), count):
+            file.seek(page.dataoffsets[index])
+            stored = file.read(page.databytecounts[index]) or None
+            plane, place, shape = page.decode(stored, index, jpegtables=page.jpegtables)
+            planes.append(np.zeros(shape, page.dtype) if plane is None else plane)
+        yield np.concatenate(planes, axis=-1), place, shape
+
+
+def _segments(page: tifffile.TiffPage, notes: list[str]) -> Iterator[_Part]:
     """The tiles or strips of a page; samples are those that a viewer shows, of a palette the indices."""
     inverted = page.photometric == _MINISWHITE
     if inverted and page.bitspersample == 1 and page.software.startswith("tifffile"):
@@ -211,7 +317,9 @@ def _segments(path: Path, page: tifffile.TiffPage, notes: list[str]) -> Iterator
         inverted = False
         notes.append("bits that are set count as tissue, although the file calls them black")
     alpha = page.samplesperpixel > 1 and page.extrasamples[-1:] in ((1,), (2,))
-    for data, (_, _, top, left, _), shape in page.segments(maxworkers=1, buffersize=1 << 24):
+    separate = alpha and page.planarconfig == 2
+    segments = _joined(page) if separate else page.segments(maxworkers=1, buffersize=1 << 24)
+    for data, (_, _, top, left, _), shape in segments:
         height, width = shape[1:3]
         box = Box(left, top, width, height).clipped(Size(page.imagewidth, page.imagelength))
         if data is None or box.empty:
@@ -220,24 +328,16 @@ def _segments(path: Path, page: tifffile.TiffPage, notes: list[str]) -> Iterator
         if inverted:
             largest = 1 if pixels.dtype == np.bool_ else (1 << page.bitspersample) - 1
             pixels = pixels != largest
-        separate = page.planarconfig == 2
-        if alpha and separate:
-            raise InputError(f"{path}: the mask has separate planes with opacity", "save it as grey or RGB")
         yield _Part(box, pixels[..., :-1], pixels[..., -1] > 0) if alpha else _Part(box, pixels)
 
 
-def _palette_mask(path: Path, page: tifffile.TiffPage, mask: Mask, found: list[str]) -> tuple[Mask, list[str]]:
-    """The mask of a palette picture, given that of its indices: black is background, or index 0 if nothing is black."""
-    colours = np.asarray(page.colormap).T.reshape(-1, 3) >> 8
-    black = np.flatnonzero(~colours.any(axis=1))
-    if black.tolist() == [0]:
-        return mask, found
+def _palette(page: tifffile.TiffPage) -> AnyArray:
+    """The colours (n, 3) of a palette, 0 to 255; some programs write 8 bits where the format wants 16."""
+    colours: AnyArray = np.asarray(page.colormap).T.reshape(-1, 3)
+    return colours >> 8 if colours.max() > 255 else colours
 
-    def painted() -> Iterator[_Part]:
-        for part in _segments(path, page, []):
-            yield _Part(part.box, ~np.isin(part.samples, black), part.opaque)
 
-    by_colour = _collected(Size(page.imagewidth, page.imagelength), painted(), lossy=False)
-    if not by_colour[0].all():
-        return by_colour
-    return mask, [f"the first colour of the palette, {tuple(colours[0].tolist())}, counts as no tissue", *found]
+def _kinds_in_segments(page: tifffile.TiffPage, kinds: AnyArray) -> Iterator[_Part]:
+    """The kinds of colours of the tiles or strips of a page, given those of its palette."""
+    for part in _segments(page, []):
+        yield _Part(part.box, kinds[part.samples[..., 0].astype(np.uint16)], part.opaque)

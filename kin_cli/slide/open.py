@@ -104,8 +104,11 @@ def _open_tiff(path: Path, head: bytes, series: int | None) -> Slide:
         plain = tiff.plain_picture(path, series)
         slide = _generic(path, *plain) if plain else None
         return slide or tiff.TiffSlide(path, series)
-    tiff.check_for_openslide(path)
+    right, notes = tiff.check_for_openslide(path, vendor)
+    if not right:
+        return tiff.TiffSlide(path, series)
     whole = wsi.WholeSlide(path, vendor)
+    whole.notes = notes
     if series is None or tiff.picture_size(path, series) == whole.levels[0]:
         return whole
     whole.close()

@@ -19,6 +19,7 @@ _IN_MEMORY_PX = 64 << 20
 _BAND_PX = 4 << 20  # decoded at once
 _FREE_BYTES = 64 << 20  # left on the disk of the temporary file
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16}
+_STRICT = {"png": "error", "jpeg": "warning"}  # libjpeg goes on with made-up pixels and a warning
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
 _JPEG_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 
@@ -45,11 +46,11 @@ class PhotoSlide(Slide):
                 source = pyvips.Source.new_from_descriptor(descriptor)
             finally:
                 os.close(descriptor)
-            image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on="error")
+            image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on=_STRICT[kind])
             if image.xres > 0 and image.yres > 0:
                 self.set_pixel_size(1000 / image.xres, 1000 / image.yres)
             self.icc = _rgb_profile(image)
-            self._turn = int(image.get("orientation")) if image.get_typeof("orientation") else 1
+            self._turn = self.orientation = int(image.get("orientation")) if image.get_typeof("orientation") else 1
             self._stored = Size(image.width, image.height)
             width, height = (image.height, image.width) if self._turn in _TRANSPOSED else (image.width, image.height)
             self.levels, self.downsamples = (Size(width, height),), (1.0,)

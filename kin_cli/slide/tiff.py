@@ -10,6 +10,7 @@ import zlib
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,7 +21,15 @@ from kin_cli.geometry import Box, Pixels, Size
 from kin_cli.slide.base import Slide, downsamples_of
 from kin_cli.slide.reasons import DAMAGED_HINT, refusal, unread
 from kin_cli.slide.tiff_colours import Colours, Unsupported, colours_of
-from kin_cli.slide.tiff_layout import Segment, check_segments, levels_of, resolution_mpp, tiff_file
+from kin_cli.slide.tiff_layout import (
+    Segment,
+    check_segments,
+    levels_of,
+    odd_colours,
+    odd_tiles,
+    resolution_mpp,
+    tiff_file,
+)
 from kin_cli.slide.tiff_pictures import Picture, choose, named_colour, pictures_of
 
 _CACHE_BYTES, _STRIPS_CACHE_BYTES = 64 << 20, 512 << 20
@@ -60,6 +69,8 @@ _UM = {
     "centimeters": 1e4,
     "angstrom": 1e-4,
 }
+# none, LZW, JPEG, Deflate, PackBits, and the JPEG 2000 of Aperio
+_OPENSLIDE_CODECS = {1, 5, 7, 8, 32773, 32946, 33003, 33005}
 # what tifffile, NumPy and the codecs raise for damaged files and meaningless fields
 _DECODING_ERRORS = (
     ValueError,
@@ -79,23 +90,64 @@ _DECODING_ERRORS = (
 )
 
 
-def check_for_openslide(path: Path) -> None:
-    """Raise ``InputError`` for a TIFF-based slide that OpenSlide must not open, although it knows the format.
+def check_for_openslide(path: Path, vendor: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether OpenSlide reads a TIFF-based slide of a vendor right, and notes; if not, ``TiffSlide`` does.
 
-    That are tiles of more than 1 GiB, which OpenSlide would allocate, and samples that are neither RGB nor grey.
+    Raises:
+        InputError: neither must open it: a tile takes more than 1 GiB, the samples are neither RGB nor grey, or
+            several pictures of the same size lie over each other.
     """
     try:
         with tiff_file(path) as file:
-            for page in file.pages:
-                if isinstance(page, tifffile.TiffPage):
-                    check_segments(page, strips=False)
-            first = file.pages.first
+            pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
+            for page in pages:
+                check_segments(page, strips=False)
+            first = pages[0]
             if first.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
                 colours_of(first)
+            if vendor == "aperio":
+                return _plain_aperio(pages), ()
+            return True, _vendor_notes(first, vendor)
     except Unsupported as error:
         raise _unusable(path, error) from None
     except _DECODING_ERRORS:
-        return  # OpenSlide tells what is wrong
+        return True, ()  # OpenSlide tells what is wrong
+
+
+def _plain_aperio(pages: list[tifffile.TiffPage]) -> bool:
+    """Whether OpenSlide reads all levels of an Aperio slide right: the largest first, 8-bit RGB or grey, no alpha."""
+    tiled = [page for page in pages if page.is_tiled and not int(page.subfiletype) & 1]
+    if not tiled:
+        return True
+    sizes = [(page.imagewidth, page.imagelength) for page in tiled]
+    largest = max(sizes, key=lambda size: size[0] * size[1])
+    if sizes.count(largest) > 1:
+        what = f"{sizes.count(largest)} pictures of {largest[0]}×{largest[1]} pixels, a focal stack or channels"
+        raise Unsupported(what, "export one plane in RGB")
+    known = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR, tifffile.PHOTOMETRIC.MINISBLACK)
+    return sizes[0] == largest and all(
+        page.photometric in known
+        and page.planarconfig == 1
+        and page.bitspersample == 8
+        and page.samplesperpixel in (1, 3)
+        and page.tags.valueof("Orientation", 1) in (0, 1)
+        and int(page.compression) in _OPENSLIDE_CODECS
+        and not odd_tiles(page)
+        for page in tiled
+    )
+
+
+def _vendor_notes(page: tifffile.TiffPage, vendor: str) -> tuple[str, ...]:
+    """Notes on the first page of a slide that only OpenSlide can read; ``Unsupported`` if OpenSlide misreads it."""
+    if page.bitspersample != 8 or page.samplesperpixel not in (1, 3):
+        pixel = f"{page.samplesperpixel} samples of {page.bitspersample} bits"
+        raise Unsupported(f"a slide of the format {vendor} with {pixel} per pixel")
+    orientation = page.tags.valueof("Orientation", 1)
+    return () if orientation in (0, 1) else (_turned(orientation),)
+
+
+def _turned(orientation: int) -> str:
+    return f"its orientation tag ({orientation}) is not applied, as in slide viewers"
 
 
 def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], tuple[str, ...]] | None:
@@ -122,6 +174,8 @@ def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], tup
             for other in file.pages:
                 if isinstance(other, tifffile.TiffPage):
                     check_segments(other, strips=False)
+            if any(odd_tiles(other) or odd_colours(other) for other in (level.keyframe for level in one.levels)):
+                return None
             sizes = tuple(Size(level.keyframe.imagewidth, level.keyframe.imagelength) for level in one.levels)
             halved = all(sizes[0].width % size.width == 0 == sizes[0].height % size.height for size in sizes)
             stored = {(size.width, size.height) for size in sizes}
@@ -211,13 +265,17 @@ class TiffSlide(Slide):
         if file.is_ome:
             x, y = (None, None) if picture.ome is None else (_micrometres(*size) for size in picture.ome.sizes)
             self.objective = _ome_objective(file.ome_metadata)
+        told = _aperio_description(file, page)
+        if told:
+            self.objective = _positive(str(told.get("AppMag", "")), 1.0)
+            x = y = _positive(str(told.get("MPP", "")), 1.0)
         self.set_pixel_size(x, y)
         profile = page.tags.valueof("InterColorProfile")
         is_rgb = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
         self.icc = bytes(profile) if profile and is_rgb else None
         orientation = page.tags.valueof("Orientation", 1)
         if orientation not in (0, 1):
-            self.notes += (f"its orientation tag ({orientation}) is not applied, as in slide viewers",)
+            self.notes += (_turned(orientation),)
         if picture.colours is not None and picture.colours.ignored:
             self.notes += ("the fourth sample of each pixel is neither a colour nor alpha and is left out",)
         if picture.colours is not None and picture.colours.planes == 3:
@@ -348,6 +406,16 @@ def _imagej_unit(file: tifffile.TiffFile) -> float | None:
         return None
     found = (file.imagej_metadata or {}).get("unit")
     return None if found is None else _um(str(found))
+
+
+def _aperio_description(file: tifffile.TiffFile, page: tifffile.TiffPage) -> dict[str, Any]:
+    """What the text of an Aperio slide states, such as MPP and AppMag; empty if there is none."""
+    for text in (str(page.description), str(file.pages.first.description)):
+        try:
+            return dict(tifffile.tifffile.svs_description_metadata(text))
+        except ValueError:
+            continue
+    return {}
 
 
 def _um(unit: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 import imagecodecs
 import numpy as np
+import pyvips
 import tifffile
 
 from kin_cli.geometry import AnyArray, Box, Integers, Pixels, Size
@@ -21,6 +23,8 @@ ReadAt = Callable[[int, int], bytes]  # (offset, number of bytes) → bytes of t
 
 SEGMENT_LIMIT_BYTES = 1 << 30
 _JPEG = {6, 7, 34892}
+_JPEG_HEAD_BYTES = 1 << 16
+_JPEG2000_ZEROS = 16  # bytes; an arithmetic coder does not write so many
 _FAX = {2, 3, 4}
 _RAW_SEGMENT_PX = 512
 _MAX_SIDE = 1 << 31
@@ -77,6 +81,8 @@ class _SegmentPlane:
         number = segment.number
         if self.counts[number] == 0:
             return None
+        if self.offsets[number] == 0:
+            raise ValueError("its tile or strip is said to lie at offset 0, where the header is")
         return self.decode(read(int(self.offsets[number]), int(self.counts[number])), number)
 
 
@@ -170,6 +176,48 @@ def check_segments(page: tifffile.TiffPage, *, strips: bool = True) -> None:
         raise Unsupported(said, "write it again in smaller tiles: vips tiffsave IN OUT --tile --pyramid --bigtiff")
 
 
+def odd_tiles(page: tifffile.TiffPage) -> bool:
+    """Whether OpenSlide misreads or refuses tiles: some at offset 0, or uncompressed ones not of whole KiB.
+
+    libtiff reads into a buffer of whole KiB and then compares its size with that of a tile.
+    """
+    if any(count and not offset for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
+        return True
+    if page.compression != 1 or not page.is_tiled:
+        return False
+    depth = int(page.samplesperpixel) if page.planarconfig == 1 else 1
+    wanted = page.tilelength * math.ceil(page.tilewidth * depth * int(page.bitspersample) / 8)
+    return wanted % 1024 != 0 or any(count not in (0, wanted) for count in page.databytecounts)
+
+
+def odd_colours(page: tifffile.TiffPage) -> bool:
+    """Whether the first JPEG tile or strip of a page says that its colours are others than the tag says."""
+    if int(page.compression) not in _JPEG or page.samplesperpixel != 3:
+        return False
+    where = next(((at, size) for at, size in zip(page.dataoffsets, page.databytecounts, strict=False) if size), None)
+    if where is None:
+        return False
+    page.parent.filehandle.seek(where[0])
+    told = _jpeg_space(page.parent.filehandle.read(min(where[1], _JPEG_HEAD_BYTES)))
+    return told is not None and told != int(page.photometric)
+
+
+def _jpeg_space(data: bytes) -> int | None:
+    """2 (RGB) or 6 (YCbCr) if the markers or component names of a JPEG of three components say so; otherwise None."""
+    at, told = 2, None
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        body = data[at + 4 : at + 2 + length]
+        if marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            told = 6 if body[11] else 2
+        elif marker == 0xE0 and body.startswith(b"JFIF"):
+            return 6
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return 2 if told is None and body[6:15:3] == b"RGB" else told
+        at += 2 if marker == 0xFF else 2 + length
+    return told
+
+
 def _level(pages: list[tifffile.TiffPage], colours: Colours) -> TiffLevel:
     first = pages[0]
     check_segments(first)
@@ -259,8 +307,44 @@ def _decode(decode: Callable[..., Any], page: tifffile.TiffPage, data: bytes, nu
         found = _larger_picture(page, tifffile.TIFF.DECOMPRESSORS[page.compression](data))[None]
     if found is None:
         raise ValueError("nothing is stored")
+    if codec in _JPEG:
+        _check_jpeg(page, data)
+    elif size is not None:
+        _check_jpeg2000(data)
     samples: AnyArray = found[0]
     return samples.astype(np.bool_) if codec in _FAX and int(page.bitspersample) == 1 else samples
+
+
+def _check_jpeg(page: tifffile.TiffPage, data: bytes) -> None:
+    """Raise ``ValueError`` if a tile or strip in JPEG is damaged, about which its decoder in tifffile is silent.
+
+    libvips, unlike imagecodecs, can take the warnings of libjpeg for errors, as OpenSlide does. It decodes an eighth of
+    the size, which takes the same bits and little time.
+    """
+    if not any(marker in data[:_JPEG_HEAD_BYTES] for marker in (b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x0b\x08")):
+        return  # another kind than 8-bit baseline of one or three components
+    whole = data if page.jpegtables is None else b"\xff\xd8" + page.jpegtables[2:-2] + data[2:]
+    try:
+        pyvips.Image.new_from_buffer(whole, "", shrink=8, fail_on="warning").avg()
+    except pyvips.Error as error:
+        pyvips.vips_lib.vips_error_clear()
+        found = re.search(r"VipsJpeg: (.*)", str(error))
+        raise ValueError(f"a damaged JPEG: {found[1] if found else error}") from None
+
+
+def _check_jpeg2000(data: bytes) -> None:
+    """Raise ``ValueError`` if a JPEG 2000 codestream ends before its last tile-part or in zeros."""
+    at = data.find(b"\xff\x90", data.find(b"\xff\x4f\xff\x51"))
+    while at >= 0 and data[at : at + 2] == b"\xff\x90" and at + 12 <= len(data):
+        length = int.from_bytes(data[at + 6 : at + 10], "big")
+        if at + length > len(data):
+            raise ValueError(f"a JPEG 2000 codestream of {len(data)} bytes that should have {at + length} or more")
+        if length < 12:
+            break  # the last part: all that follows
+        at += length
+    kept = data.rstrip(b"\0")
+    if not kept.endswith(b"\xff\xd9") and len(data) - len(kept) >= _JPEG2000_ZEROS:
+        raise ValueError("a JPEG 2000 codestream that ends in zeros")
 
 
 def _larger_jpeg(page: tifffile.TiffPage, data: bytes) -> AnyArray:

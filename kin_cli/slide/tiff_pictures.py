@@ -102,7 +102,8 @@ def pictures_of(file: tifffile.TiffFile) -> list[Picture]:
     images = ome_images(file.ome_metadata) if file.is_ome and file.ome_metadata else []
     described = list(images) if len(images) == len(series) else [None] * len(series)
     found = []
-    for number, (one, ome) in enumerate(zip(series, described, strict=True)):
+    for number, (stored, ome) in enumerate(zip(series, described, strict=True)):
+        one = _largest_first(stored) if file.is_svs else stored
         page = one.keyframe
         if int(page.subfiletype) & _MASK:
             continue
@@ -113,6 +114,15 @@ def pictures_of(file: tifffile.TiffFile) -> list[Picture]:
             picture = Picture(number, name, size, one, ome, None, str(error), error.hint)
         found.append(picture)
     return found
+
+
+def _largest_first(series: tifffile.TiffPageSeries) -> tifffile.TiffPageSeries:
+    """The series with its levels from the largest to the smallest, in whatever order they are stored."""
+    levels = sorted(series.levels, key=lambda one: -one.keyframe.imagewidth * one.keyframe.imagelength)
+    if levels[0] is series.levels[0]:
+        return series
+    levels[0].name, levels[0].levels = series.name, levels
+    return levels[0]
 
 
 def choose(path: Path, pictures: Sequence[Picture], series: int | None) -> tuple[Picture, tuple[str, ...]]:

@@ -41,7 +41,8 @@ class FillingSlide(Slide):
         self.fill_colour, self.expects_background = slide.fill_colour, slide.expects_background
         self.notes, self.not_square = slide.notes, slide.not_square
         self.memory_bytes, self.temporary_bytes = slide.memory_bytes, slide.temporary_bytes
-        self.bounds_origin = slide.bounds_origin
+        self.bounds_origin, self.bounds_size = slide.bounds_origin, slide.bounds_size
+        self.orientation = slide.orientation
         self._faults: dict[tuple[int, Box], None] = {}
         self._listener: Listener | None = None
         self._lock = threading.Lock()

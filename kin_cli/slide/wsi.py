@@ -44,6 +44,7 @@ class WholeSlide(Slide):
         bounds = [_number(properties, f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
         if None not in bounds[2:]:  # a corner at 0 is None
             self.bounds_origin = (int(bounds[0] or 0), int(bounds[1] or 0))
+            self.bounds_size = Size(max(1, int(bounds[2] or 0)), max(1, int(bounds[3] or 0)))
         self.icc = self._profile()
 
     def close(self) -> None:

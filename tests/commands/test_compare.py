@@ -71,7 +71,7 @@ def test_kin_compare_writes_picture_csv_and_json(photo: Path, tiny_generator: Pa
 def test_other_metrics_are_taken_from_kin_evaluate(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
     table, common = tmp_path / "values.csv", (photo, "-m", tiny_generator, "-o", tmp_path / "figure.png", *COMMON)
     assert "there is no metric 'psnr'" in kin("compare", *common, "--metrics", "psnr").err
-    assert "cannot be computed without" in kin("compare", *common, "--metrics", "fid").err
+    assert "cannot be computed: it needs" in kin("compare", *common, "--metrics", "fid").err
     assert "nowhere.svs: no such file" in kin("compare", *common, "--reference", tmp_path / "nowhere.svs").err
     weights = ("--reference", photo, "--inception", tmp_path / "nowhere.pth")
     assert "nowhere.pth" in kin("compare", *common, *weights).err

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from skimage.draw import polygon2mask
 
 from kin_cli.errors import InputError
@@ -54,6 +55,7 @@ def notes(path: Path) -> list[str]:
     [
         ([feature(POINT)], "left out, since they cover no area: 1 point"),
         ([feature(None)], "left out, since they cover no area: 1 object without geometry"),
+        ([{"type": "Feature", "properties": {}}], "left out, since they cover no area: 1 object without geometry"),
         ([None, feature(polygon())], "left out, since they cover no area: 2 objects without geometry"),
         ([feature(LINE), feature(POINT), LINE], "left out, since they cover no area: 2 lines and 1 point"),
         ([feature(WHOLE) | {"isMissing": True}], "left out, since they cover no area: 1 missing core"),
@@ -69,7 +71,17 @@ def test_what_covers_no_area_is_left_out_and_counted(tmp_path: Path, beside: lis
 
 @pytest.mark.parametrize(
     "kind",
-    [IGNORED, {"names": ["Ignore*", "Positive"]}, {"name": "ignore*: Positive", "colorRGB": -4079167}, "Ignore*"],
+    [
+        IGNORED,
+        {"names": ["Ignore*", "Positive"]},
+        {"names": ["Tumor", "Ignore*"]},
+        {"name": "Tumor", "names": ["Tumor", "Positive", "ignore*"]},
+        {"name": "ignore*: Positive", "colorRGB": -4079167},
+        {"name": "Tumor: Ignore*"},
+        "Ignore*",
+        "Tumor: Ignore*",
+        ["Tumor", "Ignore*"],
+    ],
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_the_class_ignore_is_cut_out(tmp_path: Path, kind: object, first: bool) -> None:
@@ -99,9 +111,10 @@ def test_pixels_are_cut_out_by_their_centres(corners: list[tuple[float, float]])
 
 
 def test_other_classes_with_an_asterisk_are_tissue(tmp_path: Path) -> None:
-    path = write_json(tmp_path / "mask.geojson", [feature(LEFT_PART, {"name": "Region*"})])
-    np.testing.assert_array_equal(loaded(path).mask, flags())
-    assert notes(path) == []
+    for kind in ({"name": "Region*"}, {"names": ["Tumor", "Not ignored"]}, {"name": "Tumor: Region*"}, ["Tumor"], 3):
+        path = write_json(tmp_path / "mask.geojson", [feature(LEFT_PART, kind)])
+        np.testing.assert_array_equal(loaded(path).mask, flags())
+        assert notes(path) == []
 
 
 def test_coordinates_count_from_the_corner_of_what_was_scanned(tmp_path: Path) -> None:
@@ -116,6 +129,22 @@ def test_coordinates_count_from_the_corner_of_what_was_scanned(tmp_path: Path) -
     assert mask.notes == (
         f"{path}: coordinates count from the corner of the part that was scanned, (1408, 1024), as QuPath does",
     )
+
+
+def test_coordinates_on_a_turned_photograph_are_noted(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "mask.geojson", [feature(LEFT_PART)])
+    exif = Image.Exif()
+    for turn in (1, 6):
+        exif[0x112] = turn
+        shape = (HEIGHT, WIDTH, 3) if turn == 1 else (WIDTH, HEIGHT, 3)
+        Image.fromarray(np.full(shape, 200, np.uint8)).save(tmp_path / "photo.jpg", exif=exif)
+        with open_slide(tmp_path / "photo.jpg") as slide:
+            mask = load_mask(path, open_view(slide))
+        np.testing.assert_array_equal(mask.mask, flags())
+        assert [note for note in mask.notes if "EXIF orientation (6) turns it, not as it is stored" in note] == list(
+            mask.notes
+        )
+        assert len(mask.notes) == (0 if turn == 1 else 1)
 
 
 def test_annotations_of_other_programs_are_not_laid_on_a_slide_with_bounds(tmp_path: Path) -> None:
@@ -167,6 +196,20 @@ def test_imagescope(tmp_path: Path) -> None:
     assert loaded(path).mask.sum() == pytest.approx(np.pi * 50**2, rel=0.03)
 
 
+@pytest.mark.parametrize("corners", [[[0, 0], [LEFT, HEIGHT]], [[LEFT, 0], [0, HEIGHT]], [[LEFT, HEIGHT], [0, 0]]])
+def test_rectangles_of_two_corners(tmp_path: Path, corners: list[list[float]]) -> None:
+    path = tmp_path / "mask.xml"
+    points = "".join(f'<Coordinate Order="{number}" X="{x}" Y="{y}"/>' for number, (x, y) in enumerate(corners))
+    annotation = f'<Annotation Type="Rectangle"><Coordinates>{points}</Coordinates></Annotation>'
+    asap = f"<ASAP_Annotations><Annotations>{annotation}</Annotations></ASAP_Annotations>"
+    for text in (imagescope(region(corners, Type=1)), asap):
+        path.write_text(text)
+        np.testing.assert_array_equal(loaded(path).mask, flags())
+        assert notes(path) == []
+    path.write_text(imagescope(region(corners, Type=0), region(box(0, 0, LEFT, HEIGHT), Type=0)))  # no rectangle
+    assert notes(path) == ["left out, since they cover no area: 1 point or line"]
+
+
 def test_asap(tmp_path: Path) -> None:
     def annotation(points: list[list[float]], group: str) -> str:
         corners = [f'<Coordinate Order="{number}" X="{x}" Y="{y}"/>' for number, (x, y) in enumerate(points)]
@@ -190,8 +233,16 @@ def test_asap(tmp_path: Path) -> None:
         (json.dumps(polygon(box(0, 0, 1e12, 9))), "a coordinate of 1e\\+12, far beyond the slide"),
         (json.dumps(polygon(box(0, 0, 1, 1))), "lie within one pixel"),
         ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
-        ('{"type": "Feature", "properties": {}}', "'geometry' is missing"),
+        ('{"type": "Feature", "properties": {}}', "no polygon of tissue .*1 object without geometry"),
         ('{"type": "Topology"}', "holds Topology where"),
+        ("{}", "holds an empty object, {}, where a polygon belongs"),
+        ('{"images": [], "annotations": [], "categories": []}', "annotations of another format, COCO"),
+        ('{"shapes": [{"points": []}], "imagePath": "x.png"}', "annotations of another format, LabelMe"),
+        ('{"a": 1, "b": 2}', "an object without type .its keys: a, b. where"),
+        ("[3]", "holds 3 where a polygon"),
+        ('{"type": ["a"]}', "where a polygon"),
+        (2 * (json.dumps(feature(LEFT_PART)) + "\n"), "one JSON object a line"),
+        (2 * ("\x1e" + json.dumps(feature(LEFT_PART)) + "\n"), "one JSON object a line"),
         (json.dumps(feature(WHOLE, IGNORED)), "no polygon of tissue"),
         (json.dumps([feature(POINT)]), "no polygon of tissue .*1 point"),
         ("<annotations><ndpviewstate/></annotations>", "Hamamatsu NDPA"),

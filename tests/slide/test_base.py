@@ -105,3 +105,13 @@ def test_a_slide_closes_with_its_block() -> None:
     with pytest.raises(KeyError):
         use(slide)
     assert slide.closed
+
+
+def test_one_credible_side_of_a_pixel_is_not_enough() -> None:
+    slide = plain_slide(8, 8)
+    slide.set_pixel_size(0.25, 25.0)
+    assert slide.not_square == (0.25, 25.0)
+    slide.set_pixel_size(0.25, None)
+    assert (slide.mpp, slide.not_square) == (0.25, None)
+    slide.set_pixel_size(352.8, 353.0)
+    assert (slide.mpp, slide.not_square) == (None, None)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kin_cli.errors import InputError
-from kin_cli.geometry import Size
+from kin_cli.geometry import Box, Size
 from kin_cli.slide.mask_file import load_mask
 from kin_cli.slide.mask_picture import read_picture
 from kin_cli.slide.open import open_slide
@@ -21,6 +21,12 @@ from tests.helpers.cases_masks import HEIGHT, LEFT, WIDTH, flags, write_scn
 from tests.helpers.slides import plain_slide
 
 ONES = flags().astype(np.uint8)
+CORNER = ONES * 0
+CORNER[:, :80] = 1  # a class at the border, less than half of it
+INNER = ONES * 0
+INNER[40:90, 10:60] = 1  # a second class within the first
+RED, WHITE = (200, 0, 0), (255, 255, 255)
+FIRST = "the first colour of the palette, (255, 255, 255), counts as no tissue"
 
 
 def loaded(path: Path) -> TissueMask:
@@ -84,6 +90,31 @@ def test_the_largest_picture_of_a_pyramid_counts(tmp_path: Path, kind: str) -> N
     np.testing.assert_array_equal(loaded(tmp_path / "mask.tif").mask, flags())
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "reduced"),
+    [(200, 300, True), (200, 300, False), (HEIGHT, WIDTH, True), (2 * HEIGHT, 2 * WIDTH, True)],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_colour_preview_is_not_the_mask(tmp_path: Path, height: int, width: int, reduced: bool, first: bool) -> None:
+    preview = np.full((height, width, 3), 255, np.uint8)
+    with tifffile.TiffWriter(tmp_path / "mask.tif") as file:
+        for what in ("preview", "mask") if first else ("mask", "preview"):
+            if what == "mask":
+                file.write(ONES, photometric="minisblack", metadata=None)
+            else:
+                file.write(preview, photometric="rgb", subfiletype=int(reduced), metadata=None)
+    np.testing.assert_array_equal(loaded(tmp_path / "mask.tif").mask, flags())
+    assert notes(tmp_path / "mask.tif") == []
+
+
+def test_a_colour_picture_of_the_same_size_is_refused(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "mask.tif") as file:
+        file.write(ONES, photometric="minisblack", metadata=None)
+        file.write(np.dstack([ONES] * 3), photometric="rgb", metadata=None)
+    with pytest.raises(InputError, match="the mask holds 2 pictures of one size"):
+        loaded(tmp_path / "mask.tif")
+
+
 @pytest.mark.parametrize("imagej", [True, False])
 def test_several_pictures_of_one_size_are_refused(tmp_path: Path, imagej: bool) -> None:
     tifffile.imwrite(tmp_path / "mask.tif", np.stack([ONES] * 2), imagej=imagej, photometric="minisblack")
@@ -108,26 +139,70 @@ def test_jpeg_counts_from_half(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
 @pytest.mark.parametrize(
-    ("colours", "indices", "noted"),
+    ("colours", "indices", "note"),
     [
-        ([(0, 0, 0), (0, 9, 0)], ONES, False),
-        ([(255, 255, 255), (255, 0, 0)], ONES, True),  # QuPath's labels with a white background
-        ([(255, 255, 255), (0, 0, 0)], 1 - ONES, False),  # black and white, quantized
+        ([(0, 0, 0), (0, 9, 0)], ONES, ""),
+        ([(0, 0, 0), (255, 255, 255)], ONES, ""),
+        ([WHITE, RED], ONES, FIRST),  # QuPath's labels with a white background
+        ([WHITE, (0, 0, 0)], 1 - ONES, ""),  # black and white, quantized
+        ([WHITE, (0, 0, 0)], CORNER, f"{FIRST}, and black as tissue"),  # QuPath's labels with a black class
+        ([WHITE, RED, (0, 0, 0)], CORNER + INNER, f"{FIRST}, and black as tissue"),
+        ([WHITE, (0, 0, 0), RED], CORNER + INNER, f"{FIRST}, and black as tissue"),
+        ([RED, WHITE], 1 - CORNER, "white in the mask counts as no tissue"),
+        ([RED, WHITE, (0, 0, 0)], 1 - CORNER + 2 * INNER, "white in the mask counts as no tissue, and black as tissue"),
+        ([RED, WHITE, (0, 0, 0)], 2 - CORNER - INNER, ""),  # quantized, black background, a white and a red class
+        ([RED, (0, 0, 0)], 1 - CORNER, ""),
+        ([(128, 128, 128), RED, (0, 200, 0)], CORNER + INNER, FIRST.replace("255", "128")),
+        ([(128, 128, 128), WHITE], CORNER, FIRST.replace("255", "128")),
     ],
 )
-def test_palettes(tmp_path: Path, ending: str, colours: list[Any], indices: Any, noted: bool) -> None:
+@pytest.mark.parametrize("depth", [8, 16])
+def test_palettes(tmp_path: Path, ending: str, colours: list[Any], indices: Any, note: str, depth: int) -> None:
     path = tmp_path / f"mask.{ending}"
     if ending == "png":
         image = Image.fromarray(indices, mode="P")
         image.putpalette([value for colour in colours for value in colour])
         image.save(path)
     else:
-        table = np.ones((3, 256), np.uint16) * 999
-        table[:, : len(colours)] = np.array(colours).T * 257
+        table = np.ones((3, 256), np.uint16) * (999 if depth == 16 else 3)
+        table[:, : len(colours)] = np.array(colours).T * (257 if depth == 16 else 1)
         tifffile.imwrite(path, indices, photometric="palette", colormap=table)
-    np.testing.assert_array_equal(loaded(path).mask, flags())
-    first = "the first colour of the palette, (255, 255, 255), counts as no tissue"
-    assert notes(path) == ([first] if noted else [])
+    left = flags() if indices.mean() in (ONES.mean(), 1 - ONES.mean()) else CORNER > 0
+    np.testing.assert_array_equal(loaded(path).mask, left)
+    assert notes(path) == ([note] if note else [])
+
+
+def test_a_palette_of_one_colour(tmp_path: Path) -> None:
+    grey = Image.fromarray(255 * np.ones_like(ONES), mode="P")
+    grey.putpalette([value for value in range(256) for _ in range(3)])
+    grey.save(tmp_path / "mask.png")
+    assert notes(tmp_path / "mask.png") == ["the mask has no background: everything counts as tissue"]
+
+
+def test_values_of_a_lossy_picture_below_half_are_told(tmp_path: Path) -> None:
+    for array, largest in ((ONES, 1), (ONES * 0, 0)):
+        Image.fromarray(array).save(tmp_path / "mask.jpg", quality=95)
+        assert not loaded(tmp_path / "mask.jpg").mask.any()
+        (note,) = notes(tmp_path / "mask.jpg")
+        assert f"tissue is 128 or more, is {largest}: save labels such as 0 and 1 as PNG" in note
+
+
+def test_a_cmyk_picture_is_noted(tmp_path: Path) -> None:
+    Image.fromarray(255 * ONES).convert("CMYK").save(tmp_path / "mask.jpg", quality=95)
+    np.testing.assert_array_equal(loaded(tmp_path / "mask.jpg").mask, flags())
+    told = "the mask is a CMYK picture, and is judged by the colours that a screen shows"
+    assert notes(tmp_path / "mask.jpg")[0] == told  # the darkest colour of its inks is not quite black
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (64, 64)}, {"rowsperstrip": 7, "compression": "deflate"}])
+@pytest.mark.parametrize("colour", ["alone", "with"])
+def test_opacity_in_a_plane_of_its_own(tmp_path: Path, options: dict[str, Any], colour: str) -> None:
+    opacity = ONES.copy() if colour == "alone" else CORNER
+    planes = [0 * ONES, 0 * ONES, 0 * ONES if colour == "alone" else ONES, opacity]
+    how = {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["unassalpha"], **options}
+    tifffile.imwrite(tmp_path / "mask.tif", np.stack(planes) * 200, **how)
+    np.testing.assert_array_equal(loaded(tmp_path / "mask.tif").mask, opacity > 0)
+    assert notes(tmp_path / "mask.tif") == ["transparent pixels of the mask count as no tissue"]
 
 
 @pytest.mark.parametrize("colour", [0, 255])
@@ -148,12 +223,56 @@ def test_proportions_of_another_slide_are_noted(tmp_path: Path) -> None:
     assert notes(tmp_path / "mask.png") == ["the mask has no background: everything counts as tissue"]
 
 
-def test_a_picture_is_laid_over_the_whole_slide_with_bounds(tmp_path: Path) -> None:
-    Image.fromarray(ONES).resize((400, 300), Image.Resampling.NEAREST).save(tmp_path / "mask.png")
+@pytest.mark.parametrize(
+    ("size", "scanned"),
+    [((400, 300), False), ((WIDTH, HEIGHT), True), ((80, 64), True), ((1280, 1024), True), ((300, 300), False)],
+)
+def test_a_picture_covers_the_slide_or_its_bounds_by_its_proportions(
+    tmp_path: Path, size: tuple[int, int], scanned: bool
+) -> None:
+    Image.fromarray(ONES).resize(size, Image.Resampling.NEAREST).save(tmp_path / "mask.png")
     with open_slide(write_scn(tmp_path / "bounded.scn")) as slide:
+        assert slide.bounds_size == Size(WIDTH, HEIGHT)
         mask = load_mask(tmp_path / "mask.png", open_view(slide))
-    assert mask.tissue_fraction == pytest.approx(LEFT / WIDTH, abs=0.01)
-    assert "laid over the whole slide, 2048×1536, not only over the part that was scanned" in mask.notes[0]
+        part = load_mask(tmp_path / "mask.png", open_view(slide, region=Box(1400, 1000, 300, 200)))
+    expected = np.zeros((1536, 2048), np.bool_)
+    if scanned:
+        expected[1024 : 1024 + HEIGHT, 1408 : 1408 + LEFT] = True
+        assert (
+            "the proportions of the part that was scanned, 320×256 at (1408, 1024), and is laid over" in mask.notes[0]
+        )
+    else:
+        expected[:, : 2048 * LEFT // WIDTH] = True
+        assert "laid over the whole slide, 2048×1536, not only over the part that was scanned" in mask.notes[-1]
+    assert (mask.mask ^ expected).mean() < 0.003
+    np.testing.assert_array_equal(part.mask, mask.mask[1000:1200, 1400:1700])
+    if scanned:
+        np.testing.assert_array_equal(mask.mask, expected)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_a_picture_is_turned_as_its_slide_is(tmp_path: Path, turn: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x112] = turn
+    shape = 255 * ONES
+    shape[:80, :200] = 255
+    path = tmp_path / f"mask.{ending}"
+    Image.fromarray(shape).save(path, exif=exif)
+    Image.fromarray(np.dstack([255 - shape // 2] * 3)).save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))[..., 0] < 200
+    with open_slide(tmp_path / "photo.png") as slide:
+        mask = load_mask(path, open_view(slide))
+    np.testing.assert_array_equal(mask.mask, expected)
+    turned = f"{path}: the mask is turned as its EXIF orientation ({turn}) says"
+    assert mask.notes == (() if turn == 1 else (turned,))
+
+
+def test_the_orientation_of_a_tiff_is_noted_but_not_applied(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "mask.tif", ONES, extratags=[(274, "H", 1, 3, True)])
+    np.testing.assert_array_equal(loaded(tmp_path / "mask.tif").mask, flags())
+    assert notes(tmp_path / "mask.tif") == ["the mask's orientation tag (3) is not applied, as in slide viewers"]
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif"])

@@ -153,3 +153,15 @@ def test_a_large_picture_takes_little_memory(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 250  # MiB, where the decoded picture takes 412
+
+
+@pytest.mark.parametrize("how", ["cut", "zeros"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_damaged_jpeg_is_refused(tmp_path: Path, rgb: NDArray[np.uint8], how: str, progressive: bool) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(rgb).save(path, quality=90, progressive=progressive)
+    data = path.read_bytes()
+    half = len(data) // 2
+    path.write_bytes(data[:half] if how == "cut" else data[:half] + bytes(len(data) - half))
+    with pytest.raises(InputError, match="damaged"):
+        open_slide(path)
