@@ -171,7 +171,9 @@ def _add_geojson(path: Path, content: bytes, found: Annotations) -> None:
 
 def _is_sequence(content: bytes) -> bool:
     """Whether a text has several JSON objects, one after the other (NDJSON, JSON Lines, RFC 8142)."""
-    text = content.decode(json.detect_encoding(content), "replace").lstrip("\ufeff \t\r\n\x1e")
+    text = content.decode(json.detect_encoding(content), "replace").lstrip("\ufeff \t\r\n")
+    if text.startswith("\x1e"):
+        return True
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except ValueError:
@@ -184,7 +186,7 @@ def _what_json(node: Any) -> str:
     if not isinstance(node, dict):
         return f"{json.dumps(node)[:40]} where a polygon belongs"
     if kind := node.get("type"):
-        return f"{json.dumps(kind)[:40].strip(chr(34))} where a polygon belongs"
+        return f"an object of type {json.dumps(kind)[:40]} where a polygon belongs"
     if not node:
         return "an empty object, {}, where a polygon belongs"
     program = next((name for name, keys in _FOREIGN.items() if keys <= node.keys()), None)

@@ -17,6 +17,7 @@ from kin_cli.slide.tissue import TissueMask, all_tissue, detect_tissue
 from kin_cli.slide.view import SlideView
 
 _ASPECT_TOLERANCE = 0.03
+_NUDGE = 1e-6  # pixels of the mask, to tell on which side of a corner the polygon lies
 _REACH = 16  # largest distance of a polygon's points from the slide's corner, in sides of the slide
 _MASK_KINDS = "PNG, TIFF or JPEG of the whole slide, non-zero where tissue is, or GeoJSON"
 _OTHER_KINDS = {
@@ -179,7 +180,7 @@ def _drawn(path: Path, view: SlideView) -> tuple[Mask, list[str]]:
     to_mask = [[[_scaled(ring, view, scale) for ring in rings] for rings in part] for part in (tissue, excluded)]
     mask = np.zeros((size.height, size.width), np.bool_)
     for rings in to_mask[0]:
-        _draw(mask, [ring - 0.5 for ring in rings])  # in Pillow's coordinates the centre of a pixel is an integer
+        _draw(mask, rings)
     return (_cut_out(mask, *to_mask) if excluded else mask), notes
 
 
@@ -217,9 +218,23 @@ def _draw(mask: Mask, rings: Polygon) -> None:
     canvas = Image.new("1", (box.width, box.height))
     pen = ImageDraw.Draw(canvas)
     for number, ring in enumerate(rings):
-        points = [(x, y) for x, y in ring - (box.x, box.y)]
-        pen.polygon(points, fill=int(number == 0), outline=1)
+        corners = _pixels_within(ring, hole=number > 0) - (box.x, box.y)
+        pen.polygon([(x, y) for x, y in corners], fill=int(number == 0), outline=1)
     mask[box.slices()] |= np.asarray(canvas)
+
+
+def _pixels_within(ring: Doubles, *, hole: bool) -> Doubles:
+    """The pixel (x, y) of each corner of a ring: if it lies between two pixels, the one on the side of the polygon."""
+    step = np.roll(ring, -1, axis=0) - ring
+    if not step.any():
+        return np.floor(ring)
+    ring, step = ring[step.any(axis=1)], step[step.any(axis=1)]  # a closed ring repeats its first point
+    normals = np.stack([-step[:, 1], step[:, 0]], axis=1) / np.hypot(step[:, 0], step[:, 1])[:, None]
+    centred = ring - ring.mean(axis=0)
+    area = (centred[:, 0] * step[:, 1] - centred[:, 1] * step[:, 0]).sum()
+    inwards = (normals + np.roll(normals, 1, axis=0)) * np.sign(area) * (-1 if hole else 1)
+    pixels: Doubles = np.floor(ring + _NUDGE * inwards)
+    return pixels
 
 
 def _cut_out(mask: Mask, tissue: list[Polygon], excluded: list[Polygon]) -> Mask:

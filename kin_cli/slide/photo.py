@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ _BAND_PX = 4 << 20  # decoded at once
 _FREE_BYTES = 64 << 20  # left on the disk of the temporary file
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16}
 _STRICT = {"png": "error", "jpeg": "warning"}  # libjpeg goes on with made-up pixels and a warning
+_ZEROS = 16  # bytes at the end of compressed data that no encoder writes
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
 _JPEG_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 
@@ -46,6 +48,8 @@ class PhotoSlide(Slide):
                 source = pyvips.Source.new_from_descriptor(descriptor)
             finally:
                 os.close(descriptor)
+            if kind == "jpeg" and _ends_in_zeros(path):
+                raise pyvips.Error("a JPEG that ends in zeros")
             image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on=_STRICT[kind])
             if image.xres > 0 and image.yres > 0:
                 self.set_pixel_size(1000 / image.xres, 1000 / image.yres)
@@ -102,6 +106,17 @@ class PhotoSlide(Slide):
                 pixels[row] = np.frombuffer(data, np.uint8).reshape(-1, 3)
         turned: Pixels = _turned(self._turn, pixels).copy()
         return turned
+
+
+def _ends_in_zeros(path: Path) -> bool:
+    """Whether a JPEG ends in zeros without an end marker: libjpeg would take them for pixels."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[-_ZEROS:] != bytes(_ZEROS):
+            return False
+        at = 2  # an embedded thumbnail has an end marker of its own, before the start of the scan
+        while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+            at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        return data.find(b"\xff\xd9", at) < 0
 
 
 def _rgb_profile(image: pyvips.Image) -> bytes | None:

@@ -24,7 +24,7 @@ ReadAt = Callable[[int, int], bytes]  # (offset, number of bytes) → bytes of t
 SEGMENT_LIMIT_BYTES = 1 << 30
 _JPEG = {6, 7, 34892}
 _JPEG_HEAD_BYTES = 1 << 16
-_JPEG2000_ZEROS = 16  # bytes; an arithmetic coder does not write so many
+_ZEROS = 16  # bytes at the end of compressed data that no encoder writes
 _FAX = {2, 3, 4}
 _RAW_SEGMENT_PX = 512
 _MAX_SIDE = 1 << 31
@@ -323,6 +323,8 @@ def _check_jpeg(page: tifffile.TiffPage, data: bytes) -> None:
     """
     if not any(marker in data[:_JPEG_HEAD_BYTES] for marker in (b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x0b\x08")):
         return  # another kind than 8-bit baseline of one or three components
+    if data.endswith(bytes(_ZEROS)) and b"\xff\xd9" not in data:
+        raise ValueError("a damaged JPEG: it ends in zeros")
     whole = data if page.jpegtables is None else b"\xff\xd8" + page.jpegtables[2:-2] + data[2:]
     try:
         pyvips.Image.new_from_buffer(whole, "", shrink=8, fail_on="warning").avg()
@@ -343,7 +345,7 @@ def _check_jpeg2000(data: bytes) -> None:
             break  # the last part: all that follows
         at += length
     kept = data.rstrip(b"\0")
-    if not kept.endswith(b"\xff\xd9") and len(data) - len(kept) >= _JPEG2000_ZEROS:
+    if not kept.endswith(b"\xff\xd9") and len(data) - len(kept) >= _ZEROS:
         raise ValueError("a JPEG 2000 codestream that ends in zeros")
 
 

@@ -22,9 +22,13 @@ from kin_cli.slide.tiff_colours import Colours, Unsupported, colours_of
 _JOIN_HINT = "join the files into one: bfconvert IN OUT.ome.tif"
 _MASK = 4  # bit of the tag NewSubfileType
 _SMALL = 4  # a picture with a fourth of the pixels of another one, or fewer, is its thumbnail or its label
-_ASIDE = re.compile(r"\b(?:label|macro|thumb\w*|overview|localizer|barcode|preview)\b", re.IGNORECASE)
+_ASIDE = re.compile(
+    r"\b(?:labels?|macro|makro|thumb\w*|overview|localizer|barcode|preview|etikett|etiquette|übersicht|vorschau)\b",
+    re.IGNORECASE,
+)
 _NEUTRAL = re.compile(
-    r"(?:(?:channel|ch|c|band|image|plane|sample|s)?[\s:_#.-]*\d*[\s:_-]*\d*|default|rgb\d?)", re.IGNORECASE
+    r"(?:(?:channel|ch|c|band|image|plane|sample|s)?[\s:_#.-]*\d{0,2}(?:[\s:_-]+\d{1,2})?|default|rgb\d?)",
+    re.IGNORECASE,
 )
 _STAINS = re.compile(
     r"\b(?:dapi|hoechst\w*|fitc|tritc|cy[\s-]?\d(?:\.\d)?|alexa\w*|af[\s-]?\d{3}|gfp|egfp|yfp|cfp|rfp|mcherry|tdtomato"
@@ -63,12 +67,13 @@ class Channel:
 
 @dataclass(frozen=True)
 class OmeImage:
-    """What OME-XML says of one image: its name, channels, bits in use, and pixel sizes with their units as written."""
+    """What OME-XML says of one image: name, channels, bits in use, pixel sizes with their units, width and height."""
 
     name: str
     channels: tuple[Channel, ...]
     significant_bits: int | None
     sizes: tuple[tuple[str | None, str], tuple[str | None, str]]
+    extent: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -89,18 +94,25 @@ class Picture:
         """Whether its name says that it is a label, a macro image or a thumbnail."""
         # the first page of an OME-TIFF describes all images
         text = "" if self.ome else str(self.series.keyframe.description)[:2000]
-        return bool(_ASIDE.search(f"{self.name} {text}"))
+        # a slide may tell of its label in a long text: only a short line that states no value is a name
+        pieces = [piece for piece in re.split(r"[\n|]", text) if len(piece.split()) <= 3 and not set("=:") & set(piece)]
+        return any(_ASIDE.search(_apart(piece)) for piece in (self.name, *pieces))
 
     def __str__(self) -> str:
         kind = self.colours.kind if self.colours else "not usable"
         return f"{self.number}: {self.name + ', ' if self.name else ''}{self.size}, {kind}"
 
 
+def _apart(name: str) -> str:
+    """A name with spaces between its words, as in "LabelImage" or "label_image"."""
+    return re.sub(r"(?<=[a-zäöü])(?=[A-Z])", " ", name).replace("_", " ")
+
+
 def pictures_of(file: tifffile.TiffFile) -> list[Picture]:
     """All pictures of an open file, in its order; their numbers are those of tifffile's series."""
     series = list(file.series)
     images = ome_images(file.ome_metadata) if file.is_ome and file.ome_metadata else []
-    described = list(images) if len(images) == len(series) else [None] * len(series)
+    described = _described(series, images)
     found = []
     for number, (stored, ome) in enumerate(zip(series, described, strict=True)):
         one = _largest_first(stored) if file.is_svs else stored
@@ -113,6 +125,20 @@ def pictures_of(file: tifffile.TiffFile) -> list[Picture]:
         except Unsupported as error:
             picture = Picture(number, name, size, one, ome, None, str(error), error.hint)
         found.append(picture)
+    return found
+
+
+def _described(series: Sequence[tifffile.TiffPageSeries], images: list[OmeImage]) -> list[OmeImage | None]:
+    """What OME-XML says of each series; images without pixels in this file are left out, by their sizes."""
+    if len(images) == len(series):
+        return list(images)
+    found: list[OmeImage | None] = []
+    left = list(images)
+    for one in series:
+        size = (str(one.keyframe.imagewidth), str(one.keyframe.imagelength))
+        at = next((number for number, image in enumerate(left) if image.extent == size), None)
+        found.append(None if at is None else left[at])
+        left = left if at is None else left[at + 1 :]
     return found
 
 
@@ -153,6 +179,9 @@ def choose(path: Path, pictures: Sequence[Picture], series: int | None) -> tuple
         if largest.colours is None or not ranked:
             _check_usable(path, largest, others)
         ranked = [largest]
+    unusable = [picture for picture in pictures if picture.colours is None and not picture.aside]
+    if ranked[0].aside and unusable:
+        _check_usable(path, max(unusable, key=lambda picture: picture.size.pixels), others)
     if len(pictures) == 1:
         return ranked[0], ()
     return ranked[0], (f"the file holds {len(pictures)} pictures ({listed}); this is {ranked[0].number}, see --series",)
@@ -174,7 +203,9 @@ def ome_images(xml: str) -> list[OmeImage]:
         sizes = [(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY"]
         channels = tuple(_channel(element) for element in pixels.findall("{*}Channel"))
         name = image.get("Name", "")
-        found.append(OmeImage(name, channels, int(bits) if bits.isdecimal() else None, (sizes[0], sizes[1])))
+        extent = (pixels.get("SizeX", ""), pixels.get("SizeY", ""))
+        stated = int(bits) if bits.isdecimal() else None
+        found.append(OmeImage(name, channels, stated, (sizes[0], sizes[1]), extent))
     return found
 
 
@@ -210,6 +241,11 @@ def _colours(file: tifffile.TiffFile, series: tifffile.TiffPageSeries, ome: OmeI
     colours = colours_of(page, bits=bits)
     if not colours.is_colour and any(channel.fluorescent for channel in described):
         raise Unsupported(f"one channel of fluorescence ({described[0].text}), not brightfield")
+    if colours.is_colour and (
+        any(channel.fluorescent for channel in described) or (len(described) == 3 and colour_order(described) is None)
+    ):
+        names = ", ".join(channel.text for channel in described[:8])
+        raise Unsupported(f"channels of fluorescence or markers ({names}) stored as RGB, not brightfield")
     if not colours.is_colour and "PerkinElmer-QPI" in str(page.description):
         raise Unsupported("one channel of fluorescence, not brightfield")
     return colours
@@ -224,7 +260,7 @@ def _from_pages(
         raise Unsupported(f"a stack of {pages} pictures; export one plane")
     named = [channel.text for channel in channels]
     names = f" ({', '.join(named[:8])}{', …' if len(named) > 8 else ''})" if any(c.name for c in channels) else ""
-    if pages != 3 or not {"C", "S"}.intersection(series.axes):
+    if series.kind == "qpi" or pages != 3 or not {"C", "S"}.intersection(series.axes):
         kind = "channels" if "C" in series.axes or series.kind == "qpi" else "planes"
         raise Unsupported(f"{pages} {kind} of {page.dtype} in pages of their own{names}, not red, green and blue")
     order = colour_order(channels)
@@ -263,10 +299,11 @@ def colour_order(channels: Sequence[Channel]) -> tuple[int, int, int] | None:
 
 
 def named_colour(name: str) -> int | None:
-    """0, 1 or 2 if a name means red, green or blue; otherwise None."""
-    words = set(re.split(r"[^a-zäöüß]+", name.lower()))
-    found = [number for number, known in _COLOUR_NAMES.items() if words & known]
-    return found[0] if len(found) == 1 else None
+    """0, 1 or 2 if a name says red, green or blue and nothing else, such as a marker or "far"; otherwise None."""
+    words = set(re.split(r"[^a-zäöüß]+", name.lower())) - {"", "channel", "ch", "band", "plane"}
+    if len(words) != 1 or re.search(r"\d{3}", name):
+        return None
+    return next((number for number, known in _COLOUR_NAMES.items() if words <= known), None)
 
 
 def _bits_in_use(page: tifffile.TiffPage, ome: OmeImage | None) -> int | None:

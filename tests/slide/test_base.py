@@ -11,7 +11,7 @@ from PIL import Image
 from kin_cli.geometry import Box, Size
 from kin_cli.slide.base import Slide, composite, composite_premultiplied, credible_mpp, downsamples_of, to_uint8
 from tests.helpers.pictures import random_pixels
-from tests.helpers.slides import ArraySlide
+from tests.helpers.slides import ArraySlide, plain_slide
 
 
 @pytest.mark.parametrize("box", [Box(-1, 0, 5, 5), Box(2216, 0, 5, 5), Box(0, 2966, 1, 2)])

@@ -77,6 +77,30 @@ def test_a_hole_of_one_polygon_does_not_cut_another(tmp_path: Path, plain: Array
     assert mask.mask[105:295, 105:295].all()
 
 
+@pytest.mark.parametrize("clockwise", [True, False])
+def test_polygons_on_whole_pixels_are_exact(tmp_path: Path, plain: ArraySlide, clockwise: bool) -> None:
+    steps = ring((100, 20), (300, 20), (300, 120), (220, 120), (220, 60), (180, 60), (180, 120), (100, 120))
+    way = 1 if clockwise else -1
+    polygons = [[SQUARE[::way], HOLE[::way]], [steps[::way]], [ring((350, 20), (360, 20), (360, 300), (350, 300))[:4]]]
+    content = {"type": "MultiPolygon", "coordinates": polygons}
+    mask = load_mask(save_json(tmp_path / "mask.geojson", content), open_view(plain)).mask
+    expected = np.zeros((320, 400), np.bool_)
+    expected[100:300, 100:300] = True
+    expected[150:250, 150:250] = False
+    expected[20:60, 100:300] = expected[60:120, 100:180] = expected[60:120, 220:300] = True
+    expected[20:300, 350:360] = True
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    "corners", [[(7.5, 9.5)] * 3, [(7, 9), (7.4, 9), (7, 9.4)], [(7, 9), (8, 9), (8, 10), (7, 10)]]
+)
+def test_no_polygon_is_too_small(tmp_path: Path, plain: ArraySlide, corners: list[tuple[float, float]]) -> None:
+    content = {"type": "MultiPolygon", "coordinates": [[ring(*corners)]]}
+    mask = load_mask(save_json(tmp_path / "mask.geojson", content), open_view(plain)).mask
+    assert np.argwhere(mask).tolist() == [[9, 7]]
+
+
 @pytest.mark.parametrize("region", [None, Box(120, 90, 200, 150)])
 def test_geojson_and_png_agree(tmp_path: Path, plain: ArraySlide, region: Box | None) -> None:
     view = open_view(plain, region=region)

@@ -166,3 +166,76 @@ def test_deep_planes_need_the_names_of_the_colours(tmp_path: Path) -> None:
 def test_names_in_the_file_do_not_break_lines(tmp_path: Path) -> None:
     channels = {"Name": ["DA\nPI" * 30, "a\x7f", "b"]}
     assert "DA PIDA" in refused(write_ome_planes(tmp_path / "odd.ome.tif", channels))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("405", "488", "561"), ("far red", "green", "blue"), ("CD3 Red", "CD8 Green", "CD20 Blue"), ("488 red", "g", "b")],
+)
+def test_names_that_only_sound_like_colours(tmp_path: Path, names: tuple[str, ...]) -> None:
+    assert "3 channels" in refused(write_ome_planes(tmp_path / "markers.ome.tif", {"Name": list(names)}))
+
+
+@pytest.mark.parametrize(
+    "channels",
+    [{"Name": ["DAPI", "FITC", "Cy5"]}, {"EmissionWavelength": [460, 520, 660]}],
+)
+def test_fluorescence_stored_as_rgb(tmp_path: Path, channels: dict[str, Any]) -> None:
+    path, planes = tmp_path / "rgb.ome.tif", np.stack(CHANNELS[:3])
+    metadata = {"axes": "CYX", "Channel": channels}
+    tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate", metadata=metadata)
+    assert "stored as RGB" in refused(path)
+
+
+@pytest.mark.parametrize("channel", [{"Name": "DAPI"}, {"EmissionWavelength": 460}])
+def test_a_channel_of_fluorescence_in_three_samples(tmp_path: Path, channel: dict[str, Any]) -> None:
+    path = tmp_path / "rgb.ome.tif"
+    tifffile.imwrite(path, PICTURE, photometric="rgb", metadata={"axes": "YXS", "Channel": channel})
+    assert "stored as RGB" in refused(path)
+
+
+def test_an_image_without_pixels_does_not_hide_the_channels(tmp_path: Path) -> None:
+    path = write_ome_planes(tmp_path / "two.ome.tif", {"Name": ["DAPI", "FITC", "Cy5"]})
+    xml = tifffile.tiffcomment(path)
+    assert isinstance(xml, str)
+    image = '<Image ID="Image:9"><Pixels SizeX="9" SizeY="9" SizeC="1" SizeZ="1" SizeT="1" Type="uint8"/></Image></OME>'
+    tifffile.tiffcomment(path, xml.replace("</OME>", image))
+    assert "DAPI" in refused(path)
+
+
+def test_three_pages_of_a_qptiff_are_channels(tmp_path: Path) -> None:
+    kind = "<PerkinElmer-QPI-ImageDescription><ImageType>FullResolution</ImageType><Name>{}</Name>"
+    text = kind + "</PerkinElmer-QPI-ImageDescription>"
+    path = tmp_path / "three.qptiff"
+    with tifffile.TiffWriter(path) as writer:
+        for plane, name in zip(CHANNELS[:3], ("DAPI", "Opal 520", "Opal 690"), strict=True):
+            options: dict[str, Any] = {"software": "PerkinElmer-QPI", "metadata": None, "tile": (128, 128)}
+            writer.write(plane, photometric="minisblack", description=text.format(name), **options)
+    assert "3 channels" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["label_image", "slide_label", "LabelImage", "Etikett", "Makro", "barcode_image"])
+def test_larger_labels_and_macros_by_their_names(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "label.ome.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(np.tile(PICTURE, (2, 2, 1)), photometric="rgb", metadata={"Name": name, "axes": "YXS"})
+        writer.write(PICTURE, photometric="rgb", metadata={"Name": "region", "axes": "YXS"})
+    np.testing.assert_array_equal(shown(path)[0], PICTURE)
+
+
+def test_the_description_of_a_slide_may_tell_of_its_label(tmp_path: Path) -> None:
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path) as writer:
+        text = "MyScan v1|Macro = yes|Label = A-12|MPP=0.25"
+        writer.write(PICTURE, photometric="rgb", description=text, tile=(128, 128), metadata=None)
+        writer.write(PICTURE[:90, :120], photometric="rgb", metadata=None)
+    np.testing.assert_array_equal(shown(path)[0], PICTURE)
+
+
+def test_the_macro_of_fluorescence_is_not_the_slide(tmp_path: Path) -> None:
+    path = tmp_path / "macro.ome.tif"
+    with tifffile.TiffWriter(path) as writer:
+        channels = {"axes": "CYX", "Name": "scan", "Channel": {"Name": ["DAPI", "FITC", "Cy5"]}}
+        writer.write(np.stack(CHANNELS[:3]).astype(np.uint16), photometric="minisblack", metadata=channels)
+        writer.write(np.tile(PICTURE, (2, 2, 1)), photometric="rgb", metadata={"Name": "macro image", "axes": "YXS"})
+    assert "DAPI" in refused(path)
