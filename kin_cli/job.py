@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -137,7 +138,7 @@ class Job:
         """The record of a run that was killed between finishing the output and its clean-up, else None."""
         output = self.plan.settings.output
         ours = made_by(self._work, output.path)
-        if not output.path.exists() or (output.overwrite and not ours):
+        if not os.path.lexists(output.path) or (output.overwrite and not ours):
             return None
         try:
             return finished_record(output.path, output.record_path, self.plan.fingerprint())
@@ -238,13 +239,15 @@ class Job:
         if foreign := self._work.remove():
             self._progress.note(f"{self._work.folder}: is left, it holds {', '.join(foreign[:3])}, not made by kin")
 
-    def _before_naming(self, finished: Path) -> None:
-        """See to it that the output replaces nothing that kin did not make, and take its digest."""
+    def _before_naming(self, finished: Path) -> bool:
+        """Take the output's digest; return whether it may replace a file of its name."""
         output = self.plan.settings.output
-        if output.path.exists() and not (output.overwrite or made_by(self._work, output.path)):
+        may_replace = output.overwrite or made_by(self._work, output.path)
+        if os.path.lexists(output.path) and not may_replace:
             raise OutputError(f"{output.path}: was made by another program meanwhile", "--overwrite replaces it")
         self._sha256 = file_sha256(finished)
         about_to_name(self._work, finished, output.path)
+        return may_replace
 
     def _execution(self, progress: Progress) -> Execution:
         return Execution(self.engines, self.plan.batch, self.plan.workers, progress)
@@ -257,7 +260,7 @@ class Job:
 def skipped(plan: Plan, progress: Progress) -> dict[str, object] | None:
     """With ``skip_existing``: the record of an output that exists, after verifying it; else None."""
     output = plan.settings.output
-    if not output.skip_existing or not output.path.exists() or work_folder(output.path).exists():
+    if not output.skip_existing or not os.path.lexists(output.path) or work_folder(output.path).exists():
         return None
     try:
         record = verified_record(output.path, output.record_path, plan.fingerprint())
@@ -281,7 +284,7 @@ def _check_same_slide(record: Mapping[str, Any], plan: Plan, progress: Progress)
 
 
 def finish_pyramid(
-    tiles: BlobStore, plan: Plan, progress: Progress, *, before_naming: Callable[[Path], None] | None = None
+    tiles: BlobStore, plan: Plan, progress: Progress, *, before_naming: Callable[[Path], bool] | None = None
 ) -> None:
     """Build the levels above the base and write the output under its final name."""
     layout, codec, output = plan.layout, plan.codec, plan.settings.output

@@ -35,6 +35,9 @@ def check_outputs(settings: Settings) -> None:
     if not output.path.parent.is_dir():
         raise OutputError(f"{output.path.parent}: no such folder", "create it, or choose another output with -o")
     refuse_inputs([output.path, *beside], inputs_of(settings))
+    written = (output.path, output.record_path, output.report_path, work_folder(output.path))
+    if settings.table is not None and settings.table.resolve() in {path.resolve() for path in written}:
+        raise UsageError(f"{settings.table}: is the table's folder and a file of the output", "name another --table")
     for path in (output.path, *beside):
         if path.is_dir():
             raise OutputError(f"{path}: is a folder", "give the output another file name with -o")

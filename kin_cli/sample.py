@@ -42,9 +42,10 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
             work.remove()
             return
 
-        def before_naming(finished: Path) -> None:
+        def before_naming(finished: Path) -> bool:
             _refuse_existing(output)
             about_to_name(work, finished, output.path)
+            return output.overwrite
 
         _refuse_existing(output)
         with BlobStore(work.folder, "tiles", capacity=layout.tile_count) as tiles:

@@ -243,3 +243,53 @@ def test_a_refused_table_leaves_no_work_folder(picture: Path, tiny_generator: Pa
     assert_refused(refused, str(table), "patch size")
     assert not output.with_name("x.ome.tif.kin-work").exists()
     assert kin(*common, "-o", output).code == 0
+
+
+def test_a_file_that_appears_at_the_last_moment_is_kept(
+    picture: Path, tiny_generator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look and the naming somebody makes a file of the output's name."""
+    output, real = picture.with_name("x.ome.tif"), os.fsync
+
+    def meanwhile(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").resolve().name == "output.part":
+            output.write_text("made by another program")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    refused = kin("translate", picture, "-m", tiny_generator, "-o", output, *SMALL)
+    monkeypatch.undo()
+    assert refused.code == 1
+    assert f"{output}: was made by another program" in refused.err.splitlines()[-1]
+    assert output.read_text() == "made by another program"
+
+
+@pytest.mark.parametrize("option", [(), ("--skip-existing",)])
+def test_a_link_to_nowhere_is_kept(picture: Path, tiny_generator: Path, option: tuple[str, ...]) -> None:
+    """The archive that it leads to may not be mounted just now."""
+    link = picture.with_name("x.ome.tif")
+    link.symlink_to("/nonexistent/archive.ome.tif")
+    assert_refused(kin("translate", picture, "-m", tiny_generator, "-o", link, *SMALL, *option), str(link))
+    assert link.is_symlink()
+
+
+def test_a_table_in_the_place_of_an_output_is_refused_before_any_work(picture: Path, tiny_generator: Path) -> None:
+    output = picture.with_name("x.ome.tif")
+    common = ("translate", picture, "-m", tiny_generator, "-o", output, *SMALL, "--kernel", "constant:3", "--table")
+    for name in ("x.ome.tif", "x.ome.tif.json", "x.ome.tif.report.html", "x.ome.tif.kin-work"):
+        assert_refused(kin(*common, picture.with_name(name)), name, "table", code=2)
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["case1.png"]
+
+
+def test_a_manifest_is_never_replaced(picture: Path, tiny_generator: Path) -> None:
+    folder = picture.parent / "out"
+    (folder / "kin-batch").mkdir(parents=True)
+    status, record = folder / "kin-batch" / "status.csv", folder / "b.tif.json"
+    status.write_text(f"slide,output,status,wsi\nmy note,,,{picture}\n")
+    record.write_text(f"wsi,output\n{picture},b.tif\n")
+    for manifest in (status, record):
+        before = manifest.read_text()
+        refused = kin("batch", "--manifest", manifest, "-o", folder, "-m", tiny_generator, *SMALL, "--overwrite")
+        assert refused.code == 2, refused.err
+        assert "manifest" in refused.err or str(manifest) in refused.err
+        assert manifest.read_text() == before

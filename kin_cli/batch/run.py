@@ -57,6 +57,7 @@ class SlideBatch:
     shard: Shard | None = None
     command: Sequence[str] = ()
     left_out: Sequence[str] = ()
+    manifest: Path | None = None
 
 
 @dataclass
@@ -163,9 +164,13 @@ def run_batch(batch: SlideBatch, progress: Progress) -> BatchStatus:
     for colliding outputs, for invalid settings and if the other shards were begun with other slides; ``Stopped`` on a
     signal; ``OutputError`` if the status cannot be written. A slide that fails does not raise.
     """
-    refuse_collisions(batch.tasks)
+    refuse_collisions(batch.tasks, manifest=batch.manifest)
     settings = {task: batch.settings(task) for task in batch.tasks}
     folder = batch.outputs / STATUS_FOLDER
+    if batch.manifest is not None and folder.resolve() in batch.manifest.resolve().parents:
+        raise UsageError(
+            f"{batch.manifest}: lies where the status of this batch is written", "move it, or choose another -o"
+        )
     with os_errors_as_output_errors(folder):
         _refuse_link(folder)
         folder.mkdir(parents=True, exist_ok=True)

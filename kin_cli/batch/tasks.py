@@ -34,7 +34,7 @@ class Worklist:
     unreadable: tuple[str, ...] = ()
 
 
-def refuse_collisions(tasks: Sequence[SlideTask]) -> None:
+def refuse_collisions(tasks: Sequence[SlideTask], *, manifest: Path | None = None) -> None:
     """Raise ``UsageError`` if two tasks write the same file or one replaces an input of the batch.
 
     Includes the record and the report beside each output. Names are compared without regard to case, as some file
@@ -51,6 +51,7 @@ def refuse_collisions(tasks: Sequence[SlideTask]) -> None:
                 )
     inputs = {_key(task.slide): "slide" for task in tasks}
     inputs |= {_key(task.mask): "mask" for task in tasks if isinstance(task.mask, Path)}
+    inputs |= {} if manifest is None else {_key(manifest): "manifest"}
     inputs |= {_key(task.model): "generator" for task in tasks if task.model is not None}
     for task in tasks:
         for path in _written(task):

@@ -48,11 +48,13 @@ def batch(
     OUTPUT/kin-batch/runs. With --skip-existing the same command continues after an interruption.
     """
     from kin_cli.batch.run import INCOMPLETE, SlideBatch, run_batch
+    from kin_cli.batch.tasks import refuse_collisions
 
     search = {name: options.pop(name) for name in ("manifest", "recursive", "ext")}
     worklist = _worklist(inputs, folder, **search)
     tasks, left_out = worklist.tasks, [*worklist.notes, *worklist.unreadable]
     if dry_run:
+        refuse_collisions(tasks, manifest=search["manifest"])
         for note in left_out:
             click.echo(f"kin: {note}", err=True)
         for task in shard.of(tasks) if shard else tasks:
@@ -68,7 +70,9 @@ def batch(
     _refuse_absent(options["model"], options["tissue"], *(task.model for task in tasks))
     command = ["kin", *(click.get_current_context().obj or ())]
     try:
-        status = run_batch(SlideBatch(tasks, settings, folder, shard, command, left_out), BatchProgress())
+        status = run_batch(
+            SlideBatch(tasks, settings, folder, shard, command, left_out, search["manifest"]), BatchProgress()
+        )
     except Stopped as stop:
         again = "the same command" if options["skip_existing"] else "the same command with --skip-existing"
         raise Stopped(stop.message, f"{again} continues where it stopped", exit_code=stop.exit_code) from None

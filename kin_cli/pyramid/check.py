@@ -219,6 +219,8 @@ def finished_record(output: Path, record_file: Path, settings: Mapping[str, obje
         raise _refusal(output, f"exists, but its record {record_file.name} cannot be read") from error
     if differing := differences(_without_none(found), _without_none(as_json(settings))):
         raise _refusal(output, f"was made with other settings ({differing})")
+    if not output.exists():
+        raise _refusal(output, "is a link to a file that is not there")
     if output.stat().st_size != size:
         raise _refusal(output, f"has {output.stat().st_size} bytes, but its record says {size}")
     return dict(record)

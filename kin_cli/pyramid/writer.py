@@ -42,7 +42,7 @@ def write_pyramid(
     destination: Path,
     force_bigtiff: bool = False,
     advance: Callable[[int], None] | None = None,
-    before_naming: Callable[[Path], None] | None = None,
+    before_naming: Callable[[Path], bool] | None = None,
 ) -> None:
     """Write all tiles of ``store`` as a pyramidal TIFF; as BigTIFF only if it would exceed 4 GiB or is forced.
 
@@ -92,12 +92,13 @@ def tile_digests(store: BlobStore, layout: PyramidLayout) -> list[Digest]:
 
 @contextmanager
 def part_file(
-    folder: Path, destination: Path, bytes_needed: int, before_naming: Callable[[Path], None] | None = None
+    folder: Path, destination: Path, bytes_needed: int, before_naming: Callable[[Path], bool] | None = None
 ) -> Iterator[Path]:
     """Yield a path in ``folder`` to write to; rename it to ``destination`` after the block, or delete it.
 
     The folder is kin's own, on the disk of ``destination``: beside that, a file of such a name might be the user's.
-    ``before_naming`` is called with the finished file just before it is renamed, and may raise to prevent that. The
+    ``before_naming`` is called with the finished file just before it is renamed, and tells whether an existing file of
+    that name may be replaced (None: it may); it may also raise. The
     file is deleted if the block fails. Raises ``OutputError`` if the disk has no room for ``bytes_needed``, and for
     every ``OSError`` of the block.
     """
@@ -112,9 +113,7 @@ def part_file(
             )
         try:
             yield part
-            if before_naming is not None:
-                before_naming(part)
-            publish(part, destination)
+            publish(part, destination, replace=before_naming is None or before_naming(part))
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -208,7 +207,7 @@ def write_flat(
     info: ImageInfo,
     destination: Path,
     advance: Callable[[int], None] | None = None,
-    before_naming: Callable[[Path], None] | None = None,
+    before_naming: Callable[[Path], bool] | None = None,
 ) -> None:
     """Write level 0 of ``store`` as ``.png``, or as ``.jpg`` with the quality and subsampling of ``codec``.
 

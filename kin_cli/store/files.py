@@ -27,6 +27,7 @@ _CAUSES: dict[int, tuple[str, str]] = {
     errno.EACCES: ("no permission", "choose an output folder that you may write to"),
     errno.EPERM: ("no permission", "choose an output folder that you may write to"),
     errno.EROFS: ("the disk is read-only", "choose an output folder that you may write to"),
+    errno.EEXIST: ("was made by another program meanwhile", "move that file, or say --overwrite"),
     errno.ENOENT: ("no such file or folder", "create the folder or choose another output"),
     errno.ENOTDIR: ("a part of the path is not a folder", "choose another output"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
@@ -218,15 +219,33 @@ def utf8_name(path: Path, *, write: bool = False) -> Iterator[str]:
         yield path_text
 
 
-def publish(finished: Path, destination: Path) -> None:
+def publish(finished: Path, destination: Path, *, replace: bool = True) -> None:
     """Give a complete file its final name; after a crash it is there whole or not.
 
-    A file of that name is replaced. Both names must be on the same file system. Raises ``OSError``.
+    A file of that name is replaced, or with ``replace`` False kept: then ``FileExistsError`` is raised, also if it
+    appeared this very moment. Both names must be on the same file system. Raises ``OSError``.
     """
     fd = os.open(finished, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-    finished.replace(destination)
+    if replace:
+        finished.replace(destination)
+    else:
+        _name_exclusively(finished, destination)
     sync_folder(destination.parent)
+
+
+def _name_exclusively(finished: Path, destination: Path) -> None:
+    """Rename a file unless the new name is taken; a hard link is what tells without a gap between."""
+    try:
+        destination.hardlink_to(finished)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(destination):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(destination)) from None
+        finished.replace(destination)
+    else:
+        finished.unlink()
