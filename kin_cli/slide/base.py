@@ -104,6 +104,11 @@ def downsamples_of(levels: tuple[Size, ...]) -> tuple[float, ...]:
     return tuple((full.width / level.width + full.height / level.height) / 2 for level in levels)
 
 
+def rgb_profile(profile: bytes) -> bytes | None:
+    """An ICC profile if it is one of RGB colours, as the pixels of all readers are; otherwise None."""
+    return profile if profile[16:20] == b"RGB " else None
+
+
 def credible_mpp(x: float | None, y: float | None) -> float | None:
     """Mean of the credible pixel sizes (µm) among those of the two axes; None if neither is credible."""
     low, high = CREDIBLE_MPP

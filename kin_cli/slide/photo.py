@@ -13,15 +13,18 @@ import pyvips
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import AnyArray, Box, Pixels, Size
-from kin_cli.slide.base import WHITE, Slide, composite, to_uint8
+from kin_cli.slide.base import WHITE, Slide, composite, rgb_profile, to_uint8
 from kin_cli.slide.reasons import refusal
 
 _IN_MEMORY_PX = 64 << 20
 _BAND_PX = 4 << 20  # decoded at once
+_LARGEST_SIDE = 10_000_000  # of libvips
+_MEMORY_BOUND = 16 << 30
 _FREE_BYTES = 64 << 20  # left on the disk of the temporary file
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16}
 _STRICT = {"png": "error", "jpeg": "warning"}  # libjpeg goes on with made-up pixels and a warning
 _ZEROS = 16  # bytes at the end of compressed data that no encoder writes
+_BITS_IN_USE = (8, 10, 12, 14)
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
 _JPEG_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 
@@ -42,15 +45,9 @@ class PhotoSlide(Slide):
         self._rows = -1  # descriptor of the temporary file
         pyvips.vips_lib.vips_error_clear()  # warnings about other files
         try:
-            # a descriptor instead of a name: libvips takes names in UTF-8 only
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                source = pyvips.Source.new_from_descriptor(descriptor)
-            finally:
-                os.close(descriptor)
             if kind == "jpeg" and _ends_in_zeros(path):
                 raise pyvips.Error("a JPEG that ends in zeros")
-            image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on=_STRICT[kind])
+            image = _opened(path, kind)
             if image.xres > 0 and image.yres > 0:
                 self.set_pixel_size(1000 / image.xres, 1000 / image.yres)
             self.icc = _rgb_profile(image)
@@ -61,6 +58,12 @@ class PhotoSlide(Slide):
             self._decode(image)
         except pyvips.Error as error:
             self.close()
+            sides = _png_sides(path) if kind == "png" else (0, 0)
+            if max(sides) > _LARGEST_SIDE:
+                said = f"a picture of {sides[0]}×{sides[1]} pixels, larger than the library that decodes PNG can take"
+                raise InputError(f"{path}: {said}", "check where it comes from; cut it into parts") from error
+            if str(error).strip() == "unable to fetch from region":
+                error = pyvips.Error("its data end too early or cannot be decoded")
             raise refusal(path, f"{kind.upper()} image", error) from error
         except BaseException:
             self.close()
@@ -80,17 +83,33 @@ class PhotoSlide(Slide):
         self.memory_bytes = self._stored.pixels * _bytes_at_once(self.path, self.format, samples)
         if self._stored.pixels <= _IN_MEMORY_PX:
             self.memory_bytes += size
+        free = _free_memory()
+        if self.memory_bytes > free:
+            said = f"decoding it takes {self.memory_bytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+            raise InputError(f"{self.path}: {said}", "write it again as tiled TIFF on a machine with more memory")
+        bits = self._bits_in_use() if image.format == "ushort" else 8
+        if self._stored.pixels <= _IN_MEMORY_PX:
             self._pixels = np.empty((self._stored.height, self._stored.width, 3), np.uint8)
-            for top, rows in _bands(image):
+            for top, rows in _bands(image, bits):
                 self._pixels[top : top + len(rows)] = rows
             return
         self.temporary_bytes = size
         self._rows = _temporary_file(self.path, size)
         try:
-            for top, rows in _bands(image):
+            for top, rows in _bands(image, bits):
                 _write_at(self._rows, rows, 3 * top * self._stored.width)
         except OSError as error:
             raise _no_room(self.path, size, error.strerror or str(error)) from error
+
+    def _bits_in_use(self) -> int:
+        """Bits in use of 16-bit samples, by the largest one; adds a note if they are fewer."""
+        image = _opened(self.path, self.format)
+        largest = int(image.extract_band(0, n=3 if image.bands >= 3 else 1).max())
+        bits = next((bits for bits in _BITS_IN_USE if 0 < largest < 2**bits), 16)
+        if bits < 16:
+            said = f"its samples reach {largest}, so they are taken for numbers of {bits} bits"
+            self.notes += (f"{said}, although it is a picture of 16 bits",)
+        return bits
 
     def _fetch(self, level: int, box: Box) -> Pixels:  # noqa: ARG002
         stored = _stored_box(self._turn, box, self.levels[0])
@@ -108,6 +127,33 @@ class PhotoSlide(Slide):
         return turned
 
 
+def _free_memory() -> int:
+    """Bytes of memory that programs can still take; 16 GiB where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return _MEMORY_BOUND
+
+
+def _opened(path: Path, kind: str) -> pyvips.Image:
+    """The picture, to be read from top to bottom once."""
+    # a descriptor instead of a name: libvips takes names in UTF-8 only
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        source = pyvips.Source.new_from_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+    return pyvips.Image.new_from_source(source, "", access="sequential", fail_on=_STRICT[kind])
+
+
+def _png_sides(path: Path) -> tuple[int, int]:
+    """Width and height that the header of a PNG states."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
 def _ends_in_zeros(path: Path) -> bool:
     """Whether a JPEG ends in zeros without an end marker: libjpeg would take them for pixels."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -122,10 +168,10 @@ def _ends_in_zeros(path: Path) -> bool:
 def _rgb_profile(image: pyvips.Image) -> bytes | None:
     if image.interpretation == "cmyk" or image.get_typeof("icc-profile-data") == 0:
         return None
-    return bytes(image.get("icc-profile-data"))
+    return rgb_profile(bytes(image.get("icc-profile-data")))
 
 
-def _bands(image: pyvips.Image) -> Iterator[tuple[int, Pixels]]:
+def _bands(image: pyvips.Image, bits: int) -> Iterator[tuple[int, Pixels]]:
     """The picture from top to bottom as (first row, pixels (h, w, 3) in RGB), a few rows at a time."""
     if image.interpretation == "cmyk":
         image = image.icc_transform("srgb", embedded=True, input_profile="cmyk")
@@ -136,11 +182,12 @@ def _bands(image: pyvips.Image) -> Iterator[tuple[int, Pixels]]:
     for top in range(0, image.height, rows):
         height = min(rows, image.height - top)
         data = region.fetch(0, top, image.width, height)
-        yield top, _rgb8(np.frombuffer(data, _DTYPES[image.format]).reshape(height, image.width, image.bands))
+        samples = np.frombuffer(data, _DTYPES[image.format]).reshape(height, image.width, image.bands)
+        yield top, _rgb8(samples, bits)
 
 
-def _rgb8(samples: AnyArray) -> Pixels:
-    values = to_uint8(samples)
+def _rgb8(samples: AnyArray, bits: int) -> Pixels:
+    values = to_uint8(samples, bits=bits)
     colours = 3 if values.shape[2] >= 3 else 1
     rgb: Pixels = values[..., :3] if colours == 3 else np.repeat(values[..., :1], 3, axis=2)
     if values.shape[2] == colours:

@@ -24,7 +24,7 @@ _PART_MISSING = re.compile(
     r"no such file|couldn't open|can't load slidedat|can't open jpeg|can't load key", re.IGNORECASE
 )
 _NO_MEMORY = re.compile(
-    r"out of memory|unable to allocate|cannot allocate|couldn't allocate|MemoryError", re.IGNORECASE
+    r"out of memory|insufficient memory|unable to allocate|cannot allocate|couldn't allocate|MemoryError", re.IGNORECASE
 )
 
 

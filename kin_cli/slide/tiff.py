@@ -18,7 +18,7 @@ import tifffile
 
 from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Box, Pixels, Size
-from kin_cli.slide.base import Slide, downsamples_of
+from kin_cli.slide.base import Slide, downsamples_of, rgb_profile
 from kin_cli.slide.reasons import DAMAGED_HINT, refusal, unread
 from kin_cli.slide.tiff_colours import Colours, Unsupported, colours_of
 from kin_cli.slide.tiff_layout import (
@@ -272,7 +272,7 @@ class TiffSlide(Slide):
         self.set_pixel_size(x, y)
         profile = page.tags.valueof("InterColorProfile")
         is_rgb = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
-        self.icc = bytes(profile) if profile and is_rgb else None
+        self.icc = rgb_profile(bytes(profile)) if profile and is_rgb else None
         orientation = page.tags.valueof("Orientation", 1)
         if orientation not in (0, 1):
             self.notes += (_turned(orientation),)
@@ -286,6 +286,10 @@ class TiffSlide(Slide):
     def _bits_in_use(self, colours: Colours) -> tuple[int, tuple[str, ...]]:
         """Bits in use of 16-bit samples, and a note if the file does not state them."""
         largest = self._largest_sample(3 if colours.kind == "RGB" else 4 if colours.kind == "CMYK" else 1)
+        if colours.inverted or colours.kind == "CMYK":  # 0 is white: a pale picture has small samples
+            if largest < 2**colours.bits and (colours.bits < 16 or largest >= 2 ** _BITS_IN_USE[-1] or largest == 0):
+                return colours.bits, ()
+            return 16, (f"its samples reach {largest}; they are taken for numbers of 16 bits, so 0 is white",)
         if largest < 2**colours.bits and (colours.bits < 16 or largest >= 2 ** _BITS_IN_USE[-1] or largest == 0):
             return colours.bits, ()
         bits = next((bits for bits in _BITS_IN_USE if largest < 2**bits), 16)

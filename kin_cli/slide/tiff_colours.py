@@ -102,7 +102,10 @@ def _check_numbers(page: tifffile.TiffPage) -> None:
 def to_rgb(page: tifffile.TiffPage, colours: Colours) -> Callable[[AnyArray], Pixels]:
     """The conversion of samples (h, w, n) of ``page``, or of several pages like it, to RGB."""
     if colours.kind == "palette":
-        return partial(_palette_to_rgb, to_uint8(np.ascontiguousarray(page.colormap.T)), colours.alpha)
+        palette = np.ascontiguousarray(page.colormap.T)
+        # old writers store 8 bits, as libtiff knows
+        palette = palette.astype(np.uint8) if palette.max() <= 255 else palette
+        return partial(_palette_to_rgb, to_uint8(palette), colours.alpha)
     if colours.kind == "CMYK":
         return partial(_cmyk_to_rgb, colours.bits)
     if colours.kind == "YCbCr":

@@ -24,6 +24,8 @@ ReadAt = Callable[[int, int], bytes]  # (offset, number of bytes) → bytes of t
 SEGMENT_LIMIT_BYTES = 1 << 30
 _JPEG = {6, 7, 34892}
 _JPEG_HEAD_BYTES = 1 << 16
+# baseline, extended or progressive JPEG of 1, 3 or 4 components
+_FRAME_8_BITS = re.compile(rb"\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08")
 _ZEROS = 16  # bytes at the end of compressed data that no encoder writes
 _FAX = {2, 3, 4}
 _RAW_SEGMENT_PX = 512
@@ -321,8 +323,8 @@ def _check_jpeg(page: tifffile.TiffPage, data: bytes) -> None:
     libvips, unlike imagecodecs, can take the warnings of libjpeg for errors, as OpenSlide does. It decodes an eighth of
     the size, which takes the same bits and little time.
     """
-    if not any(marker in data[:_JPEG_HEAD_BYTES] for marker in (b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x0b\x08")):
-        return  # another kind than 8-bit baseline of one or three components
+    if not _FRAME_8_BITS.search(data[:_JPEG_HEAD_BYTES]):
+        return  # 12 bits, or lossless
     if data.endswith(bytes(_ZEROS)) and b"\xff\xd9" not in data:
         raise ValueError("a damaged JPEG: it ends in zeros")
     whole = data if page.jpegtables is None else b"\xff\xd8" + page.jpegtables[2:-2] + data[2:]
@@ -350,6 +352,7 @@ def _check_jpeg2000(data: bytes) -> None:
 
 
 def _larger_jpeg(page: tifffile.TiffPage, data: bytes) -> AnyArray:
+    _check_jpeg(page, data)
     spaces = tifffile.tifffile.jpeg_decode_colorspace(
         page.photometric, page.planarconfig, page.extrasamples, page.is_jfif
     )

@@ -6,6 +6,7 @@ cloud-optimized GeoTIFF writes them) are no pictures. The meaning of channels co
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -238,6 +239,9 @@ def _colours(file: tifffile.TiffFile, series: tifffile.TiffPageSeries, ome: OmeI
         return _from_pages(file, series, described, bits)
     if int(page.tags.valueof("ImageDepth", 1)) != 1 or int(getattr(page, "imagedepth", 1)) != 1:
         raise Unsupported("a volume, not a flat picture")
+    planes = math.prod(series.shape) // max(1, math.prod(page.shape))
+    if planes > 1:
+        raise Unsupported(f"a stack of {planes} pictures behind one page; export one plane")
     colours = colours_of(page, bits=bits)
     if not colours.is_colour and any(channel.fluorescent for channel in described):
         raise Unsupported(f"one channel of fluorescence ({described[0].text}), not brightfield")
@@ -314,4 +318,6 @@ def _bits_in_use(page: tifffile.TiffPage, ome: OmeImage | None) -> int | None:
         return ome.significant_bits
     stated = page.tags.valueof("MaxSampleValue")
     values = [int(value) for value in np.ravel(stated)] if stated is not None else []
-    return max(values).bit_length() if values and 255 <= max(values) < 32768 else None
+    largest = max(values, default=0)
+    # 2ⁿ - 1 is a depth, anything else the largest sample of this picture
+    return largest.bit_length() if 255 <= largest < 32768 and largest & (largest + 1) == 0 else None

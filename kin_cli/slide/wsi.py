@@ -12,7 +12,7 @@ from PIL import ImageCms
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Pixels, Size
-from kin_cli.slide.base import WHITE, Slide, composite
+from kin_cli.slide.base import WHITE, Slide, composite, rgb_profile
 from kin_cli.slide.reasons import refusal, unread
 from kin_cli.slide.tiff import TiffSlide
 
@@ -112,7 +112,7 @@ class WholeSlide(Slide):
         except ImageCms.PyCMSError:
             # a profile that LittleCMS cannot parse is useless in the output, too
             return None
-        return None if profile is None else bytes(profile.tobytes())
+        return None if profile is None else rgb_profile(bytes(profile.tobytes()))
 
     def _opened(self) -> openslide.OpenSlide:
         try:

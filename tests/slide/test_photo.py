@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import pyvips
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box
@@ -165,3 +167,42 @@ def test_damaged_jpeg_is_refused(tmp_path: Path, rgb: NDArray[np.uint8], how: st
     path.write_bytes(data[:half] if how == "cut" else data[:half] + bytes(len(data) - half))
     with pytest.raises(InputError, match="damaged"):
         open_slide(path)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_fewer_bits_in_a_16_bit_png(tmp_path: Path, rgb: NDArray[np.uint8], bits: int) -> None:
+    path = tmp_path / "deep.png"
+    deep = (rgb.astype(np.uint32) * (2**bits - 1) // 255).astype(np.uint16)
+    path.write_bytes(imagecodecs.png_encode(deep))
+    with open_slide(path) as slide:
+        assert np.abs(read_all(slide).astype(int) - rgb).max() <= 1
+        assert any(f"{bits} bits" in note for note in slide.notes) == (bits < 16)
+
+
+def test_a_picture_that_takes_more_memory_than_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((200, 300, 3), np.uint8)).save(tmp_path / "a.jpg", progressive=True)
+    monkeypatch.setattr(photo, "_free_memory", lambda: 9 * 200 * 300 - 1)  # coefficients of 16 bits and pixels
+    with pytest.raises(InputError, match="GB of memory") as caught:
+        open_slide(tmp_path / "a.jpg")
+    assert "damaged" not in str(caught.value)
+    monkeypatch.setattr(photo, "_free_memory", lambda: 9 * 200 * 300)
+    open_slide(tmp_path / "a.jpg").close()
+
+
+def test_profiles_of_other_colours_are_dropped(tmp_path: Path) -> None:
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[16:20] = b"GRAY"
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.png", icc_profile=bytes(profile))
+    with open_slide(tmp_path / "a.png") as slide:
+        assert slide.icc is None
+
+
+def test_a_png_of_impossible_size_is_not_called_damaged(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[16:20] = (2**31 - 1).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(InputError, match="2147483647×20 pixels") as caught:
+        open_slide(tmp_path / "a.png")
+    assert "damaged" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,8 @@ def test_an_image_without_pixels_does_not_hide_the_channels(tmp_path: Path) -> N
     path = write_ome_planes(tmp_path / "two.ome.tif", {"Name": ["DAPI", "FITC", "Cy5"]})
     xml = tifffile.tiffcomment(path)
     assert isinstance(xml, str)
-    image = '<Image ID="Image:9"><Pixels SizeX="9" SizeY="9" SizeC="1" SizeZ="1" SizeT="1" Type="uint8"/></Image></OME>'
+    sizes = 'SizeX="9" SizeY="9" SizeC="1" SizeZ="1" SizeT="1"'
+    image = f'<Image ID="Image:9"><Pixels {sizes} Type="uint8" DimensionOrder="XYCZT"/></Image></OME>'
     tifffile.tiffcomment(path, xml.replace("</OME>", image))
     assert "DAPI" in refused(path)
 
@@ -239,3 +241,20 @@ def test_the_macro_of_fluorescence_is_not_the_slide(tmp_path: Path) -> None:
         writer.write(np.stack(CHANNELS[:3]).astype(np.uint16), photometric="minisblack", metadata=channels)
         writer.write(np.tile(PICTURE, (2, 2, 1)), photometric="rgb", metadata={"Name": "macro image", "axes": "YXS"})
     assert "DAPI" in refused(path)
+
+
+@pytest.mark.parametrize("options", [{"truncate": True}, {"imagej": True}])
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_stack_behind_one_page_is_no_picture(tmp_path: Path, options: dict[str, Any], colour: bool) -> None:
+    path = tmp_path / "stack.tif"
+    plane = PICTURE if colour else CHANNELS[0]
+    axes = {"axes": "ZYXS" if colour else "ZYX"}
+    tifffile.imwrite(
+        path, np.stack([plane] * 3), photometric="rgb" if colour else "minisblack", metadata=axes, **options
+    )
+    if options.get("imagej"):
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            first, order = file.pages.first, file.byteorder
+            file.filehandle.seek(first.offset + 2 + 12 * len(first.tags))
+            file.filehandle.write(struct.pack(order + "I", 0))
+    assert "3 " in refused(path)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kin_cli.errors import InputError
 from kin_cli.slide.open import open_slide
+from kin_cli.slide.tiff import check_for_openslide
 from tests.helpers.pictures import speckled_ramps
 from tests.helpers.slides import read_all
 
@@ -153,3 +154,45 @@ def test_damaged_tiles_are_refused(
     damage(path, 3, how)
     with open_slide(path) as slide, pytest.raises(InputError, match="damaged"):
         read_all(slide)
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+@pytest.mark.parametrize("where", [{"tile": (128, 128)}, {}], ids=["tiles", "strips"])
+def test_palettes_of_8_bits(tmp_path: Path, factor: int, where: dict[str, Any]) -> None:
+    path, numbers = tmp_path / "palette.tif", _PICTURE[..., 0] // 16
+    colours = np.zeros((3, 256), np.uint16)
+    colours[:, :16] = np.arange(16) * 16
+    tifffile.imwrite(path, numbers, photometric="palette", colormap=colours * factor, metadata=None, **where)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(read_all(slide), np.repeat(numbers[..., None] * 16, 3, axis=2))
+
+
+def test_the_largest_sample_is_no_depth(tmp_path: Path) -> None:
+    path, deep = tmp_path / "deep.tif", _PICTURE.astype(np.uint16) * 109
+    tags = [(281, "H", 3, (28000,) * 3, True)]
+    tifffile.imwrite(path, deep, photometric="rgb", metadata=None, extratags=tags)
+    with open_slide(path) as slide:
+        assert np.abs(read_all(slide) - deep / 257).max() <= 0.51
+
+
+@pytest.mark.parametrize("kind", ["miniswhite", "separated"])
+def test_pale_pictures_whose_0_is_white(tmp_path: Path, kind: str) -> None:
+    path, ink = tmp_path / "pale.tif", (255 - _PICTURE).astype(np.uint16) * 60
+    stored = ink[..., 1] if kind == "miniswhite" else np.dstack([ink, np.zeros_like(ink[..., 0])])
+    tifffile.imwrite(path, stored, photometric=kind, metadata=None)
+    expected = 255 - (ink[..., 1:2].repeat(3, 2) if kind == "miniswhite" else ink) / 257
+    with open_slide(path) as slide:
+        assert np.abs(read_all(slide) - expected).max() <= 1.01
+        assert any("0 is white" in note for note in slide.notes)
+
+
+def test_samples_that_openslide_misreads_in_other_formats(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    options: dict[str, Any] = {"tile": (128, 128), "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, _PICTURE, **options, extratags=[(274, "H", 1, 6, True)])
+    right, notes = check_for_openslide(path, "leica")
+    assert right
+    assert "orientation tag (6)" in notes[0]
+    tifffile.imwrite(path, _PICTURE.astype(np.uint16) * 16, **options)
+    with pytest.raises(InputError, match="leica with 3 samples of 16 bits"):
+        check_for_openslide(path, "leica")
