@@ -31,15 +31,16 @@ from kin_cli.passes.measure import measure_slide, thumbnail_statistics
 from kin_cli.passes.quality import not_finite, one_colour_note, overflow, summary
 from kin_cli.plan import Plan
 from kin_cli.progress import Progress
-from kin_cli.pyramid.check import file_sha256, finished_record, verified_record
+from kin_cli.pyramid.check import finished_record, verified_record
 from kin_cli.pyramid.levels import build_levels
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_flat, write_pyramid
-from kin_cli.slide.identity import SlideIdentity
+from kin_cli.slide.files import SlideIdentity
 from kin_cli.slide.unreadable import Faults, strict
 from kin_cli.store.blobs import BlobStore
 from kin_cli.store.files import (
     create_atomic,
+    file_sha256,
     os_errors_as_output_errors,
     read_regular,
     sync_folder,

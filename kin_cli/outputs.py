@@ -14,8 +14,8 @@ from pathlib import Path
 
 from kin_cli.errors import InputError, OutputError, UsageError
 from kin_cli.settings import OutputSettings, Settings
-from kin_cli.slide.identity import slide_files
-from kin_cli.store.files import os_errors_as_output_errors, sync_folder, work_folder, written_beside
+from kin_cli.slide.files import slide_files
+from kin_cli.store.files import os_errors_as_output_errors, publish, work_folder, written_beside
 
 _RECORD_BYTES = 1 << 24  # a record is a few kB; a larger JSON file is somebody else's
 _REPORT_MARK = b'<meta name="generator" content="kin '
@@ -35,7 +35,8 @@ def check_outputs(settings: Settings) -> None:
     if not output.path.parent.is_dir():
         raise OutputError(f"{output.path.parent}: no such folder", "create it, or choose another output with -o")
     refuse_inputs([output.path, *beside], inputs_of(settings))
-    written = (output.path, output.record_path, output.report_path, work_folder(output.path))
+    work = work_folder(output.path)
+    written = (output.path, output.record_path, output.report_path, work)
     if settings.table is not None and settings.table.resolve() in {path.resolve() for path in written}:
         raise UsageError(f"{settings.table}: is the table's folder and a file of the output", "name another --table")
     for path in (output.path, *beside):
@@ -43,8 +44,7 @@ def check_outputs(settings: Settings) -> None:
             raise OutputError(f"{path}: is a folder", "give the output another file name with -o")
         if path.exists() and not path.is_file():
             raise OutputError(f"{path}: is a device or a pipe, which a file would replace", "choose another output")
-    unfinished = os.path.lexists(work_folder(output.path))
-    if os.path.lexists(output.path) and not (output.overwrite or output.skip_existing or unfinished):
+    if os.path.lexists(output.path) and not (output.overwrite or output.skip_existing or os.path.lexists(work)):
         raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")
     for path in beside:
         refuse_strangers(path, output)
@@ -147,26 +147,11 @@ def write_outputs(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
                 drafts[path] = written_beside(path, content)
         for path, draft in drafts.items():
             with os_errors_as_output_errors(path):
-                if overwrite:
-                    draft.replace(path)
-                else:
-                    _named_first(draft, path)
-                sync_folder(path.parent)
+                publish(draft, path, replace=overwrite)
     finally:
         for draft in drafts.values():
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-
-
-def _named_first(draft: Path, path: Path) -> None:
-    """Give a finished file its name; ``OutputError`` if a file has it."""
-    try:
-        path.hardlink_to(draft)
-    except OSError:
-        # a file system without hard links has a moment in which another program's file may be replaced
-        if os.path.lexists(path):
-            raise OutputError(f"{path}: was made by another program meanwhile", "--overwrite replaces it") from None
-        draft.replace(path)
 
 
 def _refuse_place(option: str, path: Path) -> None:

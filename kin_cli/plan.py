@@ -26,12 +26,11 @@ from kin_cli.passes.engine import Engine, EnginePool
 from kin_cli.passes.measure import thumbnail_of
 from kin_cli.passes.windows import WindowGrid
 from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.layout import Blocks, PyramidLayout, fit_blocks
+from kin_cli.pyramid.levels import Blocks, PyramidLayout, fit_blocks
 from kin_cli.settings import Settings, SourceSettings
-from kin_cli.slide.identity import SlideIdentity
-from kin_cli.slide.mask_file import tissue_mask
+from kin_cli.slide.files import SlideIdentity
 from kin_cli.slide.open import open_source
-from kin_cli.slide.tissue import TissueMask
+from kin_cli.slide.tissue import TissueMask, tissue_mask
 from kin_cli.slide.view import SlideView, overview
 from kin_cli.store.files import read_regular
 

@@ -12,8 +12,7 @@ from kin_cli.errors import OutputError
 from kin_cli.geometry import Cell, Size
 from kin_cli.progress import Progress
 from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.layout import PyramidLayout, fit_blocks
-from kin_cli.pyramid.levels import build_levels, pad_tile
+from kin_cli.pyramid.levels import PyramidLayout, build_levels, fit_blocks, pad_tile
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_flat, write_pyramid
 from kin_cli.settings import OutputSettings

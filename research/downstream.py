@@ -46,7 +46,8 @@ from kin_cli.evaluation.tiles import opened
 from kin_cli.geometry import Box
 from kin_cli.progress import SilentProgress
 from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
-from kin_cli.slide.mask_file import load_mask, tissue_mask
+from kin_cli.slide.mask_file import load_mask
+from kin_cli.slide.tissue import tissue_mask
 from kin_cli.slide.view import SlideView
 from kin_cli.translation import translate
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from kin_cli.batch.tasks import SlideTask, Worklist
 from kin_cli.errors import InputError, UsageError
 from kin_cli.settings import default_output
-from kin_cli.slide.identity import dicom_series, slide_files
+from kin_cli.slide.files import dicom_series, slide_files
 from kin_cli.store.files import WORK_ENDING
 
 EXTENSIONS = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")

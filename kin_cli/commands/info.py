@@ -13,7 +13,7 @@ from kin_cli.commands.options import entry_option, norm_option
 from kin_cli.commands.parameters import FILE, series_option
 from kin_cli.commands.streams import json_text, show
 from kin_cli.errors import InputError
-from kin_cli.store.files import bytes_text
+from kin_cli.store.files import bytes_text, file_sha256
 
 if TYPE_CHECKING:
     from kin_cli.plan import Plan
@@ -65,7 +65,7 @@ def check(files: tuple[Path, ...]) -> int:
 
 def _checked(file: Path) -> tuple[list[str], str]:
     """What is wrong with a file, and what to say of it if nothing is."""
-    from kin_cli.pyramid.check import check_file, file_sha256, is_image_file, recorded_sha256
+    from kin_cli.pyramid.check import check_file, is_image_file, recorded_sha256
     from kin_cli.slide.files import check_file as check_source
     from kin_cli.slide.survey import unreadable_parts
 
@@ -137,8 +137,8 @@ def _model(file: Path, entry: str | None, norm: Any) -> dict[str, object]:
 
 def _slide(file: Path, patch_size: int, series: int | None) -> dict[str, object]:
     from kin_cli.geometry import Grid
-    from kin_cli.slide.mask_file import tissue_mask
     from kin_cli.slide.open import open_slide
+    from kin_cli.slide.tissue import tissue_mask
     from kin_cli.slide.view import open_view
 
     with open_slide(file, series=series) as slide:

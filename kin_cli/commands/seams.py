@@ -74,7 +74,7 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **o
     from kin_cli.evaluation.seams import measure_slide_seams
     from kin_cli.evaluation.settings import SeamChoice, SlideChoice
     from kin_cli.evaluation.tiles import opened
-    from kin_cli.slide.mask_file import tissue_mask
+    from kin_cli.slide.tissue import tissue_mask
 
     with ExitStack() as stack:
         view, source = stack.enter_context(opened(SlideChoice(slide))), None

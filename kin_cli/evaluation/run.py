@@ -29,8 +29,7 @@ from kin_cli.metrics.sobel import ClippedSobel, SobelGradient
 from kin_cli.metrics.ssim import Ssim
 from kin_cli.passes.devices import resolve_device
 from kin_cli.progress import Progress
-from kin_cli.slide.mask_file import tissue_mask
-from kin_cli.slide.tissue import TissueMask
+from kin_cli.slide.tissue import TissueMask, tissue_mask
 from kin_cli.slide.view import SlideView
 
 _READ_PX = 1024

@@ -22,8 +22,7 @@ from kin_cli.metrics.seams import SeamLine, SeamResult
 from kin_cli.passes.devices import resolve_device, resolve_devices
 from kin_cli.progress import Progress
 from kin_cli.settings import NormSettings, OutputSettings, Settings
-from kin_cli.slide.mask_file import tissue_mask
-from kin_cli.slide.tissue import TissueMask
+from kin_cli.slide.tissue import TissueMask, tissue_mask
 from kin_cli.slide.view import SlideView, overview
 from kin_cli.store.files import os_errors_as_output_errors, working_folder
 from kin_cli.translation import translate

@@ -16,7 +16,7 @@ from typing import Any
 
 from kin_cli.errors import OutputError
 from kin_cli.settings import Settings
-from kin_cli.slide.identity import SlideIdentity
+from kin_cli.slide.files import SlideIdentity
 from kin_cli.store.files import WORK_ENDING, named_beside, os_errors_as_output_errors, read_regular, write_atomic
 from kin_cli.store.work import as_text, delete_work, parsed, refuse_foreign, refuse_unless_ours
 

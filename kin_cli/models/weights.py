@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import warnings
@@ -27,7 +26,7 @@ from kin_cli.models.bundles import (
     unread_averages,
     without_wrappers,
 )
-from kin_cli.store.files import open_regular, utf8_name
+from kin_cli.store.files import file_sha256, open_regular, utf8_name
 
 _RUNNING_STATS = re.compile(r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked)$")
 _RESAVE = "re-save the generator alone: torch.save(net.state_dict(), file)"
@@ -201,13 +200,8 @@ def _no_state_dict(path: Path, content: object) -> ModelError:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    size = 0
     try:
-        with open_regular(path) as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                size += len(block)
+        sha256, size = file_sha256(path), path.stat().st_size
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file", "give the path of a generator checkpoint") from None
     except IsADirectoryError:
@@ -218,7 +212,7 @@ def _sha256(path: Path) -> str:
         raise ModelError(f"{str(path)!r} is no possible name of a file: {error}", "check the path") from None
     if size == 0:
         raise ModelError(f"{path} is empty", "copy or download it again")
-    return digest.hexdigest()
+    return sha256
 
 
 def _read(path: Path) -> tuple[object, dict[str, str]]:

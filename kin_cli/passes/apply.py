@@ -19,8 +19,7 @@ from kin_cli.passes.measure import batched, same_shape
 from kin_cli.passes.quality import NOT_FINITE, SOUND, contrast_of
 from kin_cli.passes.windows import Block, Window, WindowGrid
 from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.layout import PyramidLayout
-from kin_cli.pyramid.levels import pad_tile
+from kin_cli.pyramid.levels import PyramidLayout, pad_tile
 from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
 from kin_cli.store.blobs import BlobStore

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -28,13 +27,13 @@ import tifffile
 from numpy.typing import NDArray
 
 from kin_cli.concurrency import prefetch
-from kin_cli.errors import OutputError, UsageError
+from kin_cli.errors import OutputError
 from kin_cli.geometry import AnyArray, Cell, Size
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.ifd import Directory, MalformedTiffError, Tag, TiffDirectories
-from kin_cli.pyramid.layout import OutputFormat
+from kin_cli.pyramid.levels import OutputFormat
 from kin_cli.pyramid.metadata import Description, Digest, parse_description
-from kin_cli.store.files import named_beside, open_regular, read_regular, utf8_name
+from kin_cli.store.files import file_sha256, head_of, named_beside, read_regular, utf8_name
 from kin_cli.store.work import as_json, differences
 
 _SAME = 1e-6  # relative tolerance; a resolution is a ratio of two 32-bit integers
@@ -67,10 +66,7 @@ def check_file(
 
     Memory bound: one tile for each of ``workers``, and about 100 bytes per tile of the file (tables).
     """
-    try:
-        kind = OutputFormat.of(path)
-    except UsageError:
-        kind = OutputFormat.PLAIN_TIFF
+    kind = OutputFormat.named_by(path) or OutputFormat.PLAIN_TIFF
     try:
         with path.open("rb") as file:
             if not kind.pyramidal:
@@ -238,8 +234,7 @@ def verified_record(output: Path, record_file: Path, settings: Mapping[str, obje
 def is_image_file(path: Path) -> bool:
     """Whether ``check_file`` knows the file's kind: a TIFF, PNG or JPEG by its first bytes, or what cannot be read."""
     try:
-        with open_regular(path) as file:
-            head = file.read(8)
+        head = head_of(path, 8)
     except OSError:
         return True
     ndpi = path.suffix.lower() == ".ndpi"  # a TIFF by its first bytes, but with offsets of its own beyond 4 GiB
@@ -254,15 +249,6 @@ def recorded_sha256(output: Path) -> str | None:
         return str(record["output_sha256"]) if same else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal, as ``sha256sum`` prints it. Raises ``OSError``."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _refusal(output: Path, what: str) -> OutputError:

@@ -21,7 +21,7 @@ from kin_cli.errors import OutputError, UsageError
 from kin_cli.pyramid.check import check_file, check_flat
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.ifd import Tag, relink
-from kin_cli.pyramid.layout import OutputFormat, PyramidLayout
+from kin_cli.pyramid.levels import OutputFormat, PyramidLayout
 from kin_cli.pyramid.metadata import Digest, ImageInfo, ome_description, plain_description
 from kin_cli.store.blobs import BlobStore
 from kin_cli.store.files import bytes_text, os_errors_as_output_errors, publish, utf8_name

@@ -19,8 +19,7 @@ from kin_cli.metrics.ssim import Ssim
 from kin_cli.plan import source_view
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
-from kin_cli.slide.mask_file import tissue_mask
-from kin_cli.slide.tissue import TissueMask
+from kin_cli.slide.tissue import TissueMask, tissue_mask
 from kin_cli.slide.view import SlideView, overview
 
 _OVERVIEW_PX = 1400

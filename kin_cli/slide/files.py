@@ -1,17 +1,34 @@
-"""What a file is before any reader touches it: kind, size and first bytes. Standard library only, so it costs nothing.
+"""The files of a slide, before any reader touches them: what a file is, what belongs to the slide, whether it changed.
 
-Files that are certainly no slide are refused here with what they are; formats without a reader are named.
+``check_file`` refuses what is certainly no slide, and says what it is; formats without a reader are named.
+
+``slide_files`` lists the files that a slide consists of, and ``SlideIdentity`` tells whether they are those of earlier
+work. It has two notions, one cheap and one exact:
+
+* A *stamp* is what the file system tells of a file: name, size, times of modification and of the last change of its
+  entry, inode number. Equal stamps mean the same bytes. The time of change cannot be set by a user, so a file that was
+  replaced or edited has another stamp even if its size and its time of modification are the old ones.
+* The *digest* is SHA-256 over the bytes. It recognises a copy elsewhere or with other times as the same slide. Reading
+  all bytes takes a while, so it runs in a thread beside the work, unless something earlier must be compared first.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+import re
 import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from kin_cli.errors import InputError
+from kin_cli.store.files import file_sha256, head_of
 
 HEAD_BYTES = 4096
+_COMPANIONS_BYTES = 1 << 20  # of a file's beginning, in which the names of its companions or its series are looked for
+_NOTED_BYTES = 1 << 28
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 READABLE = "kin reads what OpenSlide reads (SVS, NDPI, MRXS, SCN, DICOM, tiled TIFF, …), OME-TIFF, TIFF, PNG and JPEG"
 EXPORT_HINT = "export it as OME-TIFF, for example with QuPath or with bfconvert of Bio-Formats"
@@ -57,6 +74,10 @@ _OTHER_ENDINGS = {
     ".ndpis": "a list of fluorescence channels (NDPIS)",
     ".afi": "a list of fluorescence channels (AFI)",
 }
+_DICOM_MARK = (128, b"DICM")
+_SERIES_TAG = b"\x20\x00\x0e\x00"  # (0020,000E) SeriesInstanceUID, little-endian
+_OME_FILE = re.compile(rb'FileName="([^"]+)"')
+_VMS_VALUE = re.compile(r"=\s*([^\r\n]+?)\s*$", re.MULTILINE)
 
 
 def check_file(path: Path) -> bytes:
@@ -116,10 +137,7 @@ def _head(path: Path) -> bytes:
         for kind, what in _NO_FILES.items():
             if kind(mode):
                 raise InputError(f"{path}: {what}, not a file", "kin reads slides from regular files")
-        # should a pipe take the file's place at this very moment, it must not block, either
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(HEAD_BYTES)
+        return head_of(path, HEAD_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file", "check the path and its spelling") from None
     except OSError as error:
@@ -147,3 +165,221 @@ def _folder_hint(path: Path) -> str:
     return (
         "name one file; of a DICOM slide, any .dcm file within the folder; of a MIRAX slide, the .mrxs file beside it"
     )
+
+
+def slide_files(path: Path) -> list[Path]:
+    """All files that the slide ``path`` consists of, ``path`` first, the others by name.
+
+    MIRAX: the ``.mrxs`` file and everything in the folder of its name. DICOM: every file of the folder that belongs to
+    the same series. VMS and VMU: the files that the index names. OME-TIFF: the files that its XML names. Else one file.
+
+    Raises:
+        InputError: a file or folder cannot be read.
+    """
+    path = Path(path)
+    try:
+        suffix, head = path.suffix.lower(), head_of(path, _COMPANIONS_BYTES)
+        if suffix == ".mrxs":
+            others = [file for file in path.with_suffix("").rglob("*") if file.is_file()]
+        elif (series := _series(head)) is not None:
+            others = [
+                file
+                for file in path.parent.iterdir()
+                if file.is_file() and _series(head_of(file, _COMPANIONS_BYTES)) == series
+            ]
+        elif suffix in (".vms", ".vmu"):
+            named = _VMS_VALUE.findall(head.decode("latin-1"))
+            others = _beside(path, named)
+        elif head[:2] in (b"II", b"MM") and b"OME" in head:
+            others = _beside(path, (Path(name.decode("utf-8", "replace")).name for name in _OME_FILE.findall(head)))
+        else:
+            others = []
+    except OSError as error:
+        raise InputError(
+            f"{path}: its files cannot be listed: {error.strerror}", "check the files and their permissions"
+        ) from error
+    return [path, *sorted(set(others) - {path})]
+
+
+def dicom_series(path: Path) -> bytes | None:
+    """SeriesInstanceUID of a DICOM file, empty if it has none; None for any other file. Raises ``OSError``."""
+    return _series(head_of(path, _COMPANIONS_BYTES))
+
+
+def _beside(path: Path, names: Iterable[str]) -> list[Path]:
+    """The regular files of these names in the folder of ``path``; names that are none, or lead elsewhere, are left out.
+
+    A file that names others can be hostile, and so can the names.
+    """
+    plain = {name for name in names if name not in ("", ".", "..") and "/" not in name and "\0" not in name}
+    return [path.parent / name for name in plain if (path.parent / name).is_file()]
+
+
+class _Closed(Exception):
+    """``SlideIdentity.close`` was called while the digest was computed."""
+
+
+class SlideIdentity:
+    """The files of one slide with their stamps, and their digest as soon as it is known.
+
+    ``close`` ends the thread that computes the digest, if it still runs.
+
+    Raises:
+        InputError: a file of the slide cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._files = slide_files(self.path)
+        self.stamps = _stamps(self._files)
+        self._sha256: str | None = None
+        self._error: InputError | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._listeners: list[Callable[[str], None]] = []
+
+    def begin(self) -> None:
+        """Compute the digest in a thread of its own, if it is not known."""
+        if self._thread is None and self._sha256 is None:
+            self._thread = threading.Thread(target=self._compute, name="kin-digest", daemon=True)
+            self._thread.start()
+
+    def when_known(self, listener: Callable[[str], None]) -> None:
+        """Call ``listener`` once with the digest, now or as soon as it is known, perhaps from another thread."""
+        with self._lock:
+            if self._sha256 is None:
+                self._listeners.append(listener)
+                return
+        listener(self._sha256)
+
+    def sha256(self) -> str:
+        """The digest, hexadecimal; waits for the thread, or computes it now. ``InputError`` if a file cannot be read.
+
+        One file: SHA-256 of its bytes, as ``sha256sum`` prints it. Several: SHA-256 of a line "name, size, SHA-256" for
+        each, the main file without its name, the others by their names within the slide's folder.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        elif self._sha256 is None:
+            self._compute()
+        if self._error is not None:
+            raise self._error
+        if self._sha256 is None:
+            raise InputError(f"{self.path}: its checksum was not finished", "run the same command again")
+        return self._sha256
+
+    def as_dict(self) -> dict[str, Any]:
+        """Stamps and digest for JSON; ``sha256`` is None while it is not known."""
+        return {"files": self.stamps, "sha256": self._sha256}
+
+    def check_unchanged(self) -> None:
+        """Raise ``InputError`` if a file of the slide was changed, added or removed since this object was made."""
+        if _stamps(slide_files(self.path)) != self.stamps:
+            raise InputError(
+                f"{self.path}: the slide was changed while it was read",
+                "run the command again when nobody writes to it",
+            )
+
+    def is_recorded(self, recorded: Mapping[str, Any], *, note: Callable[[str], None]) -> bool | None:
+        """Whether ``recorded`` (an earlier ``as_dict``) tells of the same bytes; None where that cannot be known.
+
+        Equal stamps are enough. Otherwise the digest is computed and compared; ``note`` is told where that takes a
+        while. None: the stamps differ and the digest was not known when it was recorded.
+        """
+        if recorded.get("files") == self.stamps:
+            if self._sha256 is None and isinstance(sha256 := recorded.get("sha256"), str):
+                self._sha256 = sha256
+            return True
+        wanted = recorded.get("sha256")
+        if wanted is None:
+            return None
+        if self._sha256 is None and sum(stamp[1] for stamp in self.stamps) > _NOTED_BYTES:
+            note(f"{self.path}: comparing its checksum with that of earlier work")
+        return self.sha256() == str(wanted)
+
+    def close(self) -> None:
+        """Stop computing the digest."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> SlideIdentity:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _compute(self) -> None:
+        try:
+            sha256 = self._digest()
+            self.check_unchanged()  # otherwise the digest may not be that of the pixels that were read
+        except _Closed:
+            return
+        except InputError as error:
+            self._error = error
+            return
+        except OSError as error:
+            self._error = InputError(
+                f"{error.filename or self.path}: cannot be read: {error.strerror}", "check the file and its permissions"
+            )
+            return
+        with self._lock:
+            self._sha256 = sha256
+            listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener(sha256)
+
+    def _digest(self) -> str:
+        if len(self._files) == 1:
+            return file_sha256(self.path, before_block=self._raise_if_closed)
+        total = hashlib.sha256()
+        for file, name in zip(self._files, _names(self._files), strict=True):
+            found = file_sha256(file, before_block=self._raise_if_closed)
+            total.update(f"{name}\t{file.stat().st_size}\t{found}\n".encode(errors="surrogateescape"))
+        return total.hexdigest()
+
+    def _raise_if_closed(self) -> None:
+        if self._stop.is_set():
+            raise _Closed
+
+
+def _stamps(files: list[Path]) -> list[list[Any]]:
+    """[name, size, mtime_ns, ctime_ns, inode] of each file, as JSON keeps it."""
+    found = []
+    for file, name in zip(files, _names(files), strict=True):
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}", "check the slide's files") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{file}: is not a regular file", "copy the slide into a file of its own")
+        found.append([name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino])
+    return found
+
+
+def _names(files: list[Path]) -> Iterator[str]:
+    """Names that do not change if the slide is renamed: "" for the main file, else the path within its folder."""
+    main = files[0]
+    for file in files:
+        inside = main.with_suffix("")
+        if file == main:
+            yield ""
+        else:
+            relative = file.relative_to(inside) if inside in file.parents else file.relative_to(main.parent)
+            yield str(relative).encode("utf-8", "backslashreplace").decode()
+
+
+def _series(head: bytes) -> bytes | None:
+    """SeriesInstanceUID of a DICOM file, None for any other file."""
+    at, mark = _DICOM_MARK
+    if head[at : at + 4] != mark:
+        return None
+    place = head.find(_SERIES_TAG)
+    if place < 0:
+        return b""
+    explicit = head[place + 4 : place + 6] == b"UI"
+    length = int.from_bytes(head[place + 6 : place + 8] if explicit else head[place + 4 : place + 8], "little")
+    return head[place + 8 : place + 8 + min(length, 64)].rstrip(b"\0 ")

@@ -1,4 +1,4 @@
-"""Tissue masks from a file, a picture or drawn annotations; and the choice of a slide's mask."""
+"""Tissue masks from a file: a picture or drawn annotations."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Doubles, Mask, Size
 from kin_cli.slide.annotations import GEOJSON_HINT, Polygon, may_be_annotations, read_annotations
 from kin_cli.slide.mask_picture import MAX_SIDE, SIGNATURES, read_picture
-from kin_cli.slide.tissue import TissueMask, all_tissue, detect_tissue
+from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
+from kin_cli.store.files import head_of
 
 _ASPECT_TOLERANCE = 0.03
 _NUDGE = 1e-6  # pixels of the mask, to tell on which side of a corner the polygon lies
@@ -32,21 +33,6 @@ _OTHER_KINDS = {
     b"%PDF": "a PDF file",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
 }
-
-
-def tissue_mask(view: SlideView, tissue: str | Path) -> TissueMask:
-    """The tissue mask of a view, as the option ``tissue`` says.
-
-    "auto" detects tissue, but takes everything in a photograph; "none" takes everything; a path names a mask file.
-
-    Raises:
-        InputError: the mask file cannot be used (see ``load_mask``), or the slide is damaged.
-    """
-    if isinstance(tissue, Path):
-        return load_mask(tissue, view)
-    if tissue == "none" or not view.slide.expects_background:
-        return all_tissue(view.size)
-    return detect_tissue(view)
 
 
 def load_mask(path: Path, view: SlideView) -> TissueMask:
@@ -81,8 +67,7 @@ def _head(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{path}: the mask is not a regular file", f"give a {_MASK_KINDS}")
-        with path.open("rb") as file:
-            head = file.read(64)
+        head = head_of(path, 64)
     except OSError as error:
         raise InputError(f"{path}: the mask cannot be read: {error.strerror}", f"give a {_MASK_KINDS}") from error
     if not head:

@@ -10,7 +10,6 @@ from kin_cli.geometry import Box, Size
 from kin_cli.slide import tiff, wsi
 from kin_cli.slide.base import Slide
 from kin_cli.slide.files import READABLE, TIFF_SIGNATURES, check_file, unknown_format
-from kin_cli.slide.photo import PhotoSlide
 from kin_cli.slide.tiff_layout import same_extent
 from kin_cli.slide.unreadable import FillingSlide
 from kin_cli.slide.view import SlideView, open_view
@@ -88,6 +87,8 @@ def _open(path: Path, head: bytes, series: int | None) -> Slide:
         raise refused
     for signature, name in _SIGNATURES.items():
         if head.startswith(signature):
+            from kin_cli.slide.photo import PhotoSlide
+
             return PhotoSlide(path, name)
     raise InputError(f"{path}: not a slide or an image of a known format", READABLE)
 

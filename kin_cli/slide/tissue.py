@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
@@ -106,6 +107,23 @@ def _sampled(start: int, stop: int, scale: float) -> Indices:
 
 
 # Detection
+
+
+def tissue_mask(view: SlideView, tissue: str | Path) -> TissueMask:
+    """The tissue mask of a view, as the option ``tissue`` says.
+
+    "auto" detects tissue, but takes everything in a photograph; "none" takes everything; a path names a mask file.
+
+    Raises:
+        InputError: the mask file cannot be used (see ``mask_file.load_mask``), or the slide is damaged.
+    """
+    if isinstance(tissue, Path):
+        from kin_cli.slide.mask_file import load_mask
+
+        return load_mask(tissue, view)
+    if tissue == "none" or not view.slide.expects_background:
+        return all_tissue(view.size)
+    return detect_tissue(view)
 
 
 def detect_tissue(view: SlideView) -> TissueMask:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from kin_cli.errors import OutputError
 
 WORK_ENDING = ".kin-work"
+_BLOCK_BYTES = 1 << 20
 _NAME_BYTES = 255  # longest file name on nearly every file system
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _AGAIN = "run the same command again: it continues where it stopped"
@@ -201,6 +202,26 @@ def read_regular(path: Path) -> bytes:
     """All bytes of a regular file; see ``open_regular``."""
     with open_regular(path) as file:
         return file.read()
+
+
+def head_of(path: Path, size: int) -> bytes:
+    """The first bytes of a regular file, at most ``size``; see ``open_regular``."""
+    with open_regular(path) as file:
+        return file.read(size)
+
+
+def file_sha256(path: Path, *, before_block: Callable[[], None] | None = None) -> str:
+    """SHA-256 of a file's bytes, hexadecimal, as ``sha256sum`` prints it. Raises ``OSError``, see ``open_regular``.
+
+    ``before_block`` is called before each MiB; what it raises ends the reading.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(_BLOCK_BYTES):
+            if before_block is not None:
+                before_block()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

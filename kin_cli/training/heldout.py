@@ -22,8 +22,8 @@ from kin_cli.metrics.seams import SeamGrid
 from kin_cli.passes.devices import resolve_device
 from kin_cli.progress import SilentProgress
 from kin_cli.settings import ComputeSettings, Method, NormSettings, OutputSettings, Settings, SourceSettings
-from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.slide.open import open_slide
+from kin_cli.slide.tissue import tissue_mask
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.store.files import os_errors_as_output_errors
 from kin_cli.store.work import delete_work

@@ -13,7 +13,7 @@ from typing import Any
 from kin_cli.errors import InputError, OutputError
 from kin_cli.outputs import slide_inputs
 from kin_cli.progress import Progress
-from kin_cli.slide.identity import SlideIdentity
+from kin_cli.slide.files import SlideIdentity
 from kin_cli.training.patches import find_images
 from kin_cli.training.settings import LsesimLosses, TrainSettings
 

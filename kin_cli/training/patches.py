@@ -16,8 +16,8 @@ from torch import Tensor
 from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Box, Doubles, Grid, Pixels, Size
 from kin_cli.slide.base import Slide
-from kin_cli.slide.mask_file import tissue_mask
 from kin_cli.slide.open import open_slide
+from kin_cli.slide.tissue import tissue_mask
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.training.settings import PatchSettings
 

@@ -13,8 +13,7 @@ from kin_cli.evaluation.settings import Sampling, SlideChoice
 from kin_cli.evaluation.tiles import Panel, opened, sampled_boxes
 from kin_cli.geometry import Box, Pixels, Size
 from kin_cli.progress import SilentProgress
-from kin_cli.slide.mask_file import tissue_mask
-from kin_cli.slide.tissue import TissueMask
+from kin_cli.slide.tissue import TissueMask, tissue_mask
 
 SIDE = 768  # of the pictures
 

@@ -10,8 +10,7 @@ from PIL import ImageCms
 
 from kin_cli.geometry import Cell, Pixels, Size
 from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.layout import PyramidLayout
-from kin_cli.pyramid.levels import build_levels, pad_tile
+from kin_cli.pyramid.levels import PyramidLayout, build_levels, pad_tile
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_flat, write_pyramid
 from kin_cli.store.blobs import BlobStore

@@ -11,7 +11,7 @@ from kin_cli.geometry import Cell, Grid, Pixels, Size
 from kin_cli.passes.apply import TileSink, TileStores
 from kin_cli.passes.windows import WindowGrid
 from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.layout import PyramidLayout
+from kin_cli.pyramid.levels import PyramidLayout
 from kin_cli.slide.tissue import TissueMask, all_tissue
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.store.blobs import BlobStore

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kin_cli.geometry import Box, Grid, Size
 from kin_cli.passes.windows import WindowGrid
-from kin_cli.pyramid.layout import fit_blocks
+from kin_cli.pyramid.levels import fit_blocks
 
 
 @st.composite

@@ -24,8 +24,7 @@ from kin_cli.geometry import Pixels, Size
 from kin_cli.pyramid import writer
 from kin_cli.pyramid.check import check_file
 from kin_cli.pyramid.codec import Codec
-from kin_cli.pyramid.layout import PyramidLayout
-from kin_cli.pyramid.levels import build_levels
+from kin_cli.pyramid.levels import PyramidLayout, build_levels
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_flat, write_pyramid
 from kin_cli.store.blobs import BlobStore
