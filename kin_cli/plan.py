@@ -305,7 +305,8 @@ def make_plan(settings: Settings) -> Plan:
             raise UsageError(
                 f"{name} size {side} is not a multiple of {generator.stride}", f"{generator.architecture} needs that"
             )
-    halo = generator.halo if settings.norm.halo_px is None else settings.norm.halo_px
+    wanted = settings.norm.wanted_halo_px
+    halo = generator.halo if wanted is None else wanted
     halo = math.ceil(halo / generator.stride) * generator.stride
     kind = devices[0].type
     window = settings.norm.window_px or auto_window(

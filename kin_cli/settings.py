@@ -24,14 +24,16 @@ class NormSettings:
 
     The methods are presets of kernel and interpolation:
 
-    ``in``   kernel 1, nearest
-    ``kin``  any kernel and interpolation, by default gaussian:7, nearest
+    ``in``   kernel 1, nearest, no halo
+    ``kin``  any kernel and interpolation, by default gaussian:7, bilinear
     ``dn``   kernel 1, bilinear
     ``tin``  neither: one set of statistics, from a thumbnail
 
-    ``kernel`` and ``interpolation`` None take those of the method, ``eps`` None that of each layer; ``halo_px`` and
-    ``window_px`` None are chosen from the generator. ``measure_px`` is the side of the square in the middle of a patch
-    that pass 1 measures; None: the whole patch. ``correction`` 0 is the biased variance, 1 the unbiased one.
+    The defaults leave no visible borders between patches, except with ``in``; ``paper_settings`` has those of the
+    published method. ``kernel`` and ``interpolation`` None take those of the method, ``eps`` None that of each layer;
+    ``halo_px`` and ``window_px`` None are chosen from the generator (``in``: no halo). ``measure_px`` is the side of
+    the square in the middle of a patch that pass 1 measures; None: the whole patch. ``correction`` 0 is the biased
+    variance, 1 the unbiased one.
     """
 
     method: Method = "kin"
@@ -39,7 +41,7 @@ class NormSettings:
     interpolation: Interpolation | None = None
     patch_px: int = 512
     window_px: int | None = None
-    halo_px: int | None = 0
+    halo_px: int | None = None
     correction: int = 0
     eps: float | None = None
     thumbnail: Path | None = None
@@ -95,7 +97,27 @@ class NormSettings:
     @property
     def effective_interpolation(self) -> Interpolation:
         """The interpolation in use: the given one, or that of the method."""
-        return self.interpolation or ("bilinear" if self.method == "dn" else "nearest")
+        return self.interpolation or ("nearest" if self.method == "in" else "bilinear")
+
+    @property
+    def wanted_halo_px(self) -> int | None:
+        """Width of the halo in pixels; None: as wide as the generator looks."""
+        return 0 if self.halo_px is None and self.method == "in" else self.halo_px
+
+
+def paper_settings(
+    method: Method = "kin", *, kernel: Kernel | None = None, patch_px: int = 512, measure_px: int | None = None
+) -> NormSettings:
+    """Settings of the published method: windows are patches, without a halo, and statistics are not interpolated."""
+    return NormSettings(
+        method,
+        kernel,
+        interpolation="nearest" if method == "kin" else None,
+        patch_px=patch_px,
+        window_px=patch_px,
+        halo_px=0,
+        measure_px=measure_px,
+    )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import tifffile
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-PLAIN = ("--device", "cpu", "--precision", "fp32", "-j", "2")
+PLAIN = ("--paper", "--device", "cpu", "--precision", "fp32", "-j", "2")
 SEAMLESS = ("--seamless", "--device", "cpu", "--precision", "fp32", "-j", "2")
 SMALL = ("--region", "512,1024,1100,900", "--patch-size", "256")
 

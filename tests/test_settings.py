@@ -24,7 +24,7 @@ ENDINGS = [".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".
 
 @pytest.mark.parametrize(
     ("method", "kernel", "interpolation"),
-    [("in", "1", "nearest"), ("kin", "gaussian:7", "nearest"), ("dn", "1", "bilinear")],
+    [("in", "1", "nearest"), ("kin", "gaussian:7", "bilinear"), ("dn", "1", "bilinear")],
 )
 def test_methods_are_presets(method: str, kernel: str, interpolation: str) -> None:
     norm = NormSettings(method=method)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from kin_cli.passes.devices import DTYPES, ready_devices
 from kin_cli.plan import Plan, make_plan
 from kin_cli.progress import Progress, SilentProgress
 from kin_cli.sample import write_sample
-from kin_cli.settings import ComputeSettings, NormSettings, OutputSettings, Settings, SourceSettings
+from kin_cli.settings import ComputeSettings, OutputSettings, Settings, SourceSettings, paper_settings
 from kin_cli.slide.open import open_slide
 
 Architecture = Literal["cut", "cyclegan", "urust"]
@@ -247,13 +247,13 @@ def _translation(settings: BenchSettings, folder: Path) -> Settings:
         source=SourceSettings(slide=slide, region=region, tissue="none"),
         model=_model(settings.model, folder),
         output=OutputSettings(folder / "out.ome.tif"),
-        norm=NormSettings(patch_px=settings.patch_px, measure_px=settings.measure_px),
+        norm=paper_settings(patch_px=settings.patch_px, measure_px=settings.measure_px),
         compute=settings.compute,
     )
 
 
 def _seamless(wanted: Settings, stack: ExitStack) -> Plan:
-    norm = replace(wanted.norm, halo_px=None, interpolation="bilinear")
+    norm = replace(wanted.norm, window_px=None, halo_px=None, interpolation="bilinear")
     plan = make_plan(replace(wanted, norm=norm, output=replace(wanted.output, path=wanted.output.path.with_stem("b"))))
     stack.enter_context(plan.view.slide)
     return plan

@@ -101,11 +101,11 @@ def finish(
 def _variants(base: Settings, options: dict[str, Any]) -> list[Variant]:
     """Return the columns. IN comes first, since its seams decide where the close-ups are."""
     columns: list[tuple[str, str, dict[str, Any]]] = [
-        ("in", "IN", {"method": "in", "thumbnail": None}),
-        ("tin", "TIN", {"method": "tin"}),
+        ("in", "IN", {"method": "in", "seamless": False, "thumbnail": None}),
+        ("tin", "TIN", {"method": "tin", "seamless": False}),
     ]
     for kernel in kernels_from(options["kernels"]):
-        chosen = {"method": "kin", "kernel": kernel, "thumbnail": None}
+        chosen = {"method": "kin", "kernel": kernel, "seamless": False, "thumbnail": None}
         columns.append((f"kin-{kernel}".replace(":", "-"), "KIN {kernel}", chosen))
     columns.append(("seamless", "seamless, {kernel}", {"method": "kin", "seamless": True, "thumbnail": None}))
     return [variant(base, options, flags=flags, name=name, title=title) for name, title, flags in columns]
@@ -134,7 +134,7 @@ def kernels_from(text: str) -> list[Any]:
     show_default=True,
     help="Kernel sizes, odd or inf, separated by commas; one column for each.",
 )
-@click.option("--seamless", is_flag=True, help="Translate with --seamless by every kernel.")
+@click.option("--seamless", is_flag=True, help="Translate every kernel without borders, instead of with --paper.")
 @comparison_options
 @output_options
 def sweep(slide: Path, output: Path, **options: Any) -> None:

@@ -57,17 +57,19 @@ _OPTIONS = (
         "--interpolation",
         type=click.Choice(["nearest", "bilinear"]),
         help="Statistics of a pixel: those of its patch, or interpolated between patch centres."
-        "  [default: bilinear for dn and --seamless, otherwise nearest]",
+        "  [default: bilinear, with --paper nearest]",
     ),
     click.option(
-        "--seamless",
-        is_flag=True,
-        help="Leave no visible borders between patches: same as --halo auto --interpolation bilinear.",
+        "--seamless/--paper",
+        default=None,
+        help="Leave no visible borders between patches; or compute as published: --window as the patch size, --halo 0,"
+        " --interpolation nearest.  [default: seamless, but not with --authors]",
     ),
     click.option(
         "--halo",
         type=AutoInt(),
-        help="Width of the real pixels read around every window, px; auto: as far as the network looks.  [default: 0]",
+        help="Width of the real pixels read around every window, px; auto: as far as the network looks."
+        "  [default: auto, with --paper and --method in 0]",
     ),
     click.option(
         "--window",
@@ -221,14 +223,16 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
 
 
 def _norm_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Expand ``--seamless`` and ``--authors``; an option that is given explicitly takes precedence over them."""
+    """Expand ``--paper`` and ``--authors``; an option that is given explicitly takes precedence over them."""
     method = options["method"] or "kin"
-    halo, interpolation = options["halo"], options["interpolation"]
-    if options["seamless"]:
-        if method == "in":
-            raise UsageError("--method in has patch borders by definition", "--seamless goes with kin, dn and tin")
-        halo = "auto" if halo is None else halo
-        interpolation = interpolation or (None if method == "tin" else "bilinear")
+    halo, interpolation, window = options["halo"], options["interpolation"], options["window"]
+    if options["seamless"] and method == "in":
+        raise UsageError("--method in has patch borders by definition", "--seamless goes with kin, dn and tin")
+    seamless = not options["authors"] if options["seamless"] is None else options["seamless"]
+    if not seamless:
+        halo = 0 if halo is None else halo
+        window = options["patch_size"] if window is None and halo == 0 else window
+        interpolation = interpolation or ("nearest" if method == "kin" else None)
     correction, eps = options["correction"], options["eps"]
     if options["authors"]:
         correction = 1 if correction is None else correction
@@ -239,8 +243,8 @@ def _norm_options(options: dict[str, Any]) -> dict[str, Any]:
         "kernel": options["kernel"],
         "interpolation": interpolation,
         "patch_px": options["patch_size"],
-        "window_px": auto_as_none(options["window"]),
-        "halo_px": auto_as_none(0 if halo is None else halo),
+        "window_px": auto_as_none(window),
+        "halo_px": auto_as_none(halo),
         "correction": correction or 0,
         "eps": eps,
         "thumbnail": options["thumbnail"],

@@ -15,6 +15,7 @@ from kin_cli.store.files import read_regular
 
 CONFIG_FILE = "kin_cli.config"  # key of a click context's ``meta`` under which the file of --config is kept
 FILE = click.Path(path_type=Path)
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 class KernelType(click.ParamType):
@@ -146,7 +147,7 @@ def config_option(command: Any) -> Any:
         is_eager=True,
         expose_value=False,
         callback=_load_config,
-        help="TOML file with values for these options (see configs/).",
+        help="TOML file with values for these options, or the name of one that comes with kin, such as paper.",
     )(command)
 
 
@@ -160,6 +161,7 @@ def config_file() -> Path | None:
 def _load_config(ctx: click.Context, _param: click.Parameter, file: Path | None) -> None:
     if file is None:
         return
+    file = _found_config(file, ctx)
     ctx.meta[CONFIG_FILE] = file
     values = _toml(file)
     options = {name: option for option in _options(ctx.command) for name in _key_names(option)}
@@ -173,7 +175,24 @@ def _load_config(ctx: click.Context, _param: click.Parameter, file: Path | None)
         if name in given:
             raise UsageError(f"{file}: '{key}' gives an option for the second time", "keep one of both")
         given[name] = _config_value(file, key, value, option, ctx)
+        if f"--{key.replace('_', '-')}" in option.secondary_opts:
+            given[name] = not given[name]
     ctx.default_map = {**(ctx.default_map or {}), **given}
+
+
+def _found_config(file: Path, ctx: click.Context) -> Path:
+    """A file as it was given; or, for a plain word, the configuration of that name that comes with kin.
+
+    Those of ``kin train`` are in a folder of their own. A file in the working folder comes first.
+    """
+    word = str(file)
+    if file.exists() or Path(word).name != word or "." in word:
+        return file
+    folder = _CONFIGS / "train" if ctx.parent and ctx.parent.info_name == "train" else _CONFIGS
+    known = sorted(config.stem for config in folder.glob("*.toml"))
+    if word not in known:
+        raise UsageError(f"{file}: no such file, nor a configuration of kin", f"those are {', '.join(known)}")
+    return folder / f"{word}.toml"
 
 
 def _toml(file: Path) -> dict[str, Any]:
@@ -208,8 +227,11 @@ def _options(command: click.Command) -> list[click.Option]:
 
 
 def _key_names(option: click.Option) -> list[str]:
-    """The keys of an option in a TOML file: its long flags without dashes, then the name of its variable."""
-    flags = [flag.removeprefix("--") for flag in option.opts if flag.startswith("--")]
+    """The keys of an option in a TOML file: its long flags without dashes, then the name of its variable.
+
+    Also the flag that switches it off, as "paper" for "--seamless/--paper".
+    """
+    flags = [flag.removeprefix("--") for flag in [*option.opts, *option.secondary_opts] if flag.startswith("--")]
     return list(dict.fromkeys([*flags, str(option.name).replace("_", "-")]))
 
 

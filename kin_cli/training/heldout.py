@@ -21,7 +21,7 @@ from kin_cli.metrics.fid import FeatureExtractor, FeatureSums, FidTiles, frechet
 from kin_cli.metrics.seams import SeamGrid
 from kin_cli.passes.devices import resolve_device
 from kin_cli.progress import SilentProgress
-from kin_cli.settings import ComputeSettings, Method, NormSettings, OutputSettings, Settings, SourceSettings
+from kin_cli.settings import ComputeSettings, Method, OutputSettings, Settings, SourceSettings, paper_settings
 from kin_cli.slide.open import open_slide
 from kin_cli.slide.tissue import tissue_mask
 from kin_cli.slide.view import SlideView, open_view
@@ -180,7 +180,7 @@ class Trial:
                 source=SourceSettings(slide=piece.path, mpp=piece.mpp, region=piece.region),
                 model=generator,
                 output=OutputSettings(output, compression="deflate", overwrite=True),
-                norm=NormSettings(method=method, patch_px=self._settings.patches.patch_px),
+                norm=paper_settings(method, patch_px=self._settings.patches.patch_px),
                 compute=ComputeSettings(device=self._settings.device, workers=self._settings.workers),
                 table=self._folder / f"table-{number}",
             ),

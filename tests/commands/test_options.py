@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from kin_cli.commands.main import cli
-from kin_cli.commands.options import translation_options
+from kin_cli.commands.options import settings_from, translation_options
+from kin_cli.errors import UsageError
 from kin_cli.settings import Settings
 from tests.helpers.processes import assert_refused, kin
-from tests.helpers.translations import command_settings
 
 
 def test_every_option_of_translate_says_what_it_does() -> None:
@@ -122,17 +123,18 @@ VALUES = {
 
 
 def test_every_option_reaches_the_settings() -> None:
-    plain = options_to_settings()
+    plain = options_to_settings("--paper")
     options = {option.name: option for option in click.command("all")(translation_options(lambda: None)).params}
     assert options.keys() - {"config"} == VALUES.keys()
     for name, value in VALUES.items():
         words = () if value is None else (value,) if isinstance(value, str) else value
-        changed = options_to_settings(options[name].opts[-1], *words)
+        changed = options_to_settings("--paper", options[name].opts[-1], *words)
         assert changed != plain, name
 
 
 def options_to_settings(*words: str) -> Settings:
-    return command_settings(Path("a.svs"), Path("m.pth"), Path("o.tif"), *words)
+    values = cli.commands["translate"].make_context("translate", ["a.svs", "-m", "m.pth", "-o", "o.tif", *words]).params
+    return settings_from(values.pop("slide"), values)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +154,34 @@ def test_authors_is_a_default_for_two_options(words: tuple[str, ...], correction
 @pytest.mark.parametrize(
     ("words", "halo", "interpolation"),
     [
-        ((), 0, "nearest"),
-        (("--seamless",), None, "bilinear"),
-        (("--seamless", "--halo", "16"), 16, "bilinear"),
-        (("--seamless", "--interpolation", "nearest"), None, "nearest"),
-        (("--seamless", "--method", "dn"), None, "bilinear"),
-        (("--halo", "auto"), None, "nearest"),
+        ((), None, "bilinear"),
+        (("--halo", "16"), 16, "bilinear"),
+        (("--interpolation", "nearest"), None, "nearest"),
+        (("--method", "dn"), None, "bilinear"),
+        (("--method", "in"), 0, "nearest"),
+        (("--paper",), 0, "nearest"),
+        (("--paper", "--halo", "auto"), None, "nearest"),
+        (("--paper", "--method", "dn"), 0, "bilinear"),
+        (("--paper", "--seamless"), None, "bilinear"),
+        (("--authors",), 0, "nearest"),
+        (("--authors", "--seamless"), None, "bilinear"),
+        (("--config", "paper"), 0, "nearest"),
+        (("--config", "paper", "--seamless"), None, "bilinear"),
+        (("--config", "seamless"), None, "bilinear"),
     ],
 )
-def test_seamless_is_a_default_for_two_options(words: tuple[str, ...], halo: int | None, interpolation: str) -> None:
+def test_no_borders_are_the_default_and_the_paper_is_a_choice(
+    words: tuple[str, ...], halo: int | None, interpolation: str
+) -> None:
     norm = options_to_settings(*words).norm
-    assert (norm.halo_px, norm.effective_interpolation) == (halo, interpolation)
+    assert (norm.wanted_halo_px, norm.effective_interpolation) == (halo, interpolation)
+    assert norm.window_px == (512 if halo == 0 and norm.method != "in" else None)
+
+
+def test_a_configuration_is_found_by_its_name_unless_a_file_has_it(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert options_to_settings("--config", "tin").norm.method == "tin"
+    with pytest.raises(UsageError, match="no such file, nor a configuration of kin .*dense, paper, seamless, tin"):
+        options_to_settings("--config", "papers")
+    Path("tin").write_text('method = "dn"')
+    assert options_to_settings("--config", "tin").norm.method == "dn"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kin_cli.figures.compare import CompareSettings, FigureOptions, Variant
 from kin_cli.norm.kernel import Kernel
-from kin_cli.settings import NormSettings, Settings
+from kin_cli.settings import NormSettings, Settings, paper_settings
 from tests.helpers.slides import write_photo
 from tests.helpers.translations import PATCH, settings
 
@@ -15,9 +15,9 @@ WIDTH, HEIGHT = 330, 290
 COMMON = ("--patch-size", PATCH, "--device", "cpu", "-j", 1)
 NORMS = {
     "in": NormSettings(method="in", patch_px=PATCH),
-    "tin": NormSettings(method="tin", patch_px=PATCH),
-    "kin": NormSettings(kernel=Kernel.parse("gaussian:3"), patch_px=PATCH),
-    "seamless": NormSettings(patch_px=PATCH, halo_px=None, interpolation="bilinear"),
+    "tin": paper_settings("tin", patch_px=PATCH),
+    "kin": paper_settings(kernel=Kernel.parse("gaussian:3"), patch_px=PATCH),
+    "seamless": NormSettings(patch_px=PATCH),
 }
 
 

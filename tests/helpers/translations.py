@@ -15,21 +15,23 @@ from tests.helpers.processes import kin
 from tests.helpers.progress import Watcher
 
 PATCH = 64
-SMALL = ("--patch-size", "128", "--tissue", "none", "-j", "2")
+SMALL = ("--paper", "--patch-size", "128", "--tissue", "none", "-j", "2")
 _PARTS = {"source": SourceSettings, "output": OutputSettings, "norm": NormSettings, "compute": ComputeSettings}
 
 
 def settings(slide: Path, model: Path, output: Path, **changes: object) -> Settings:
-    """Settings of a quick lossless translation with patches of 64 px and kernel gaussian:3.
+    """Settings of a quick lossless translation as published, with patches of 64 px and kernel gaussian:3.
 
     ``changes`` go to whichever part has a field of that name.
     """
     parts: dict[str, dict[str, object]] = {
         "source": {"slide": slide, "tissue": "none"},
         "output": {"path": output, "compression": "deflate"},
-        "norm": {"patch_px": PATCH, "kernel": Kernel.parse("gaussian:3")},
+        "norm": {"patch_px": PATCH, "kernel": Kernel.parse("gaussian:3"), "halo_px": 0},
         "compute": {"device": "cpu"},
     }
+    if changes.get("method", "kin") == "kin":
+        parts["norm"]["interpolation"] = "nearest"
     for name, value in changes.items():
         part = next(part for part, cls in _PARTS.items() if name in {f.name for f in dataclasses.fields(cls)})
         parts[part][name] = Kernel.parse(value) if name == "kernel" and isinstance(value, str) else value
