@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
-from kin_cli.commands.parameters import FILE, KernelType
+from kin_cli.commands.parameters import FILE, KernelType, examples
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import json_text, show
 from kin_cli.commands.variants import (
@@ -28,19 +29,22 @@ if TYPE_CHECKING:
 
 
 @shared_options
-@click.command(short_help="Draw how similar the patches' statistics are.")
+@cloup.command(
+    short_help="Draw how similar the patches' statistics are.",
+    epilog=examples("kin analyse slide.svs -o statistics.png"),
+)
 @click.argument("slide", type=FILE)
-@click.option("-o", "--output", type=FILE, required=True, help="File for the figure (.png, .pdf, .svg), or folder.")
-@click.option("--kernel", type=KernelType(), help="Kernel whose neighbourhood is compared.  [default: gaussian:7]")
-@click.option(
+@cloup.option("-o", "--output", type=FILE, required=True, help="File for the figure (.png, .pdf, .svg), or folder.")
+@cloup.option("--kernel", type=KernelType(), help="Kernel whose neighbourhood is compared.  [default: gaussian:7]")
+@cloup.option(
     "--patches",
     type=click.IntRange(2),
     default=500,
     show_default=True,
     help="Number of patches, drawn at random, that are compared by distance.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the patches.")
-@click.option(
+@cloup.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the patches.")
+@cloup.option(
     "--reach", type=click.IntRange(1), default=5000, show_default=True, help="Largest distance between two patches, px."
 )
 @output_options

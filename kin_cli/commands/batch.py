@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from kin_cli.batch.shard import Shard
 from kin_cli.commands.options import ShardType, bundled_generator, settings_from, translation_options
+from kin_cli.commands.parameters import examples
 from kin_cli.commands.progress import BatchProgress
 from kin_cli.commands.streams import json_text, show, tell_output
 from kin_cli.errors import Stopped, UsageError
@@ -20,24 +22,35 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(short_help="Translate many slides, one after another.")
+@cloup.command(
+    short_help="Translate many slides, one after another.",
+    epilog=examples(
+        "kin batch slides/ --recursive -o translated/ --skip-existing",
+        "kin batch --manifest slides.csv -o translated/ --shard auto/16",
+    ),
+)
 @click.argument("inputs", type=_PATH, nargs=-1, metavar="[INPUT]...")
-@click.option("-o", "--output", "folder", type=_PATH, required=True, help="Folder for the outputs.")
-@click.option("--manifest", type=_PATH, help="CSV file that lists the slides: columns wsi[,mpp,output,model,mask].")
-@click.option("--recursive", is_flag=True, help="Search sub-folders, too; outputs go to sub-folders of the same names.")
-@click.option(
-    "--ext",
-    multiple=True,
-    help="Search for files with this ending, such as svs; may be repeated.  [default: all slide formats]",
+@translation_options(
+    cloup.option("-o", "--output", "folder", type=_PATH, required=True, help="Folder for the outputs."),
+    cloup.option("--manifest", type=_PATH, help="CSV file that lists the slides: columns wsi[,mpp,output,model,mask]."),
+    cloup.option(
+        "--recursive", is_flag=True, help="Search sub-folders, too; outputs go to sub-folders of the same names."
+    ),
+    cloup.option(
+        "--ext",
+        multiple=True,
+        help="Search for files with this ending, such as svs; may be repeated.  [default: all slide formats]",
+    ),
+    cloup.option("--dry-run", is_flag=True, help="List the slides and their outputs, translate nothing."),
+    jobs=(
+        cloup.option(
+            "--shard",
+            type=ShardType(),
+            help="Translate only shard i of n, every n-th slide from the i-th on: 3/16, or auto/16 in an array job.",
+        ),
+        cloup.option("--json", "as_json", is_flag=True, help="Print the outcome of all slides as JSON."),
+    ),
 )
-@click.option(
-    "--shard",
-    type=ShardType(),
-    help="Translate only shard i of n, every n-th slide from the i-th on: 3/16, or auto/16 in an array job.",
-)
-@click.option("--dry-run", is_flag=True, help="List the slides and their outputs, translate nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome of all slides as JSON.")
-@translation_options
 def batch(
     inputs: tuple[Path, ...], folder: Path, shard: Shard | None, dry_run: bool, as_json: bool, **options: Any
 ) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from kin_cli.commands.options import MODEL_HELP, bundled_generator
 from kin_cli.commands.parameters import (
@@ -13,6 +14,7 @@ from kin_cli.commands.parameters import (
     auto_as_none,
     batch_size_option,
     compile_option,
+    examples,
     json_option,
     precision_option,
     workers_option,
@@ -26,39 +28,39 @@ if TYPE_CHECKING:
     from kin_cli.bench.run import BenchSettings
 
 
-@click.command(short_help="Measure the speed of this machine.")
-@click.option("-m", "--model", type=FILE, help=MODEL_HELP)
-@click.option(
+@cloup.command(short_help="Measure the speed of this machine.", epilog=examples("kin bench --quick"))
+@cloup.option("-m", "--model", type=FILE, help=MODEL_HELP)
+@cloup.option(
     "--architecture",
     type=click.Choice(["cut", "cyclegan", "urust"]),
     help="Architecture of a random generator, instead of --model."
     "  [default: none; cut if --width or --blocks is given]",
 )
-@click.option("--width", type=int, help="Width of the random generator.  [default: 64]")
-@click.option("--blocks", type=int, help="Number of residual blocks of the random generator.  [default: 9]")
-@click.option(
+@cloup.option("--width", type=int, help="Width of the random generator.  [default: 64]")
+@cloup.option("--blocks", type=int, help="Number of residual blocks of the random generator.  [default: 9]")
+@cloup.option(
     "--slide", type=FILE, help="Use the middle of this slide.  [default: a synthetic slide, as kin sample makes]"
 )
-@click.option(
+@cloup.option(
     "--size",
     type=SizeType(),
     default="1536",
     show_default=True,
     help="Size of the part that is used, px: 1536 or 2048x1024.",
 )
-@click.option(
+@cloup.option(
     "--patch-size",
     type=int,
     default=512,
     show_default=True,
     help="Side of the patches that statistics are measured in, px.",
 )
-@click.option(
+@cloup.option(
     "--measure-size",
     type=int,
     help="Measure the statistics in only this central square of each patch, px.  [default: whole patch]",
 )
-@click.option(
+@cloup.option(
     "--device",
     default="auto",
     show_default=True,
@@ -68,14 +70,14 @@ if TYPE_CHECKING:
 @compile_option
 @batch_size_option
 @workers_option
-@click.option(
+@cloup.option(
     "--repeats",
     type=click.IntRange(1),
     default=3,
     show_default=True,
     help="How often every stage is measured; the median is shown.",
 )
-@click.option("--quick", is_flag=True, help="Measure every stage once and briefly, without seamless windows.")
+@cloup.option("--quick", is_flag=True, help="Measure every stage once and briefly, without seamless windows.")
 @json_option
 def bench(as_json: bool, **options: Any) -> None:
     """Measure the speed of this machine: reading, both passes, encoding, pyramid levels, and a whole translation.

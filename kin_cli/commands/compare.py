@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
-from kin_cli.commands.parameters import FILE
+from kin_cli.commands.parameters import FILE, examples
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import json_text, show
 from kin_cli.commands.variants import (
@@ -34,17 +35,20 @@ _FIGURE_HELP = "File for the figure: .png, .pdf or .svg."
 
 
 @shared_options
-@click.command(short_help="Draw IN, TIN, KIN and seamless side by side.")
+@cloup.command(
+    short_help="Draw IN, TIN, KIN and seamless side by side.",
+    epilog=examples("kin compare slide.svs -m latest_net_G.pth -o figure.png --kernels constant:3,gaussian:7"),
+)
 @click.argument("slide", type=FILE)
-@click.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP)
-@click.option(
+@cloup.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP)
+@cloup.option(
     "--kernels",
     default="gaussian:7",
     show_default=True,
     help="Kernels of the KIN columns, separated by commas: 1,constant:3.",
 )
-@click.option("--close-ups", type=click.IntRange(0, 12), default=3, show_default=True, help="Number of close-ups.")
-@click.option(
+@cloup.option("--close-ups", type=click.IntRange(0, 12), default=3, show_default=True, help="Number of close-ups.")
+@cloup.option(
     "--thumbnail",
     type=FILE,
     help="Image that TIN takes its statistics from.  [default: the slide, scaled to one patch]",
@@ -119,22 +123,25 @@ def kernels_from(text: str) -> list[Any]:
 
 
 @shared_options
-@click.command(short_help="Draw kernels of every kind and size.")
+@cloup.command(
+    short_help="Draw kernels of every kind and size.",
+    epilog=examples("kin sweep slide.svs -m latest_net_G.pth -o kernels.png --csv kernels.csv"),
+)
 @click.argument("slide", type=FILE)
-@click.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP)
-@click.option(
+@cloup.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP)
+@cloup.option(
     "--kinds",
     default="constant,gaussian",
     show_default=True,
     help="Kinds of kernels, separated by commas; one row for each.",
 )
-@click.option(
+@cloup.option(
     "--sizes",
     default="1,3,7,11,inf",
     show_default=True,
     help="Kernel sizes, odd or inf, separated by commas; one column for each.",
 )
-@click.option("--seamless", is_flag=True, help="Translate every kernel without borders, instead of with --paper.")
+@cloup.option("--seamless", is_flag=True, help="Translate every kernel without borders, instead of with --paper.")
 @comparison_options
 @output_options
 def sweep(slide: Path, output: Path, **options: Any) -> None:

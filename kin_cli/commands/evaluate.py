@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from kin_cli.commands.parameters import (
     FILE,
     RegionType,
     csv_option,
+    examples,
     inception_option,
     json_option,
     overwrite_option,
@@ -29,28 +31,33 @@ if TYPE_CHECKING:
 _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 
 
-@click.command(short_help="Measure the quality of a slide.")
+@cloup.command(
+    short_help="Measure the quality of a slide.",
+    epilog=examples(
+        "kin evaluate translated.ome.tif --source slide.svs --reference real.svs --json",
+    ),
+)
 @click.argument("slide", type=FILE)
-@click.option(
+@cloup.option(
     "--reference", type=FILE, help="Real slide of the target stain, for FID and histogram; NIQE is fitted to it."
 )
-@click.option(
+@cloup.option(
     "--source", type=FILE, help="Slide that SLIDE was translated from, for SSIM and FSIM; the control of the seams."
 )
-@click.option("--source-level", type=click.IntRange(0), help="Pyramid level of the source that was translated.")
-@click.option(
+@cloup.option("--source-level", type=click.IntRange(0), help="Pyramid level of the source that was translated.")
+@cloup.option(
     "--source-region", type=RegionType(), help="Rectangle of the source that was translated, in pixels of that level."
 )
-@click.option(
+@cloup.option(
     "--metrics",
     help="Metrics, separated by commas: fid,histogram,sobel,piqe,niqe,ssim,fsim,seams.  [default: all possible]",
 )
-@click.option(
+@cloup.option(
     "--tiles", type=click.IntRange(1), help="Number of tiles with tissue to measure, drawn at random.  [default: all]"
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the tiles.")
-@click.option("--tile-size", type=int, default=512, show_default=True, help="Side of the tiles that are measured, px.")
-@click.option(
+@cloup.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the tiles.")
+@cloup.option("--tile-size", type=int, default=512, show_default=True, help="Side of the tiles that are measured, px.")
+@cloup.option(
     "--patch-size",
     type=int,
     default=512,
@@ -58,13 +65,13 @@ _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
     help="Side of the patches that SLIDE was translated with, px; seams are measured at their borders.",
 )
 @tissue_option
-@click.option("--mpp", type=float, help="Resample all slides to this many µm per pixel first.")
-@click.option("--authors", is_flag=True, help="Also compute the metrics as the KIN authors' code does.")
+@cloup.option("--mpp", type=float, help="Resample all slides to this many µm per pixel first.")
+@cloup.option("--authors", is_flag=True, help="Also compute the metrics as the KIN authors' code does.")
 @inception_option
-@click.option(
+@cloup.option(
     "--niqe-model", type=FILE, help="File with a model for NIQE: .mat or .npz.  [default: fitted to the reference]"
 )
-@click.option(
+@cloup.option(
     "--device", default="auto", show_default=True, help="Device of the FID network: auto, cpu, cuda or cuda:1."
 )
 @workers_option

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from kin_cli.commands.options import entry_option, norm_option
-from kin_cli.commands.parameters import FILE, series_option
+from kin_cli.commands.parameters import FILE, examples, series_option
 from kin_cli.commands.streams import json_text, show
 from kin_cli.errors import InputError
 from kin_cli.store.files import bytes_text, file_sha256
@@ -23,15 +24,21 @@ _LABELS = {"icc_bytes": "ICC profile", "table_bytes": "table", "disk_bytes": "di
 _ESTIMATES = ("table_bytes", "disk_bytes", "memory_bytes")
 
 
-@click.command(short_help="Describe a slide or a generator.")
+@cloup.command(
+    short_help="Describe a slide or a generator.",
+    epilog=examples(
+        "kin info slide.svs",
+        "kin info latest_net_G.pth",
+    ),
+)
 @click.argument("file", type=FILE)
-@click.option(
+@cloup.option(
     "--patch-size", type=click.IntRange(4), default=512, show_default=True, help="Side of the patches to count, px."
 )
 @series_option
 @entry_option
 @norm_option
-@click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
+@cloup.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
 def info(
     file: Path, patch_size: int, series: int | None, entry: str | None, model_norm: str | None, as_json: bool
 ) -> None:
@@ -46,7 +53,12 @@ def info(
         show(table_text(rows + _card_rows(card, known=facts.keys() | {"format"})))
 
 
-@click.command(short_help="Verify that files are complete and readable.")
+@cloup.command(
+    short_help="Verify that files are complete and readable.",
+    epilog=examples(
+        "kin check translated/*.ome.tif",
+    ),
+)
 @click.argument("files", type=FILE, nargs=-1, required=True)
 def check(files: tuple[Path, ...]) -> int:
     """Read every tile of every level of each FILE; exit with code 1 if anything is damaged or missing.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+import cloup
 from click.core import ParameterSource
 
 from kin_cli import __version__
@@ -22,6 +23,7 @@ from kin_cli.commands.bench import bench
 from kin_cli.commands.compare import compare, sweep
 from kin_cli.commands.evaluate import evaluate
 from kin_cli.commands.info import check, info
+from kin_cli.commands.parameters import examples
 from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
 from kin_cli.commands.streams import guard_streams, printable, stdout_failure
@@ -33,9 +35,12 @@ from kin_cli.signals import exit_now, ignore_signals, requested_stop, stop_on_si
 _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=_CONTEXT)
-@click.version_option(__version__, prog_name="kin")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@cloup.group(
+    context_settings=_CONTEXT,
+    epilog=examples("kin translate slide.svs --kernel gaussian:7", "kin seams slide.kin.ome.tif --source slide.svs"),
+)
+@cloup.version_option(__version__, prog_name="kin")
+@cloup.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:  # run() reads it before click parses
     """Translate whole-slide images from one stain to another, without visible borders between patches.
 
@@ -44,22 +49,14 @@ def cli(debug: bool) -> None:  # run() reads it before click parses
     """
 
 
-for command in (
-    translate,
-    batch,
-    assemble,
-    train,
-    evaluate,
-    seams,
-    compare,
-    sweep,
-    analyse,
-    info,
-    sample,
-    check,
-    bench,
-):
-    cli.add_command(command)
+SECTIONS = {
+    "Translate": (translate, batch, assemble),
+    "Look and measure": (info, check, seams, evaluate, compare, sweep, analyse),
+    "Make generators": (train,),
+    "This machine": (bench, sample),
+}
+for title, commands in SECTIONS.items():
+    cli.section(title, *commands)
 
 
 def main() -> NoReturn:

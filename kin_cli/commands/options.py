@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from kin_cli.batch.shard import Shard
 from kin_cli.commands.parameters import (
@@ -30,110 +32,25 @@ if TYPE_CHECKING:
     from kin_cli.settings import Settings
 
 MODEL_HELP = "Generator: a .pth or .safetensors file.  [default: the bundled one, H&E to synaptophysin IHC]"
-entry_option = click.option(
+entry_option = cloup.option(
     "--entry", help="Entry of a training bundle that holds the generator, if it holds several, such as netG_A2B."
 )
-norm_option = click.option(
+norm_option = cloup.option(
     "--norm",
     "model_norm",
     type=click.Choice(["instance", "batch", "none"]),
     help="Norm layers that the generator was trained with.  [default: as its file tells]",
 )
-_OPTIONS = (
-    click.option("-m", "--model", type=FILE, help=MODEL_HELP),
-    entry_option,
-    norm_option,
-    click.option(
-        "--method",
-        type=click.Choice(["in", "kin", "dn", "tin"]),
-        help="Normalization: instance, kernelized, dense or thumbnail instance normalization.  [default: kin]",
-    ),
-    click.option(
+_COMMON = (
+    cloup.option("-m", "--model", type=FILE, help=MODEL_HELP),
+    cloup.option(
         "--kernel",
         type=KernelType(),
         help="Kernel that smooths the statistics: 1, constant:n, gaussian:n[:std] or global.  [default: gaussian:7]",
     ),
-    click.option(
-        "--interpolation",
-        type=click.Choice(["nearest", "bilinear"]),
-        help="Statistics of a pixel: those of its patch, or interpolated between patch centres."
-        "  [default: bilinear, with --paper nearest]",
-    ),
-    click.option(
-        "--seamless/--paper",
-        default=None,
-        help="Leave no visible borders between patches; or compute as published: --window as the patch size, --halo 0,"
-        " --interpolation nearest.  [default: seamless, but not with --authors]",
-    ),
-    click.option(
-        "--halo",
-        type=AutoInt(),
-        help="Width of the real pixels read around every window, px; auto: as far as the network looks."
-        "  [default: auto, with --paper and --method in 0]",
-    ),
-    click.option(
-        "--window",
-        type=AutoInt(),
-        help="Side of the square that the network sees at once, px, a multiple of the patch size.  [default: auto]",
-    ),
-    click.option(
-        "--patch-size",
-        type=int,
-        default=512,
-        show_default=True,
-        help="Side of the patches that statistics are measured in, px.",
-    ),
-    click.option(
-        "--measure-size",
-        type=int,
-        help="Measure the statistics in only this central square of each patch, px; faster.  [default: whole patch]",
-    ),
-    click.option("--authors", is_flag=True, help="Compute as the KIN authors' code does: --correction 1 --eps 0."),
-    click.option("--correction", type=click.IntRange(0, 1), help="Variance: 0 biased, 1 unbiased.  [default: 0]"),
-    click.option("--eps", type=float, help="Constant added to the variance.  [default: each layer's own]"),
-    click.option(
-        "--thumbnail",
-        type=FILE,
-        help="Image that --method tin takes its statistics from.  [default: the slide, scaled to one patch]",
-    ),
+    cloup.option("--mpp", type=float, help="Resample the slide to this many µm per pixel, instead of --level."),
     tissue_option,
-    click.option(
-        "--background",
-        type=click.Choice(["fill", "keep", "white"]),
-        default="fill",
-        show_default=True,
-        help="Tiles without tissue: fill with the generator's background colour, keep the slide's pixels, or white.",
-    ),
-    click.option("--level", type=click.IntRange(0), help="Pyramid level of the slide to translate.  [default: 0]"),
-    click.option("--mpp", type=float, help="Resample the slide to this many µm per pixel, instead of --level."),
-    click.option("--source-mpp", type=float, help="The slide's µm per pixel, if its file says nothing or is wrong."),
-    series_option,
-    click.option(
-        "--region", type=RegionType(), help="Translate only this rectangle, in pixels of the translated level."
-    ),
-    click.option(
-        "--compression",
-        type=click.Choice(["jpeg", "deflate"]),
-        default="jpeg",
-        show_default=True,
-        help="Compression of the output; deflate is lossless.",
-    ),
-    click.option("--quality", type=click.IntRange(1, 100), default=85, show_default=True, help="JPEG quality."),
-    click.option(
-        "--subsampling",
-        type=click.Choice(["420", "422", "444"]),
-        default="420",
-        show_default=True,
-        help="JPEG chroma subsampling; 444 is none.",
-    ),
-    click.option(
-        "--icc",
-        type=click.Choice(["keep", "drop"]),
-        default="keep",
-        show_default=True,
-        help="Keep the slide's ICC colour profile in the output, or drop it.",
-    ),
-    click.option(
+    cloup.option(
         "--device",
         "--devices",
         "device",
@@ -141,29 +58,124 @@ _OPTIONS = (
         show_default=True,
         help="Device of the network: auto, cpu, cuda, cuda:1, several separated by commas, or cuda:all.",
     ),
-    precision_option,
-    compile_option,
-    batch_size_option,
-    click.option(
-        "-j",
-        "--workers",
-        "--num-workers",
-        type=click.IntRange(1),
-        help="Number of threads that read and write.  [default: all cores, at most 8]",
-    ),
     overwrite_work_option,
-    click.option(
+    cloup.option(
         "--skip-existing", is_flag=True, help="Skip slides whose output exists, is sound and has the same settings."
     ),
-    click.option(
+    cloup.option(
         "--report", is_flag=True, help="Also write OUTPUT.report.html: before and after, seams, settings and times."
     ),
-    click.option(
+)
+_NORMALIZATION = (
+    cloup.option(
+        "--method",
+        type=click.Choice(["in", "kin", "dn", "tin"]),
+        help="Normalization: instance, kernelized, dense or thumbnail instance normalization.  [default: kin]",
+    ),
+    cloup.option(
+        "--seamless/--paper",
+        default=None,
+        help="Leave no visible borders between patches; or compute as published: --window as the patch size, --halo 0,"
+        " --interpolation nearest.  [default: seamless, but not with --authors]",
+    ),
+    cloup.option(
+        "--interpolation",
+        type=click.Choice(["nearest", "bilinear"]),
+        help="Statistics of a pixel: those of its patch, or interpolated between patch centres."
+        "  [default: bilinear, with --paper nearest]",
+    ),
+    cloup.option(
+        "--halo",
+        type=AutoInt(),
+        help="Width of the real pixels read around every window, px; auto: as far as the network looks."
+        "  [default: auto, with --paper and --method in 0]",
+    ),
+    cloup.option(
+        "--window",
+        type=AutoInt(),
+        help="Side of the square that the network sees at once, px, a multiple of the patch size.  [default: auto]",
+    ),
+    cloup.option(
+        "--patch-size",
+        type=int,
+        default=512,
+        show_default=True,
+        help="Side of the patches that statistics are measured in, px.",
+    ),
+    cloup.option(
+        "--measure-size",
+        type=int,
+        help="Measure the statistics in only this central square of each patch, px; faster.  [default: whole patch]",
+    ),
+    cloup.option("--authors", is_flag=True, help="Compute as the KIN authors' code does: --correction 1 --eps 0."),
+    cloup.option("--correction", type=click.IntRange(0, 1), help="Variance: 0 biased, 1 unbiased.  [default: 0]"),
+    cloup.option("--eps", type=float, help="Constant added to the variance.  [default: each layer's own]"),
+    cloup.option(
+        "--thumbnail",
+        type=FILE,
+        help="Image that --method tin takes its statistics from.  [default: the slide, scaled to one patch]",
+    ),
+)
+_SLIDE = (
+    cloup.option("--level", type=click.IntRange(0), help="Pyramid level of the slide to translate.  [default: 0]"),
+    cloup.option("--source-mpp", type=float, help="The slide's µm per pixel, if its file says nothing or is wrong."),
+    series_option,
+    cloup.option(
+        "--region", type=RegionType(), help="Translate only this rectangle, in pixels of the translated level."
+    ),
+    cloup.option(
+        "--background",
+        type=click.Choice(["fill", "keep", "white"]),
+        default="fill",
+        show_default=True,
+        help="Tiles without tissue: fill with the generator's background colour, keep the slide's pixels, or white.",
+    ),
+    cloup.option(
         "--on-read-error",
         type=click.Choice(["fail", "fill"]),
         default="fail",
         show_default=True,
         help="Unreadable parts of the slide: fail, or fill them with background, count them and exit with code 1.",
+    ),
+)
+_GENERATOR = (
+    entry_option,
+    norm_option,
+)
+_OUTPUT = (
+    cloup.option(
+        "--compression",
+        type=click.Choice(["jpeg", "deflate"]),
+        default="jpeg",
+        show_default=True,
+        help="Compression of the output; deflate is lossless.",
+    ),
+    cloup.option("--quality", type=click.IntRange(1, 100), default=85, show_default=True, help="JPEG quality."),
+    cloup.option(
+        "--subsampling",
+        type=click.Choice(["420", "422", "444"]),
+        default="420",
+        show_default=True,
+        help="JPEG chroma subsampling; 444 is none.",
+    ),
+    cloup.option(
+        "--icc",
+        type=click.Choice(["keep", "drop"]),
+        default="keep",
+        show_default=True,
+        help="Keep the slide's ICC colour profile in the output, or drop it.",
+    ),
+)
+_MACHINE = (
+    precision_option,
+    compile_option,
+    batch_size_option,
+    cloup.option(
+        "-j",
+        "--workers",
+        "--num-workers",
+        type=click.IntRange(1),
+        help="Number of threads that read and write.  [default: all cores, at most 8]",
     ),
 )
 
@@ -178,12 +190,27 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic from clic
         return value if isinstance(value, Shard) else Shard.parse(str(value), os.environ)
 
 
-def translation_options(command: Any) -> Any:
-    """Add all options of a translation except the output, and ``--config``."""
-    command = config_option(command)
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def translation_options(*common: Any, jobs: Sequence[Any] = ()) -> Callable[[Any], Any]:
+    """Add all options of a translation except the output, and ``--config``, in groups.
+
+    ``common`` are a command's own options, listed first; ``jobs`` those about parts of the work and records.
+    """
+    groups = (
+        ("Common options", (*common, *_COMMON)),
+        ("Normalization", _NORMALIZATION),
+        ("What is read", _SLIDE),
+        ("Generator file", _GENERATOR),
+        ("Output file", _OUTPUT),
+        ("Speed and memory", _MACHINE),
+        ("Jobs, records and settings", (*jobs, config_option)),
+    )
+
+    def decorate(command: Any) -> Any:
+        for title, options in reversed(groups):
+            command = cloup.option_group(title, *options)(command)
+        return command
+
+    return decorate
 
 
 def settings_from(slide: Path, options: dict[str, Any]) -> Settings:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
 from kin_cli.errors import KinError, UsageError
 from kin_cli.geometry import Box, Size
@@ -76,6 +77,11 @@ class AutoInt(click.ParamType):
         return int(value)
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help: command lines to copy."""
+    return "\b\n" + "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *(f"  {line}" for line in lines)])
+
+
 def auto_as_none(value: int | str | None) -> int | None:
     """Return the number that ``AutoInt`` parsed, or None for ``auto`` and for an option that was not given."""
     return value if isinstance(value, int) else None
@@ -92,24 +98,24 @@ class TissueType(click.ParamType):
 
 
 # Decorators for the options that several commands have.
-workers_option = click.option(
+workers_option = cloup.option(
     "-j", "--workers", type=click.IntRange(1), help="Number of threads.  [default: all cores]"
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
-overwrite_work_option = click.option(
+json_option = cloup.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+overwrite_option = cloup.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+overwrite_work_option = cloup.option(
     "--overwrite", is_flag=True, help="Replace an existing output, and unfinished work of other settings."
 )
-csv_option = click.option("--csv", "csv_file", type=FILE, help="Also write the results to this CSV file.")
-inception_option = click.option(
+csv_option = cloup.option("--csv", "csv_file", type=FILE, help="Also write the results to this CSV file.")
+inception_option = cloup.option(
     "--inception", type=FILE, envvar="KIN_INCEPTION", help="File with the Inception weights for FID."
 )
-series_option = click.option(
+series_option = cloup.option(
     "--series",
     type=click.IntRange(0),
     help="Picture of a TIFF file with several, as kin info numbers them.  [default: the largest one in colour]",
 )
-tissue_option = click.option(
+tissue_option = cloup.option(
     "--tissue",
     type=TissueType(),
     default="auto",
@@ -117,21 +123,21 @@ tissue_option = click.option(
     help="Where tissue is: auto (detected), none (all patches count), or a mask file: PNG, TIFF, JPEG, GeoJSON, or"
     " XML of ImageScope or ASAP.",
 )
-precision_option = click.option(
+precision_option = cloup.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
     help="Floating-point format of the network; auto: fp32 on a CPU, bf16 or fp16 on a GPU.",
 )
-compile_option = click.option(
+compile_option = cloup.option(
     "--compile",
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
     help="Fuse operations with torch.compile; auto: on a GPU, for 256 patches or more.",
 )
-batch_size_option = click.option(
+batch_size_option = cloup.option(
     "-b",
     "--batch-size",
     type=AutoInt(),
@@ -141,7 +147,7 @@ batch_size_option = click.option(
 
 def config_option(command: Any) -> Any:
     """Add ``--config FILE``: a TOML file whose keys are the command's own option names."""
-    return click.option(
+    return cloup.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),
         is_eager=True,

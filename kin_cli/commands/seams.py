@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from kin_cli.commands.parameters import (
     FILE,
     RegionType,
+    examples,
     json_option,
     overwrite_option,
     tissue_option,
@@ -27,21 +29,24 @@ _LISTED = 10  # number of borders in the list of the worst
 _MAP_PX = 1600  # longer side of the map
 
 
-@click.command(short_help="Measure visible borders between patches.")
+@cloup.command(
+    short_help="Measure visible borders between patches.",
+    epilog=examples("kin seams translated.ome.tif --source slide.svs --heatmap seams.png"),
+)
 @click.argument("slide", type=FILE)
-@click.option("--source", type=FILE, help="Slide that SLIDE was translated from, as the control; recommended.")
-@click.option("--source-level", type=click.IntRange(0), help="Pyramid level of the source that was translated.")
-@click.option(
+@cloup.option("--source", type=FILE, help="Slide that SLIDE was translated from, as the control; recommended.")
+@cloup.option("--source-level", type=click.IntRange(0), help="Pyramid level of the source that was translated.")
+@cloup.option(
     "--source-region", type=RegionType(), help="Rectangle of the source that was translated, in pixels of that level."
 )
-@click.option(
+@cloup.option(
     "--patch-size",
     type=int,
     default=512,
     show_default=True,
     help="Side of the patches that SLIDE was translated with, px.",
 )
-@click.option(
+@cloup.option(
     "--origin",
     type=(int, int),
     default=(0, 0),
@@ -49,7 +54,7 @@ _MAP_PX = 1600  # longer side of the map
     help="Upper left corner of the first patch, x y, px.",
 )
 @tissue_option
-@click.option("--heatmap", type=FILE, help="Also write a map of all patch borders to this PNG file.")
+@cloup.option("--heatmap", type=FILE, help="Also write a map of all patch borders to this PNG file.")
 @workers_option
 @json_option
 @overwrite_option

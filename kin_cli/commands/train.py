@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
-from kin_cli.commands.parameters import RegionType, config_option
+from kin_cli.commands.parameters import RegionType, config_option, examples
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import tell_output
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kin_cli.training.settings import Losses
 
 _PATH = click.Path(path_type=Path)
+_EXAMPLE = "--source he_slides/ --target ihc_slides/ -o run/"
 _CARD_KEYS = ("source-stain", "target-stain", "credit")
 Command = Callable[..., Any]
 
@@ -37,7 +39,7 @@ class IntegersType(click.ParamType):  # type: ignore[type-arg]  # generic from c
             self.fail(f"'{value}' is not a list of whole numbers such as 0,4,8", param, ctx)
 
 
-class CardOption(click.Option):
+class CardOption(cloup.Option):
     """``--card KEY=VALUE``, repeatable; in a settings file a table, whose entries the command line overrides."""
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
@@ -87,7 +89,10 @@ def _parse_card(ctx: click.Context, param: click.Parameter, entries: tuple[str, 
     return values
 
 
-@click.group(short_help="Train a generator on slides of two stains.")
+@cloup.group(
+    short_help="Train a generator on slides of two stains.",
+    epilog=examples(f"kin train cut {_EXAMPLE} --config cut"),
+)
 def train() -> None:
     """Train a generator on slides of two stains that need not show the same tissue.
 
@@ -97,31 +102,31 @@ def train() -> None:
 
 def _patches(command: Command) -> Command:
     options = (
-        click.option("--source", type=_PATH, required=True, help="Slides to translate: a file or a folder."),
-        click.option("--target", type=_PATH, required=True, help="Slides of the target stain: a file or a folder."),
-        click.option("-o", "--output", type=_PATH, required=True, help="Folder of the run."),
-        click.option("--patch-size", type=int, default=512, show_default=True, help="Side of a patch in pixels."),
-        click.option("--mpp", type=float, help="Resample slides to this many µm per pixel.  [default: level 0]"),
-        click.option(
+        cloup.option("--source", type=_PATH, required=True, help="Slides to translate: a file or a folder."),
+        cloup.option("--target", type=_PATH, required=True, help="Slides of the target stain: a file or a folder."),
+        cloup.option("-o", "--output", type=_PATH, required=True, help="Folder of the run."),
+        cloup.option("--patch-size", type=int, default=512, show_default=True, help="Side of a patch in pixels."),
+        cloup.option("--mpp", type=float, help="Resample slides to this many µm per pixel.  [default: level 0]"),
+        cloup.option(
             "--min-tissue", type=float, default=0.5, show_default=True, help="Least tissue fraction of a patch."
         ),
-        click.option(
+        cloup.option(
             "--edge-fraction",
             type=float,
             default=0.0,
             show_default=True,
             help="Fraction of patches at the edge of the tissue: some tissue, but less than --min-tissue.",
         ),
-        click.option(
+        cloup.option(
             "--background-fraction",
             type=float,
             default=0.0,
             show_default=True,
             help="Fraction of patches without tissue.",
         ),
-        click.option("--source-region", type=RegionType(), help="Train on this part of every source slide only."),
-        click.option("--target-region", type=RegionType(), help="Train on this part of every target slide only."),
-        click.option(
+        cloup.option("--source-region", type=RegionType(), help="Train on this part of every source slide only."),
+        cloup.option("--target-region", type=RegionType(), help="Train on this part of every target slide only."),
+        cloup.option(
             "--augment",
             default="flip",
             show_default=True,
@@ -131,45 +136,45 @@ def _patches(command: Command) -> Command:
             "jitter:0.1 (optical density ±10 %), separated by commas; or none.",
         ),
     )
-    return _with(command, options)
+    return cloup.option_group("Slides and patches", *options)(command)
 
 
 def _schedule(*, epochs: int) -> Callable[[Command], Command]:
     options = (
-        click.option("--epochs", type=int, default=epochs, show_default=True, help="Passes over the source's tissue."),
-        click.option("--epoch-patches", type=int, help="Patches per epoch.  [default: as many as fit into the tissue]"),
-        click.option("--steps", type=int, help="Number of steps; replaces --epochs."),
-        click.option("-b", "--batch-size", type=int, default=1, show_default=True, help="Patches per batch."),
-        click.option("--accumulate", type=int, default=1, show_default=True, help="Batches per step."),
-        click.option("--lr", type=float, default=2e-4, show_default=True, help="Learning rate."),
-        click.option(
+        cloup.option("--epochs", type=int, default=epochs, show_default=True, help="Passes over the source's tissue."),
+        cloup.option("--epoch-patches", type=int, help="Patches per epoch.  [default: as many as fit into the tissue]"),
+        cloup.option("--steps", type=int, help="Number of steps; replaces --epochs."),
+        cloup.option("-b", "--batch-size", type=int, default=1, show_default=True, help="Patches per batch."),
+        cloup.option("--accumulate", type=int, default=1, show_default=True, help="Batches per step."),
+        cloup.option("--lr", type=float, default=2e-4, show_default=True, help="Learning rate."),
+        cloup.option(
             "--decay-fraction",
             type=float,
             default=0.5,
             show_default=True,
             help="Fraction of steps, at the end, over which the learning rate falls to 0.",
         ),
-        click.option("--ema", type=float, default=0.999, show_default=True, help="EMA decay."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Random seed."),
+        cloup.option("--ema", type=float, default=0.999, show_default=True, help="EMA decay."),
+        cloup.option("--seed", type=int, default=0, show_default=True, help="Random seed."),
     )
-    return lambda command: _with(command, options)
+    return lambda command: cloup.option_group("Schedule", *options)(command)
 
 
 def _networks(*, antialias: bool, init: str) -> Callable[[Command], Command]:
     options = (
-        click.option("--width", type=int, default=64, show_default=True, help="Generator channels at full resolution."),
-        click.option("--blocks", type=int, default=9, show_default=True, help="Residual blocks of the generator."),
-        click.option(
+        cloup.option("--width", type=int, default=64, show_default=True, help="Generator channels at full resolution."),
+        cloup.option("--blocks", type=int, default=9, show_default=True, help="Residual blocks of the generator."),
+        cloup.option(
             "--antialias/--no-antialias",
             default=antialias,
             show_default=True,
             help="Blur filters in down- and upsampling layers.",
         ),
-        click.option(
+        cloup.option(
             "--disc-width", type=int, default=64, show_default=True, help="Channels of PatchGAN's first layer."
         ),
-        click.option("--disc-layers", type=int, default=3, show_default=True, help="PatchGAN downsampling layers."),
-        click.option(
+        cloup.option("--disc-layers", type=int, default=3, show_default=True, help="PatchGAN downsampling layers."),
+        cloup.option(
             "--init",
             default=init,
             show_default=True,
@@ -177,37 +182,37 @@ def _networks(*, antialias: bool, init: str) -> Callable[[Command], Command]:
             metavar="KIND:VALUE",
             help="Initial weights: normal:DEVIATION or xavier:GAIN.",
         ),
-        click.option("--start", type=_PATH, help="Start from the weights of this generator: .pth or .safetensors."),
+        cloup.option("--start", type=_PATH, help="Start from the weights of this generator: .pth or .safetensors."),
     )
-    return lambda command: _with(command, options)
+    return lambda command: cloup.option_group("Networks", *options)(command)
 
 
 def _evaluation(command: Command) -> Command:
     options = (
-        click.option(
+        cloup.option(
             "--evaluate-every",
             type=click.IntRange(1),
             help="Steps between evaluations."
             "  [default: none; one at the end if --evaluation, --evaluation-region or --inception is given]",
         ),
-        click.option(
+        cloup.option(
             "--evaluation",
             type=_PATH,
             help="Slides to evaluate on: a file or a folder.  [default: first source slide, outside --source-region]",
         ),
-        click.option(
+        cloup.option(
             "--evaluation-region",
             type=RegionType(),
             help="Rectangle of the evaluation slides to evaluate on.  [default: 8 × 8 patches]",
         ),
-        click.option("--inception", type=_PATH, envvar="KIN_INCEPTION", help="Weights of InceptionV3: measure FID."),
+        cloup.option("--inception", type=_PATH, envvar="KIN_INCEPTION", help="Weights of InceptionV3: measure FID."),
     )
-    return _with(command, options)
+    return cloup.option_group("Evaluation", *options)(command)
 
 
 def _running(command: Command) -> Command:
     options = (
-        click.option(
+        cloup.option(
             "--card",
             cls=CardOption,
             multiple=True,
@@ -215,34 +220,27 @@ def _running(command: Command) -> Command:
             metavar="KEY=VALUE",
             help="Note in the generator's file; keys: source-stain, target-stain, credit (origin of the slides).",
         ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …"),
-        click.option(
+        cloup.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …"),
+        cloup.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16"]),
             default="auto",
             show_default=True,
             help="auto: bf16 on GPUs that support it.",
         ),
-        click.option("-j", "--workers", type=int, default=2, show_default=True, help="Threads that read patches."),
-        click.option(
+        cloup.option("-j", "--workers", type=int, default=2, show_default=True, help="Threads that read patches."),
+        cloup.option(
             "--save-every", type=int, default=500, show_default=True, help="Steps between checkpoints and samples."
         ),
-        click.option("--log-every", type=int, default=50, show_default=True, help="Steps between rows of log.csv."),
-        click.option("--half", is_flag=True, help="Store the generator's file in float16."),
-        click.option("--overwrite", is_flag=True, help="Discard an earlier run in the output folder."),
+        cloup.option("--log-every", type=int, default=50, show_default=True, help="Steps between rows of log.csv."),
+        cloup.option("--half", is_flag=True, help="Store the generator's file in float16."),
+        cloup.option("--overwrite", is_flag=True, help="Discard an earlier run in the output folder."),
         config_option,
     )
-    return _with(command, options)
+    return cloup.option_group("Run", *options)(command)
 
 
-def _with(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
-    # the lowest decorator is applied first, and click lists its option last
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-_POOL = click.option(
+_POOL = cloup.option(
     "--pool",
     type=click.IntRange(0),
     default=50,
@@ -251,10 +249,10 @@ _POOL = click.option(
 )
 
 
-@train.command()
+@train.command(epilog=examples(f"kin train cyclegan {_EXAMPLE}"))
 @_patches
-@click.option("--cycle", type=float, default=10.0, show_default=True, help="Weight of the cycle loss.")
-@click.option(
+@cloup.option("--cycle", type=float, default=10.0, show_default=True, help="Weight of the cycle loss.")
+@cloup.option(
     "--identity", type=float, default=0.5, show_default=True, help="Weight of the identity loss, relative to --cycle."
 )
 @_POOL
@@ -269,17 +267,17 @@ def cyclegan(**options: Any) -> None:
     _run(CycleGanLosses(**_taken(CycleGanLosses, options)), options)
 
 
-@train.command()
+@train.command(epilog=examples(f"kin train cut {_EXAMPLE}"))
 @_patches
-@click.option("--gan", type=float, default=1.0, show_default=True, help="Weight of the adversarial loss.")
-@click.option("--nce", type=float, default=1.0, show_default=True, help="Weight of PatchNCE.")
-@click.option(
+@cloup.option("--gan", type=float, default=1.0, show_default=True, help="Weight of the adversarial loss.")
+@cloup.option("--nce", type=float, default=1.0, show_default=True, help="Weight of PatchNCE.")
+@cloup.option(
     "--identity/--no-identity",
     default=True,
     show_default=True,
     help="Also apply PatchNCE to target patches passed through the generator (identity loss).",
 )
-@click.option(
+@cloup.option(
     "--layers", type=IntegersType(), default="", help="Generator layers that PatchNCE compares.  [default: the paper's]"
 )
 @_schedule(epochs=100)
@@ -293,20 +291,20 @@ def cut(**options: Any) -> None:
     _run(CutLosses(**_taken(CutLosses, options)), options)
 
 
-@train.command()
+@train.command(epilog=examples(f"kin train lsesim {_EXAMPLE}"))
 @_patches
-@click.option("--learned/--fixed", default=True, show_default=True, help="Learned (L-LSeSim) or fixed features.")
-@click.option("--vgg", type=_PATH, help="VGG16 weights, torchvision's file.")
-@click.option("--random-features", is_flag=True, help="Train without VGG16 weights, on random features.")
-@click.option("--spatial", type=float, default=10.0, show_default=True, help="Weight of the spatial loss.")
-@click.option(
+@cloup.option("--learned/--fixed", default=True, show_default=True, help="Learned (L-LSeSim) or fixed features.")
+@cloup.option("--vgg", type=_PATH, help="VGG16 weights, torchvision's file.")
+@cloup.option("--random-features", is_flag=True, help="Train without VGG16 weights, on random features.")
+@cloup.option("--spatial", type=float, default=10.0, show_default=True, help="Weight of the spatial loss.")
+@cloup.option(
     "--layers",
     type=IntegersType(),
     default="4,7",
     show_default=True,
     help="Indices of the VGG16 ReLU layers to compare, counted from 0.",
 )
-@click.option("--map-size", type=int, default=32, show_default=True, help="Side of a self-similarity map.")
+@cloup.option("--map-size", type=int, default=32, show_default=True, help="Side of a self-similarity map.")
 @_POOL
 @_schedule(epochs=100)
 @_networks(antialias=True, init="xavier:0.02")

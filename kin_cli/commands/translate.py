@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from kin_cli.commands.info import describe_plan
 from kin_cli.commands.options import ShardType, settings_from, translation_options
-from kin_cli.commands.parameters import FILE
+from kin_cli.commands.parameters import FILE, examples
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import json_text, show, tell_output
 from kin_cli.errors import UsageError
@@ -22,23 +23,41 @@ if TYPE_CHECKING:
     from kin_cli.settings import Settings
 
 
-@click.command(short_help="Translate one slide or photograph.")
+@cloup.command(
+    short_help="Translate one slide or photograph.",
+    epilog=examples(
+        "kin translate slide.svs --kernel gaussian:7 -m latest_net_G.pth",
+        "kin translate slide.svs -m latest_net_G.pth -o out.ome.tif --mpp 0.5 --device cuda",
+        "kin translate slide.svs -m latest_net_G.pth --dry-run",
+    ),
+)
 @click.argument("slide", type=FILE)
-@click.option(
-    "-o", "--output", type=FILE, help="Output: .ome.tif, .tif, .png or .jpg.  [default: SLIDE.kin.ome.tif beside SLIDE]"
+@translation_options(
+    cloup.option(
+        "-o",
+        "--output",
+        type=FILE,
+        help="Output: .ome.tif, .tif, .png or .jpg.  [default: SLIDE.kin.ome.tif beside SLIDE]",
+    ),
+    cloup.option("--dry-run", is_flag=True, help="Show the plan (patches, memory, disk), translate nothing."),
+    jobs=(
+        cloup.option(
+            "--pass", "only_pass", type=click.Choice(["measure", "apply"]), help="Run only this pass; see kin assemble."
+        ),
+        cloup.option(
+            "--shard", type=ShardType(), help="Run only shard i of n of the pass: 3/16, or auto/16 in an array job."
+        ),
+        cloup.option(
+            "--table",
+            type=FILE,
+            help="Folder that keeps the statistics of pass 1 for other kernels and outputs; made if missing, else"
+            " reused.",
+        ),
+        cloup.option(
+            "--json", "as_json", is_flag=True, help="Print the run record, or the plan of --dry-run, as JSON."
+        ),
+    ),
 )
-@click.option("--dry-run", is_flag=True, help="Show the plan (patches, memory, disk), translate nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the run record, or the plan of --dry-run, as JSON.")
-@click.option(
-    "--pass", "only_pass", type=click.Choice(["measure", "apply"]), help="Run only this pass; see kin assemble."
-)
-@click.option("--shard", type=ShardType(), help="Run only shard i of n of the pass: 3/16, or auto/16 in an array job.")
-@click.option(
-    "--table",
-    type=FILE,
-    help="Folder that keeps the statistics of pass 1 for other kernels and outputs; made if missing, else reused.",
-)
-@translation_options
 def translate(
     slide: Path, dry_run: bool, as_json: bool, only_pass: str | None, shard: Shard | None, **options: Any
 ) -> int:
@@ -122,11 +141,15 @@ def _one_pass(settings: Settings, name: str, shard: Shard | None) -> None:
     run(settings, shard or Shard(1, 1), progress=ConsoleProgress())
 
 
-@click.command(short_help="Finish a slide translated in shards.")
+@cloup.command(
+    short_help="Finish a slide translated in shards.",
+    epilog=examples("kin assemble slide.svs -m latest_net_G.pth -o out.ome.tif"),
+)
 @click.argument("slide", type=FILE)
-@click.option("-o", "--output", type=FILE, help="Output, the same as for kin translate.")
-@click.option("--json", "as_json", is_flag=True, help="Print the run record as JSON.")
-@translation_options
+@translation_options(
+    cloup.option("-o", "--output", type=FILE, help="Output, the same as for kin translate."),
+    jobs=(cloup.option("--json", "as_json", is_flag=True, help="Print the run record as JSON."),),
+)
 def assemble(slide: Path, as_json: bool, **options: Any) -> int:
     """Write the output of SLIDE after all shards of both passes have run.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from kin_cli.commands.options import bundled_generator, settings_from, translation_options
 from kin_cli.commands.parameters import FILE, csv_option, inception_option, json_option, overwrite_work_option
@@ -37,7 +38,7 @@ def output_options(function: Any) -> Any:
     """Add the options for the files that a command keeps and for what it prints."""
     return _decorated(
         function,
-        click.option(
+        cloup.option(
             "--table",
             type=FILE,
             help="Folder that keeps the statistics of pass 1; made if missing, else reused, also by kin translate.",
@@ -52,30 +53,30 @@ def comparison_options(function: Any) -> Any:
     """Add the options of what is drawn, measured and kept of the translations."""
     return _decorated(
         function,
-        click.option(
+        cloup.option(
             "--close-up-size", type=click.IntRange(16), help="Side of a close-up, px.  [default: the patch size]"
         ),
-        click.option(
+        cloup.option(
             "--metrics",
             help="Metrics besides seams, separated by commas, as in kin evaluate."
             "  [default: ssim,sobel,piqe, with --reference histogram, with --inception fid]",
         ),
-        click.option("--reference", type=FILE, help="Real slide of the target stain, for histogram, FID and NIQE."),
+        cloup.option("--reference", type=FILE, help="Real slide of the target stain, for histogram, FID and NIQE."),
         inception_option,
-        click.option(
+        cloup.option(
             "--tiles",
             type=click.IntRange(1),
             default=200,
             show_default=True,
             help="Number of tiles with tissue, drawn at random, for the metrics other than seams.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the tiles."),
-        click.option("--keep", type=FILE, help="Folder that keeps the translations; those in it are reused."),
+        cloup.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the tiles."),
+        cloup.option("--keep", type=FILE, help="Folder that keeps the translations; those in it are reused."),
     )
 
 
 def _translation() -> click.Command:
-    return click.command("translation")(translation_options(lambda: None))
+    return cloup.command("translation")(translation_options()(lambda: None))
 
 
 def _defaults() -> dict[str, Any]:

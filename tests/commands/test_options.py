@@ -123,12 +123,13 @@ VALUES = {
 
 
 def test_every_option_reaches_the_settings() -> None:
-    plain = options_to_settings("--paper")
-    options = {option.name: option for option in click.command("all")(translation_options(lambda: None)).params}
+    small = ("--paper", "--patch-size", "128")
+    plain = options_to_settings(*small)
+    options = {option.name: option for option in click.command("all")(translation_options()(lambda: None)).params}
     assert options.keys() - {"config"} == VALUES.keys()
     for name, value in VALUES.items():
         words = () if value is None else (value,) if isinstance(value, str) else value
-        changed = options_to_settings("--paper", options[name].opts[-1], *words)
+        changed = options_to_settings(*small, options[name].opts[-1], *words)
         assert changed != plain, name
 
 
@@ -181,7 +182,7 @@ def test_no_borders_are_the_default_and_the_paper_is_a_choice(
 def test_a_configuration_is_found_by_its_name_unless_a_file_has_it(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     assert options_to_settings("--config", "tin").norm.method == "tin"
-    with pytest.raises(UsageError, match="no such file, nor a configuration of kin .*dense, paper, seamless, tin"):
+    with pytest.raises(UsageError, match=r"no such file, nor a configuration of kin .*dense, paper, seamless, tin"):
         options_to_settings("--config", "papers")
     Path("tin").write_text('method = "dn"')
     assert options_to_settings("--config", "tin").norm.method == "dn"
