@@ -15,7 +15,7 @@ from pathlib import Path
 from kin_cli.errors import InputError, OutputError, UsageError
 from kin_cli.settings import OutputSettings, Settings
 from kin_cli.slide.files import slide_files
-from kin_cli.store.files import os_errors_as_output_errors, publish, work_folder, written_beside
+from kin_cli.store.files import os_errors_as_output_errors, publish, remote_hint, work_folder, written_beside
 
 _RECORD_BYTES = 1 << 24  # a record is a few kB; a larger JSON file is somebody else's
 _REPORT_MARK = b'<meta name="generator" content="kin '
@@ -33,7 +33,8 @@ def check_outputs(settings: Settings) -> None:
     output = settings.output
     beside = [output.record_path, *([output.report_path] if output.report else [])]
     if not output.path.parent.is_dir():
-        raise OutputError(f"{output.path.parent}: no such folder", "create it, or choose another output with -o")
+        hint = remote_hint(output.path) or "create it, or choose another output with -o"
+        raise OutputError(f"{output.path.parent}: no such folder", hint)
     refuse_inputs([output.path, *beside], inputs_of(settings))
     work = work_folder(output.path)
     written = (output.path, output.record_path, output.report_path, work)
@@ -158,7 +159,8 @@ def _refuse_place(option: str, path: Path) -> None:
     """Raise ``OutputError`` if a file cannot be made at ``path``, or what stands there is no file."""
     folder = path.parent
     if not folder.is_dir():
-        raise OutputError(f"{folder}: no such folder", f"create it, or choose another file with {option}")
+        hint = remote_hint(path) or f"create it, or choose another file with {option}"
+        raise OutputError(f"{folder}: no such folder", hint)
     if path.is_dir():
         raise OutputError(f"{path}: is a folder", f"name a file with {option}")
     if (path.exists() and not path.is_file()) or folder.resolve() in _SYSTEM_FOLDERS or _in_proc(folder):

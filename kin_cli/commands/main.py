@@ -21,18 +21,21 @@ from kin_cli.commands.analyse import analyse
 from kin_cli.commands.batch import batch
 from kin_cli.commands.bench import bench
 from kin_cli.commands.compare import compare, sweep
+from kin_cli.commands.doctor import doctor
 from kin_cli.commands.evaluate import evaluate
 from kin_cli.commands.info import check, info
 from kin_cli.commands.parameters import examples
 from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
 from kin_cli.commands.streams import guard_streams, printable, stdout_failure
+from kin_cli.commands.templates import templates
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import assemble, translate
+from kin_cli.commands.variables import name_variables, refuse_unknown
 from kin_cli.errors import Stopped, explained
 from kin_cli.signals import exit_now, ignore_signals, requested_stop, stop_on_signals
 
-_CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], "max_content_width": 100}
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @cloup.group(
@@ -41,22 +44,26 @@ _CONTEXT = {"auto_envvar_prefix": "KIN", "help_option_names": ["-h", "--help"], 
 )
 @cloup.version_option(__version__, prog_name="kin")
 @cloup.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:  # run() reads it before click parses
+@click.pass_obj
+def cli(arguments: tuple[str, ...] | None, debug: bool) -> None:  # noqa: ARG001  # run() reads --debug
     """Translate whole-slide images from one stain to another, without visible borders between patches.
 
     Every option of a command can also be set by an environment variable (KIN_TRANSLATE_KERNEL=gaussian:7) and, for
     commands with --config, in a TOML file. A flag overrides the variable, the variable overrides the file.
     """
+    if not {"-h", "--help"}.intersection(arguments or ()):
+        refuse_unknown(cli, os.environ)
 
 
 SECTIONS = {
     "Translate": (translate, batch, assemble),
     "Look and measure": (info, check, seams, evaluate, compare, sweep, analyse),
     "Make generators": (train,),
-    "This machine": (bench, sample),
+    "This machine": (doctor, bench, sample, templates),
 }
 for title, commands in SECTIONS.items():
     cli.section(title, *commands)
+name_variables(cli)
 
 
 def main() -> NoReturn:
@@ -77,6 +84,7 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code; an error becomes one line on stderr."""
     debug = "--debug" in arguments or _debugs()
+    arguments = [argument for argument in arguments if argument != "--debug"]  # before or after the command
     if not debug:
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # kin prints one line of its own about a bad file
     try:
@@ -108,7 +116,7 @@ def _variable_of(error: click.ClickException) -> str:
         return ""
     if error.ctx.get_parameter_source(option.name) is not ParameterSource.ENVIRONMENT:
         return ""
-    return f"{option.envvar or f'{error.ctx.auto_envvar_prefix}_{option.name.upper()}'}: "
+    return next((f"{name}: " for name in option.envvar or () if os.environ.get(name)), "")
 
 
 def _debugs() -> bool:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         "kin translate slide.svs -m latest_net_G.pth -o out.ome.tif --mpp 0.5 --device cuda",
         "kin translate slide.svs -m latest_net_G.pth --dry-run",
     ),
+    context_settings={"allow_extra_args": True},
 )
 @click.argument("slide", type=FILE)
 @translation_options(
@@ -65,6 +66,7 @@ def translate(
 
     After an interruption the same command continues.
     """
+    _refuse_several(slide)
     check_file(slide)
     settings = settings_from(slide, options)
     if shard is not None and only_pass is None:
@@ -81,6 +83,16 @@ def translate(
         settings = _with_missing_report(settings, progress)
         return show_record(run(settings, progress), settings, as_json)
     return 0
+
+
+def _refuse_several(slide: Path) -> None:
+    """Raise ``UsageError`` for more than one slide, and for a folder of slides: those are for ``kin batch``."""
+    more = click.get_current_context().args
+    if more:
+        named = f"kin batch {slide.name} {Path(more[0]).name}{' …' if len(more) > 1 else ''} -o FOLDER"
+        raise UsageError(f"{len(more) + 1} slides were given, kin translate takes one", f"translate all: {named}")
+    if slide.is_dir() and not any(slide.glob("*.dcm")) and not slide.with_name(f"{slide.name}.mrxs").is_file():
+        raise UsageError(f"{slide}: a folder, not a slide", f"translate all slides in it: kin batch {slide} -o FOLDER")
 
 
 def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Settings:

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from kin_cli.errors import InputError
-from kin_cli.store.files import file_sha256, head_of
+from kin_cli.store.files import file_sha256, head_of, remote_hint
 
 HEAD_BYTES = 4096
 _COMPANIONS_BYTES = 1 << 20  # of a file's beginning, in which the names of its companions or its series are looked for
@@ -139,7 +139,8 @@ def _head(path: Path) -> bytes:
                 raise InputError(f"{path}: {what}, not a file", "kin reads slides from regular files")
         return head_of(path, HEAD_BYTES)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file", "check the path and its spelling") from None
+        hint = remote_hint(path) or "check the path and its spelling"
+        raise InputError(f"{path}: no such file", hint) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be opened: {error.strerror}", "check the file and its permissions") from error
     except ValueError as error:  # a NUL in the name

@@ -20,6 +20,11 @@ _BLOCK_PX = 512
 _LARGER_TILES = "Dimensional mismatch reading"  # OpenSlide's error for a tile that holds more pixels than it should
 
 
+def library_version() -> str:
+    """The version of the OpenSlide library."""
+    return str(openslide.__library_version__)
+
+
 def detect(path: Path) -> str | None:
     """OpenSlide's vendor name for the format of a file; None if OpenSlide does not recognise it."""
     vendor: str | None = openslide.OpenSlide.detect_format(str(path))

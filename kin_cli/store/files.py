@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +49,14 @@ def named_beside(path: Path, ending: str) -> Path:
         return path.with_name(path.name + ending)
     rest = f"~{hashlib.sha256(whole).hexdigest()[:16]}{ending}"
     return path.with_name(whole[: _NAME_BYTES - len(rest)].decode(errors="ignore") + rest)
+
+
+def remote_hint(path: Path) -> str | None:
+    """What to do about a path that is an address such as ``s3://bucket/slide.svs``; None for any other path."""
+    address = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+[^/]", str(path))
+    if address is None or path.exists():
+        return None
+    return f"kin reads and writes files: copy it here, or mount {address[1]} as a folder (rclone mount, gcsfuse …)"
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

@@ -17,7 +17,7 @@ def test_the_script_for_a_folder_becomes_kin(tmp_path: Path) -> None:
     stub = tmp_path / "kin"
     stub.write_text("#!/bin/sh\nprintf '%s\\n' $$ \"$@\"\nexit 75\n")
     stub.chmod(0o755)
-    script = Path(__file__).resolve().parents[2] / "scripts" / "translate_folder.sh"
+    script = Path(__file__).resolve().parents[2] / "examples" / "slurm" / "translate_folder.sh"
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     process = subprocess.Popen(
         [script, "my slides", "out", "--seamless"], env=environment, stdout=subprocess.PIPE, text=True
@@ -35,7 +35,7 @@ def test_merging_the_status_of_shards_knows_every_state(tmp_path: Path, state: S
     folder.mkdir()
     (folder / "slides.json").write_text('{"shards": 1, "slides": [["a.svs", "a.tif"]]}')
     (folder / "status-1-of-1.csv").write_text(f"slide,output,status,reason\na.svs,a.tif,{state},why\n")
-    script = Path(__file__).resolve().parents[2] / "scripts" / "slurm_merge_status.sh"
+    script = Path(__file__).resolve().parents[2] / "examples" / "slurm" / "slurm_merge_status.sh"
     done = subprocess.run([script, tmp_path], capture_output=True, text=True, check=False)
     unfinished = state in ("pending", "running", "stopped")
     assert done.returncode == (75 if unfinished else int(state in INCOMPLETE)), done.stdout + done.stderr

@@ -20,7 +20,7 @@ from tests.helpers.translations import digest
 pytestmark = pytest.mark.slurm
 
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "slurm"
 
 
 SMALL = ("--patch-size", "128", "--tissue", "none", "-j", "1")
