@@ -32,7 +32,7 @@ from kin_cli.slide.files import SlideIdentity
 from kin_cli.slide.open import open_source
 from kin_cli.slide.tissue import TissueMask, tissue_mask
 from kin_cli.slide.view import SlideView, overview
-from kin_cli.store.files import read_regular
+from kin_cli.store.files import bytes_text, read_regular
 
 _MIN_PATCHES_TO_COMPILE = 256
 _PRIOR = 0.01  # relative to a kernel full of tissue: 1 % of the statistics inside tissue, most of them around dust
@@ -215,6 +215,28 @@ class Plan:
             return [*slide, *self.mask.notes]
         scale = f"the image has {mpp:.4g} µm/px, the generator was trained at {trained:g}: consider --mpp {trained:g}"
         return [*slide, *self.mask.notes, scale]
+
+    def headline(self) -> str:
+        """The plan in one line: size, patches with tissue, method, device, and bounds of memory and disk."""
+        norm, devices = self.settings.norm, ", ".join(map(str, self.devices))
+        scale = "" if self.view.mpp is None else f" at {self.view.mpp:.4g} µm/px"
+        how = norm.method if norm.method == "tin" else f"{norm.method}, kernel {norm.effective_kernel}"
+        halo = f"halo {self.halo_px} px" if self.halo_px else "no halo"
+        parts = (
+            f"{self.view.size} px{scale}, {self.translated_patches} of {len(self.grid)} patches with tissue",
+            f"{how}, {halo}",
+            f"{devices} {self.precision}",
+            f"at most {bytes_text(self.host_bytes)} of memory and {bytes_text(self.disk_bytes)} of disk",
+        )
+        return f"{self.settings.source.slide}: {'; '.join(parts)}"
+
+    def outlook(self) -> dict[str, tuple[int, float]]:
+        """The two passes, with the cost of a unit relative to a measured patch; see ``Progress.outlook``."""
+        patch, tile = self.settings.norm.patch_px, self.layout.tile
+        around = ((self.window_px + 2 * self.halo_px) / self.window_px) ** 2
+        cost = around * (tile / patch) ** 2 * (patch / self.settings.norm.measured_px) ** 2
+        measured = len(self.measured_cells) if self.settings.norm.method != "tin" else 0
+        return {"measure": (measured, 1.0), "apply": (self.windows.translated_tiles, cost)}
 
     def notes(self) -> list[str]:
         """What to tell the user before the work: ``warnings``, and what loading changed in the generator."""

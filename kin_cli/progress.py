@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -17,6 +17,12 @@ class Advance(Protocol):
 class Progress(Protocol):
     """Receiver of the progress of a run."""
 
+    def outlook(self, work: Mapping[str, tuple[int, float]]) -> None:
+        """Tell which stages are ahead: their number of units, and the relative cost of a unit.
+
+        From it the time left is told over all stages. A stage that is not named costs nothing worth telling.
+        """
+
     def stage(self, name: str, total: int, unit: str) -> AbstractContextManager[Advance]:
         """Open a stage of ``total`` units; ``unit`` is their name in the plural."""
 
@@ -26,6 +32,9 @@ class Progress(Protocol):
 
 class SilentProgress:
     """Progress that is not shown."""
+
+    def outlook(self, work: Mapping[str, tuple[int, float]]) -> None:
+        """Ignore what is ahead."""
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:  # noqa: ARG002

@@ -122,6 +122,8 @@ class _Child:
                     advance(*values)
                 elif kind == "leave":
                     stages.pop_all().close()
+                elif kind == "outlook":
+                    progress.outlook(*values)
                 elif kind == "note":
                     progress.note(f"{slide}: {str(values[0]).removeprefix(f'{slide}: ')}")
                 elif kind == "done":

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
@@ -94,6 +94,9 @@ class _PipeProgress:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
+
+    def outlook(self, work: Mapping[str, tuple[int, float]]) -> None:
+        self._send("outlook", dict(work))
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:

@@ -12,6 +12,7 @@ import cloup
 
 from kin_cli.commands.options import entry_option, norm_option
 from kin_cli.commands.parameters import FILE, examples, series_option
+from kin_cli.commands.progress import duration
 from kin_cli.commands.streams import json_text, show
 from kin_cli.errors import InputError
 from kin_cli.store.files import bytes_text, file_sha256
@@ -98,8 +99,8 @@ def _checked(file: Path) -> tuple[list[str], str]:
     return [], "sound: identical to its record"
 
 
-def describe_plan(plan: Plan) -> str:
-    """Return a plan as text, one line for each of its parts; ``--dry-run`` prints it."""
+def describe_plan(plan: Plan, seconds: float | None = None) -> str:
+    """Return a plan as text, one line for each of its parts, and its estimated time; ``--dry-run`` prints it."""
     norm, view = plan.settings.norm, plan.view
     grid, generator, windows = plan.grid, plan.generator, plan.windows
     smoothing = "" if norm.method == "tin" else f", kernel {norm.effective_kernel}, {norm.effective_interpolation}"
@@ -124,6 +125,7 @@ def describe_plan(plan: Plan) -> str:
             ("table", f"{bytes_text(plan.table_bytes)}{kept}"),
             ("memory", f"at most {bytes_text(plan.host_bytes)}, whatever the slide's size"),
             ("disk", f"at most {bytes_text(plan.disk_bytes)} while working{temporary}"),
+            *(() if seconds is None else [("time", f"about {duration(seconds)}, from timing a patch")]),
             ("output", str(plan.settings.output.path)),
             *(("note", note) for note in plan.notes()),
         ]

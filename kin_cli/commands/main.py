@@ -25,6 +25,7 @@ from kin_cli.commands.doctor import doctor
 from kin_cli.commands.evaluate import evaluate
 from kin_cli.commands.info import check, info
 from kin_cli.commands.parameters import examples
+from kin_cli.commands.progress import add_verbosity
 from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
 from kin_cli.commands.streams import guard_streams, printable, stdout_failure
@@ -63,6 +64,7 @@ SECTIONS = {
 }
 for title, commands in SECTIONS.items():
     cli.section(title, *commands)
+add_verbosity(cli)
 name_variables(cli)
 
 

@@ -26,6 +26,7 @@ from kin_cli.commands.parameters import (
     series_option,
     tissue_option,
 )
+from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -283,5 +284,5 @@ def bundled_generator() -> Path:
     """Return the file of the bundled generator, after a note on stderr that it is used."""
     from kin_cli.models.checkpoint import NOTICE, bundled_model
 
-    click.echo(f"kin: {NOTICE}", err=True)
+    ConsoleProgress().note(NOTICE)
     return bundled_model()

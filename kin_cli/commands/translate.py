@@ -140,7 +140,13 @@ def _show_plan(settings: Settings, as_json: bool) -> None:
 
     plan = make_plan(settings)
     with plan.view.slide:
-        show(json_text(plan.summary()) if as_json else describe_plan(plan))
+        from kin_cli.bench.stages import estimated_seconds
+
+        seconds = estimated_seconds(plan)
+        if as_json:
+            show(json_text({**plan.summary(), "estimated_seconds": round(seconds, 1)}))
+        else:
+            show(describe_plan(plan, seconds))
 
 
 def _one_pass(settings: Settings, name: str, shard: Shard | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 
@@ -18,6 +18,10 @@ class Watcher:
     at: Callable[[str, int], None] = lambda stage, done: None
     stages: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    ahead: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def outlook(self, work: Mapping[str, tuple[int, float]]) -> None:
+        self.ahead = dict(work)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
