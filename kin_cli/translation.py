@@ -21,13 +21,13 @@ def translate(settings: Settings, progress: Progress) -> dict[str, object]:
 
 def carry_out(plan: Plan, progress: Progress) -> dict[str, object]:
     """Carry out a plan and return the run record."""
-    progress.note(plan.headline())
     for note in plan.notes():
         progress.note(note)
-    progress.outlook(plan.outlook())
     with Job.begin(plan, progress) as job:
         record = job.left_over()
         if record is None:
+            progress.note(plan.headline())
+            progress.outlook(plan.outlook())
             sink = job.sink()
             table = job.statistics(plan.measured_cells, progress)
             job.apply(table, sink, progress)

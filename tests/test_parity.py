@@ -29,7 +29,7 @@ METHODS = ["in", "tin", "constant:3", "gaussian:3", "gaussian:7", "constant:11"]
     ],
 )
 def test_a_plain_implementation_of_the_paper(tmp_path: Path, name: str, options: list[str]) -> None:
-    common = ("--patch-size", 32, "--tissue", "none", "--device", "cpu", "-o", tmp_path / "out.png")
+    common = ("--paper", "--patch-size", 32, "--tissue", "none", "--device", "cpu", "-o", tmp_path / "out.png")
     run = kin("translate", DATA / "picture.png", "-m", DATA / "generator.safetensors", *common, *options)
     assert run.code == 0, run.err
     found, expected = np.asarray(Image.open(tmp_path / "out.png")).astype(int), np.load(DATA / "outputs.npz")[name]

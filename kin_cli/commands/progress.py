@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _EVERY_SECONDS = {"quiet": math.inf, "normal": 30.0, "verbose": 5.0}
 _EVERY_SECONDS_IN_BATCH = 60.0
-_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}, {rate_fmt}{postfix}]"
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}, {rate_fmt}{postfix}]"
 _VERBOSITY = "kin_cli.verbosity"  # key of a click context's ``meta``
 _CLOCK_FROM_SECONDS = 2.0  # the first units load libraries and fill caches
 
@@ -145,17 +145,16 @@ def _readable(tqdm: Any) -> Any:
         @property
         def format_dict(self) -> dict[str, Any]:
             values: dict[str, Any] = super().format_dict
-            rate = values["rate"] or (values["n"] / values["elapsed"] if values["elapsed"] else 0)
+            done, total = values["n"], values["total"]
+            rate = values["rate"] or (done / values["elapsed"] if values["elapsed"] else 0)
             left = self.kin_left
-            if left is None and rate and values["total"]:
-                left = f"{duration((values['total'] - values['n']) / rate)} left"
-            detail = f", {values['postfix']}" if values["postfix"] else ""
-            shown = f"{speed(rate, values['unit'])}, {left}" if rate else "…"
-            return {
-                **values,
-                "postfix": None,
-                "bar_format": self.bar_format.replace("{rate_fmt}{postfix}", shown + detail),
-            }
+            if left is None and rate and total:
+                left = f"{duration((total - done) / rate)} left"
+            shown = [speed(rate, values["unit"])] if rate else []
+            shown += [left] if left and done < total else []
+            shown += [values["postfix"]] if values["postfix"] else []
+            bar = self.bar_format.replace("{rate_fmt}{postfix}", ", ".join(shown))
+            return {**values, "postfix": None, "bar_format": bar}
 
     return Readable
 

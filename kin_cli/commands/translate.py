@@ -15,7 +15,7 @@ from kin_cli.commands.options import ShardType, settings_from, translation_optio
 from kin_cli.commands.parameters import FILE, examples
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import json_text, show, tell_output
-from kin_cli.errors import UsageError
+from kin_cli.errors import InputError, UsageError
 from kin_cli.slide.files import check_file
 
 if TYPE_CHECKING:
@@ -86,13 +86,13 @@ def translate(
 
 
 def _refuse_several(slide: Path) -> None:
-    """Raise ``UsageError`` for more than one slide, and for a folder of slides: those are for ``kin batch``."""
+    """Raise ``UsageError`` for several slides, ``InputError`` for a folder of slides: those are for ``kin batch``."""
     more = click.get_current_context().args
     if more:
         named = f"kin batch {slide.name} {Path(more[0]).name}{' …' if len(more) > 1 else ''} -o FOLDER"
         raise UsageError(f"{len(more) + 1} slides were given, kin translate takes one", f"translate all: {named}")
     if slide.is_dir() and not any(slide.glob("*.dcm")) and not slide.with_name(f"{slide.name}.mrxs").is_file():
-        raise UsageError(f"{slide}: a folder, not a slide", f"translate all slides in it: kin batch {slide} -o FOLDER")
+        raise InputError(f"{slide}: a folder, not a slide", f"translate all slides in it: kin batch {slide} -o FOLDER")
 
 
 def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Settings:

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from kin_cli.commands.main import cli
 from tests.helpers.processes import Run, assert_refused, kin
 
 
-def test_every_command_has_help_and_stands_in_the_readme() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    for name, command in cli.commands.items():
-        assert command.help, name
-        assert f"kin {name}" in readme, f"README.md does not mention kin {name}"
+def leaves(group: click.Group, path: str = "kin") -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, with its words."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+@pytest.mark.parametrize("words", [words for words, _ in leaves(cli)])
+def test_every_command_has_help_in_whole_sentences_and_an_example(words: str) -> None:
+    command = dict(leaves(cli))[words]
+    assert command.help, "it says what it does"
+    shown = kin(*words.split()[1:], "--help").out
+    assert f"\n  {words} " in shown.partition("\nExample")[2], "an example to copy stands at its end"
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+            assert option.help.rstrip().endswith((".", "]")), f"{option.name}: a sentence ends with a full stop"
+    own = [option for option in command.params if isinstance(option, click.Option)]
+    if len(own) > 20:
+        headings = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert len(headings) >= 5, "many options stand in named groups"
+
+
+def test_every_example_is_a_command_line_that_is_understood() -> None:
+    for words, command in leaves(cli):
+        lines = [line.strip() for line in (command.epilog or "").splitlines() if line.strip().startswith("kin ")]
+        for line in lines:
+            arguments = shlex.split(line.partition(" > ")[0].removeprefix(words))
+            command.make_context(words, arguments)  # raises for an unknown option or a bad value
 
 
 def test_the_list_of_commands_shows_whole_phrases() -> None:

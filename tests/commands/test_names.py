@@ -37,7 +37,7 @@ def test_any_name_will_do(
     monkeypatch.chdir(tmp_path)
     shutil.copy(slide, f"{name}.tif")
     shutil.copy(tiny_generator, f"{name}.pth")
-    Path(f"{name}.toml").write_text('patch-size = 128\ntissue = "none"\nworkers = 2\n')
+    Path(f"{name}.toml").write_text('paper = true\npatch-size = 128\ntissue = "none"\nworkers = 2\n')
     Image.fromarray(np.full((20, 10), 255, np.uint8)).save(f"{name}.m.png")
     common = ("translate", "-m", f"{name}.pth", "--config", f"{name}.toml", "--table", f"{name}.table", "--json")
     for ending in ("ome.tif", "png"):

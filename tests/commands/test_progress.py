@@ -9,11 +9,13 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
 from kin_cli.commands import progress as module
-from kin_cli.commands.progress import BatchProgress, ConsoleProgress
+from kin_cli.commands.progress import BatchProgress, ConsoleProgress, duration, speed
+from tests.helpers.processes import kin
 
 
 def test_a_stage_ends_with_its_count_and_an_empty_one_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,8 +43,8 @@ def test_long_stages_tell_how_long_they_will_take(
             now[0] += 20
             advance(10, "the last")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "kin: apply 20/100 tiles, 0.5 tiles/s, 160 s left; the last"
-    assert lines[1] == "kin: apply 40/100 tiles, 0.5 tiles/s, 120 s left; the last"
+    assert lines[0] == "kin: apply 20/100 tiles, 2 s per tile, 3 min left; the last"
+    assert lines[1] == "kin: apply 40/100 tiles, 2 s per tile, 2 min left; the last"
     assert lines[-1] == "kin: apply 50/100 tiles in 100.0 s"
 
 
@@ -103,4 +105,43 @@ def test_a_batch_is_quieter_in_a_log(capsys: pytest.CaptureFixture[str], monkeyp
             inner(10)
         now[0] += 1000
         advance(1)
-    assert capsys.readouterr().err.splitlines() == ["kin: apply 40/100 tiles, 0.5 tiles/s, 120 s left"]
+    assert capsys.readouterr().err.splitlines() == ["kin: apply 40/100 tiles, 2 s per tile, 2 min left"]
+
+
+def test_the_time_left_is_told_over_all_stages(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    progress = ConsoleProgress()
+    progress.outlook({"measure": (100, 1.0), "apply": (50, 3.0)})
+    for name, total in (("measure", 10), ("apply", 50)):  # an earlier run had measured 90
+        with progress.stage(name, total, "patches") as advance:
+            for _ in range(total):
+                now[0] += 4 if name == "measure" else 12
+                advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "kin: measure 8/10 patches, 4 s per patch, 10 min left in all"  # 2 × 4 s and 50 × 12 s
+    assert lines[2] == "kin: apply 3/50 patches, 12 s per patch, 9 min left in all"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (3569, "59 min"), (3600, "1 h 0 min"), (12_000, "3 h 20 min")],
+)
+def test_durations_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+    assert (duration(190_800), speed(3.21, "patches"), speed(1 / 12, "patches")) == (
+        "2 d 5 h",
+        "3.2 patches/s",
+        "12 s per patch",
+    )
+
+
+def test_quiet_and_normal(picture: Path, tiny_generator: Path) -> None:
+    common = ("translate", picture, "-m", tiny_generator, "--patch-size", 32, "--overwrite")
+    quiet, normal = kin(*common, "-q"), kin(*common)
+    assert (quiet.code, quiet.err) == (0, "")
+    assert "160×96 px, " in normal.err.splitlines()[0]
+    assert "patches with tissue; kin, kernel gaussian:7, halo" in normal.err.splitlines()[0]
+    assert kin("translate", "absent.svs", "-q").err.startswith("kin: absent.svs: no such file")

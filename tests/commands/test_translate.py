@@ -109,3 +109,16 @@ def test_bad_outputs_get_one_line(picture: Path, tiny_generator: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here; it refuses files even from root")
 def test_an_unwritable_folder_gets_one_line(picture: Path, tiny_generator: Path) -> None:
     assert_refused(kin("translate", picture, "-m", tiny_generator, "-o", "/proc/o.tif"), "/proc", code=1)
+
+
+def test_what_is_for_kin_batch_is_told_so(tmp_path: Path, tiny_generator: Path) -> None:
+    several = kin("translate", "a.svs", "b.svs", "-m", tiny_generator)
+    assert_refused(several, "2 slides", "kin batch a.svs b.svs -o FOLDER", code=2)
+    assert_refused(kin("translate", tmp_path), "a folder", f"kin batch {tmp_path} -o FOLDER", code=1)
+    assert_refused(kin("translate", "a.svs", "--no-such-option"), "--no-such-option", code=2)
+
+
+def test_addresses_are_told_to_be_no_files(picture: Path, tiny_generator: Path) -> None:
+    for words in (("s3://bucket/slide.svs",), (picture, "-o", "gs://bucket/out.tif")):
+        run = kin("translate", *words, "-m", tiny_generator)
+        assert_refused(run, "copy it here, or mount", code=1)
