@@ -28,26 +28,33 @@ if TYPE_CHECKING:
     from kin_cli.figures.analysis import Analysis
 
 
-@shared_options
 @cloup.command(
     short_help="Draw how similar the patches' statistics are.",
     epilog=examples("kin analyse slide.svs -o statistics.png"),
 )
 @click.argument("slide", type=FILE)
-@cloup.option("-o", "--output", type=FILE, required=True, help="File for the figure (.png, .pdf, .svg), or folder.")
-@cloup.option("--kernel", type=KernelType(), help="Kernel whose neighbourhood is compared.  [default: gaussian:7]")
-@cloup.option(
-    "--patches",
-    type=click.IntRange(2),
-    default=500,
-    show_default=True,
-    help="Number of patches, drawn at random, that are compared by distance.",
-)
-@cloup.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the patches.")
-@cloup.option(
-    "--reach", type=click.IntRange(1), default=5000, show_default=True, help="Largest distance between two patches, px."
+@cloup.option_group(
+    "Figure",
+    cloup.option("-o", "--output", type=FILE, required=True, help="File for the figure (.png, .pdf, .svg), or folder."),
+    cloup.option("--kernel", type=KernelType(), help="Kernel whose neighbourhood is compared.  [default: gaussian:7]"),
+    cloup.option(
+        "--patches",
+        type=click.IntRange(2),
+        default=500,
+        show_default=True,
+        help="Number of patches, drawn at random, that are compared by distance.",
+    ),
+    cloup.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the patches."),
+    cloup.option(
+        "--reach",
+        type=click.IntRange(1),
+        default=5000,
+        show_default=True,
+        help="Largest distance between two patches, px.",
+    ),
 )
 @output_options
+@shared_options
 def analyse(slide: Path, output: Path, **options: Any) -> None:
     """Draw how similar the statistics of SLIDE's patches are: the paper's Figures S1 and S2.
 

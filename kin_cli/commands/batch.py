@@ -26,7 +26,7 @@ _PATH = click.Path(path_type=Path)
     short_help="Translate many slides, one after another.",
     epilog=examples(
         "kin batch slides/ --recursive -o translated/ --skip-existing",
-        "kin batch --manifest slides.csv -o translated/ --shard auto/16",
+        "kin batch --manifest slides.csv -o translated/ --shard 3/16",
     ),
 )
 @click.argument("inputs", type=_PATH, nargs=-1, metavar="[INPUT]...")

@@ -34,27 +34,30 @@ _INFINITE = ("inf", "∞", "global")
 _FIGURE_HELP = "File for the figure: .png, .pdf or .svg."
 
 
-@shared_options
 @cloup.command(
     short_help="Draw IN, TIN, KIN and seamless side by side.",
     epilog=examples("kin compare slide.svs -m latest_net_G.pth -o figure.png --kernels constant:3,gaussian:7"),
 )
 @click.argument("slide", type=FILE)
-@cloup.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP)
-@cloup.option(
-    "--kernels",
-    default="gaussian:7",
-    show_default=True,
-    help="Kernels of the KIN columns, separated by commas: 1,constant:3.",
-)
-@cloup.option("--close-ups", type=click.IntRange(0, 12), default=3, show_default=True, help="Number of close-ups.")
-@cloup.option(
-    "--thumbnail",
-    type=FILE,
-    help="Image that TIN takes its statistics from.  [default: the slide, scaled to one patch]",
+@cloup.option_group(
+    "Figure",
+    cloup.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP),
+    cloup.option(
+        "--kernels",
+        default="gaussian:7",
+        show_default=True,
+        help="Kernels of the KIN columns, separated by commas: 1,constant:3.",
+    ),
+    cloup.option("--close-ups", type=click.IntRange(0, 12), default=3, show_default=True, help="Number of close-ups."),
+    cloup.option(
+        "--thumbnail",
+        type=FILE,
+        help="Image that TIN takes its statistics from.  [default: the slide, scaled to one patch]",
+    ),
 )
 @comparison_options
 @output_options
+@shared_options
 def compare(slide: Path, output: Path, **options: Any) -> None:
     """Draw translations of SLIDE by IN, TIN, KIN and seamless side by side, with metrics: the paper's Figure 4.
 
@@ -122,28 +125,31 @@ def kernels_from(text: str) -> list[Any]:
     return list(dict.fromkeys(Kernel.parse(part) for part in text.split(",")))
 
 
-@shared_options
 @cloup.command(
     short_help="Draw kernels of every kind and size.",
     epilog=examples("kin sweep slide.svs -m latest_net_G.pth -o kernels.png --csv kernels.csv"),
 )
 @click.argument("slide", type=FILE)
-@cloup.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP)
-@cloup.option(
-    "--kinds",
-    default="constant,gaussian",
-    show_default=True,
-    help="Kinds of kernels, separated by commas; one row for each.",
+@cloup.option_group(
+    "Figure",
+    cloup.option("-o", "--output", type=FILE, required=True, help=_FIGURE_HELP),
+    cloup.option(
+        "--kinds",
+        default="constant,gaussian",
+        show_default=True,
+        help="Kinds of kernels, separated by commas; one row for each.",
+    ),
+    cloup.option(
+        "--sizes",
+        default="1,3,7,11,inf",
+        show_default=True,
+        help="Kernel sizes, odd or inf, separated by commas; one column for each.",
+    ),
+    cloup.option("--seamless", is_flag=True, help="Translate every kernel without borders, instead of with --paper."),
 )
-@cloup.option(
-    "--sizes",
-    default="1,3,7,11,inf",
-    show_default=True,
-    help="Kernel sizes, odd or inf, separated by commas; one column for each.",
-)
-@cloup.option("--seamless", is_flag=True, help="Translate every kernel without borders, instead of with --paper.")
 @comparison_options
 @output_options
+@shared_options
 def sweep(slide: Path, output: Path, **options: Any) -> None:
     """Draw translations of SLIDE by kernels of every kind and size, with metrics: the paper's Figures S8 and S9.
 

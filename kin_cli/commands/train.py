@@ -220,7 +220,9 @@ def _running(command: Command) -> Command:
             metavar="KEY=VALUE",
             help="Note in the generator's file; keys: source-stain, target-stain, credit (origin of the slides).",
         ),
-        cloup.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …"),
+        cloup.option(
+            "--device", default="auto", show_default=True, help="Device of the networks: auto, cpu, cuda, or cuda:1."
+        ),
         cloup.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +27,17 @@ _SHARED = (
 _OUTPUT = {"compression": "deflate", "icc": "drop", "skip_existing": True}
 
 
-def shared_options(command: click.Command) -> click.Command:
-    """Add the options of a translation that are the same for all variants, after the command's own."""
+def shared_options(function: Any) -> Any:
+    """Add the options of a translation that are the same for all variants. Apply it first: they are listed last."""
     known = {param.name: param for param in _translation().params}
-    command.params += [known[name] for name in _SHARED]
-    return command
+    function.__click_params__ = [known[name] for name in reversed(_SHARED)]
+    return function
 
 
 def output_options(function: Any) -> Any:
     """Add the options for the files that a command keeps and for what it prints."""
-    return _decorated(
-        function,
+    return cloup.option_group(
+        "What is kept and printed",
         cloup.option(
             "--table",
             type=FILE,
@@ -46,13 +46,13 @@ def output_options(function: Any) -> Any:
         overwrite_work_option,
         json_option,
         csv_option,
-    )
+    )(function)
 
 
 def comparison_options(function: Any) -> Any:
     """Add the options of what is drawn, measured and kept of the translations."""
-    return _decorated(
-        function,
+    return cloup.option_group(
+        "What is drawn and measured",
         cloup.option(
             "--close-up-size", type=click.IntRange(16), help="Side of a close-up, px.  [default: the patch size]"
         ),
@@ -72,7 +72,7 @@ def comparison_options(function: Any) -> Any:
         ),
         cloup.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling the tiles."),
         cloup.option("--keep", type=FILE, help="Folder that keeps the translations; those in it are reused."),
-    )
+    )(function)
 
 
 def _translation() -> click.Command:
@@ -82,12 +82,6 @@ def _translation() -> click.Command:
 def _defaults() -> dict[str, Any]:
     """Return the default of every option of a translation, except that the output is lossless."""
     return {**_translation().make_context("translation", []).params, **_OUTPUT}
-
-
-def _decorated(function: Any, *options: Callable[[Any], Any]) -> Any:
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def base_settings(slide: Path, options: dict[str, Any], *, folder: Path) -> Settings:

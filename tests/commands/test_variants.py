@@ -27,7 +27,7 @@ MODEL = ("--model", "m.pth")
 
 def options_of(*words: str) -> dict[str, Any]:
     """The options of a command as click parses them."""
-    command = shared_options(click.command("some")(comparison_options(lambda: None)))
+    command = click.command("some")(comparison_options(shared_options(lambda: None)))
     return command.make_context("some", list(words)).params
 
 
