@@ -44,7 +44,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, tiny_generator: Path) -> Pa
     slide = write_slide(folder / 'a & <b>"c" #1.tif')
     made = kin("translate", slide, "-m", tiny_generator, "-o", folder / "out.ome.tif", "--report", *SMALL)
     assert made.code == 0, made.err
-    return folder / "out.report.html"
+    return folder / "out.ome.tif.report.html"
 
 
 @pytest.fixture
