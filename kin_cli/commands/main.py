@@ -30,6 +30,7 @@ from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
 from kin_cli.commands.streams import guard_streams, printable, stdout_failure
 from kin_cli.commands.templates import templates
+from kin_cli.commands.tissue import tissue
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import assemble, translate
 from kin_cli.commands.variables import name_variables, refuse_unknown
@@ -58,7 +59,7 @@ def cli(arguments: tuple[str, ...] | None, debug: bool) -> None:  # noqa: ARG001
 
 SECTIONS = {
     "Translate": (translate, batch, assemble),
-    "Look and measure": (info, check, seams, evaluate, compare, sweep, analyse),
+    "Look and measure": (info, check, tissue, seams, evaluate, compare, sweep, analyse),
     "Make generators": (train,),
     "This machine": (doctor, bench, sample, templates),
 }
