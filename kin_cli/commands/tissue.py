@@ -26,8 +26,8 @@ from kin_cli.errors import NoTissueError, UsageError
 def tissue(slide: Path, output: Path, tissue: Path | str, series: int | None, overwrite: bool) -> None:
     """Write the tissue of SLIDE that kin detects, or the tissue of a mask as kin understands it.
 
-    GeoJSON holds one outline for each piece of tissue, in pixels of the slide: QuPath imports it, and after a correction
-    --tissue reads it. PNG is a picture of the whole slide, white where tissue is.
+    GeoJSON holds one outline for each piece of tissue, in pixels of the slide: QuPath imports it, and --tissue reads it
+    after a correction. PNG is a picture of the whole slide, white where tissue is.
     """
     from kin_cli.outputs import check_files, file_inputs, slide_inputs, write_outputs
     from kin_cli.slide.geojson import encoded, tissue_outlines

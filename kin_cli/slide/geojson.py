@@ -59,7 +59,8 @@ def tissue_outlines(mask: TissueMask, view: SlideView) -> list[dict[str, Any]]:
     edges_x, edges_y = _edges(inside.shape[1]), _edges(inside.shape[0])
     doubled = np.repeat(np.repeat(inside, 2, axis=0), 2, axis=1).astype(np.float32)
     generator = contourpy.contour_generator(edges_x, edges_y, doubled, fill_type=contourpy.FillType.OuterOffset)
-    polygons, offsets = generator.filled(0.5, np.inf)
+    filled: Any = generator.filled(0.5, np.inf)
+    polygons, offsets = filled
     found = []
     for points, ends in zip(polygons, offsets, strict=True):
         x, y = view.out_to_l0((points[:, 0] - 1) * scale_x, (points[:, 1] - 1) * scale_y)
