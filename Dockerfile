@@ -7,6 +7,8 @@
 FROM python:3.11-slim
 WORKDIR /opt/kin
 COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY configs configs
+COPY examples examples
 COPY kin_cli kin_cli
 RUN pip install --no-cache-dir -c constraints.txt .
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1

@@ -37,7 +37,7 @@ ONLY_IN = {"click": "commands", "tqdm": "commands", "openslide": "slide"}
 TORCH_FREE = ("geometry", "errors", "concurrency", "progress", "signals", "store", "slide", "pyramid", "commands")
 HEAVY = ("torch", "numpy", "scipy", "PIL", "openslide", "tifffile", "pyvips", "tqdm", "matplotlib")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
-MIN_MEDIAN_LINES, MAX_FILES = 110, 140
+MIN_MEDIAN_LINES, MAX_FILES = 110, 200
 
 
 def trees() -> dict[str, ast.Module]:
