@@ -421,6 +421,7 @@ def _info(plan: Plan) -> ImageInfo:
         software=f"kin {__version__}",
         name=plan.settings.source.slide.name,
         settings=plan.fingerprint(),
+        objective=plan.view.objective,
     )
 
 

@@ -276,6 +276,8 @@ class Plan:
             "background": output.background,
             "output": output.path.name,
             "kin": __version__,
+            **({} if source.mpp is None else {"resampled": True}),
+            **({} if source.source_mpp is None else {"source mpp": source.source_mpp}),
             **({} if source.series is None else {"series": source.series}),
             **({} if self.settings.entry is None else {"entry": self.settings.entry}),
             **({} if self.settings.model_norm is None else {"norm": self.settings.model_norm}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,20 @@ import cloup
 
 from kin_cli.commands.parameters import (
     FILE,
-    RegionType,
     csv_option,
     examples,
     inception_option,
     json_option,
     overwrite_option,
+    source_level_option,
+    source_region_option,
     tissue_option,
     workers_option,
 )
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import json_text, show
 from kin_cli.commands.variants import csv_bytes
+from kin_cli.slide.files import check_file
 
 if TYPE_CHECKING:
     from kin_cli.evaluation.run import Evaluation
@@ -44,10 +46,8 @@ _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 @cloup.option(
     "--source", type=FILE, help="Slide that SLIDE was translated from, for SSIM and FSIM; the control of the seams."
 )
-@cloup.option("--source-level", type=click.IntRange(0), help="Pyramid level of the source that was translated.")
-@cloup.option(
-    "--source-region", type=RegionType(), help="Rectangle of the source that was translated, in pixels of that level."
-)
+@source_level_option
+@source_region_option
 @cloup.option(
     "--metrics",
     help="Metrics, separated by commas: fid,histogram,sobel,piqe,niqe,ssim,fsim,seams.  [default: all possible]",
@@ -60,9 +60,8 @@ _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 @cloup.option(
     "--patch-size",
     type=int,
-    default=512,
-    show_default=True,
-    help="Side of the patches that SLIDE was translated with, px; seams are measured at their borders.",
+    help="Side of the patches that SLIDE was translated with, px; seams are measured at their borders."
+    "  [default: as SLIDE tells, otherwise 512]",
 )
 @tissue_option
 @cloup.option("--mpp", type=float, help="Resample all slides to this many µm per pixel first.")
@@ -88,11 +87,13 @@ def evaluate(slide: Path, as_json: bool, csv_file: Path | None, overwrite: bool,
     """
     from kin_cli.outputs import check_files, write_outputs
 
-    settings = _settings(slide, options)
+    check_file(slide)
+    progress = ConsoleProgress()
+    settings = _settings(slide, options, note=progress.note)
     check_files([("--csv", csv_file)], _inputs(settings), overwrite=overwrite)
     from kin_cli.evaluation.run import evaluate as run
 
-    found = run(settings, ConsoleProgress())
+    found = run(settings, progress)
     if csv_file is not None:
         write_outputs({csv_file: csv_bytes(_rows(found))}, overwrite=overwrite)
     if as_json:
@@ -101,20 +102,25 @@ def evaluate(slide: Path, as_json: bool, csv_file: Path | None, overwrite: bool,
         show(_table(found))
 
 
-def _settings(slide: Path, options: dict[str, Any]) -> EvaluationSettings:
-    from kin_cli.evaluation.settings import EvaluationSettings, Sampling, SeamChoice, SlideChoice
+def _settings(slide: Path, options: dict[str, Any], *, note: Callable[[str], None]) -> EvaluationSettings:
+    from kin_cli.evaluation.settings import EvaluationSettings, Sampling, SlideChoice, seam_choice, source_choice
+    from kin_cli.pyramid.provenance import provenance
 
-    metrics, mpp = options["metrics"], options["mpp"]
-    source = options["source"]
+    mpp, source, made = options["mpp"], options["source"], provenance(slide)
+    metrics = None if options["metrics"] is None else tuple(map(str.strip, options["metrics"].lower().split(",")))
+    level, region = options["source_level"], options["source_region"]
+    with_seams = mpp is None and (metrics is None or "seams" in metrics)
     return EvaluationSettings(
         slide=SlideChoice(slide, mpp=mpp),
         reference=None if options["reference"] is None else SlideChoice(options["reference"], mpp=mpp),
         source=None
         if source is None
-        else SlideChoice(source, level=options["source_level"], mpp=mpp, region=options["source_region"]),
-        metrics=None if metrics is None else tuple(name.strip() for name in metrics.lower().split(",")),
+        else source_choice(made, source, level=level, region=region, mpp=mpp, note=note),
+        metrics=metrics,
         sampling=Sampling(options["tiles"], options["seed"], options["tile_size"], options["tissue"]),
-        seams=SeamChoice(options["patch_size"]),
+        seams=seam_choice(
+            slide, made, patch_px=options["patch_size"], note=note if with_seams else lambda _: None
+        ),
         authors=options["authors"],
         inception=options["inception"],
         niqe_model=options["niqe_model"],

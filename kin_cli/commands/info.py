@@ -15,10 +15,11 @@ from kin_cli.commands.parameters import FILE, examples, series_option
 from kin_cli.commands.progress import duration
 from kin_cli.commands.streams import json_text, show
 from kin_cli.errors import InputError
-from kin_cli.store.files import bytes_text, file_sha256
+from kin_cli.store.files import bytes_text, file_sha256, named_beside
 
 if TYPE_CHECKING:
     from kin_cli.plan import Plan
+    from kin_cli.pyramid.provenance import Provenance
 
 _MODEL_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors")
 _LABELS = {"icc_bytes": "ICC profile", "table_bytes": "table", "disk_bytes": "disk", "memory_bytes": "memory"}
@@ -26,32 +27,39 @@ _ESTIMATES = ("table_bytes", "disk_bytes", "memory_bytes")
 
 
 @cloup.command(
-    short_help="Describe a slide or a generator.",
+    short_help="Describe a slide, a generator, or how an output was made.",
     epilog=examples(
         "kin info slide.svs",
         "kin info latest_net_G.pth",
+        "kin info slide.kin.ome.tif",
     ),
 )
 @click.argument("file", type=FILE)
 @cloup.option(
-    "--patch-size", type=click.IntRange(4), default=512, show_default=True, help="Side of the patches to count, px."
+    "--patch-size",
+    type=click.IntRange(4),
+    help="Side of the patches to count, px.  [default: as FILE tells, otherwise 512]",
 )
 @series_option
 @entry_option
 @norm_option
 @cloup.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
 def info(
-    file: Path, patch_size: int, series: int | None, entry: str | None, model_norm: str | None, as_json: bool
+    file: Path, patch_size: int | None, series: int | None, entry: str | None, model_norm: str | None, as_json: bool
 ) -> None:
-    """Describe FILE: a slide, or a generator's checkpoint (.pth, .pt, .ckpt, .safetensors)."""
+    """Describe FILE: a slide, or a generator's checkpoint (.pth, .pt, .ckpt, .safetensors).
+
+    Of an output of kin it also tells how it was made: program, source, generator, settings and digest. A TIFF holds
+    that itself; of a PNG or JPEG it is in the record beside it (FILE.json).
+    """
     is_model = file.suffix.lower() in _MODEL_ENDINGS
     facts = _model(file, entry, model_norm) if is_model else _slide(file, patch_size, series)
     if as_json:
         show(json_text(facts))
     else:
-        card = facts.pop("metadata", {})
+        card, made = facts.pop("metadata", {}), facts.pop("made", None)
         rows = [(_LABELS.get(name, name.replace("_", " ")), _text(name, value)) for name, value in facts.items()]
-        show(table_text(rows + _card_rows(card, known=facts.keys() | {"format"})))
+        show(table_text(rows + _card_rows(card, known=facts.keys() | {"format"}) + _made_rows(made)))
 
 
 @cloup.command(
@@ -149,16 +157,17 @@ def _model(file: Path, entry: str | None, norm: Any) -> dict[str, object]:
     return {"file": str(file), **describe(load_generator(file, entry=entry, norm=norm))}
 
 
-def _slide(file: Path, patch_size: int, series: int | None) -> dict[str, object]:
+def _slide(file: Path, patch_size: int | None, series: int | None) -> dict[str, object]:
     from kin_cli.geometry import Grid
+    from kin_cli.pyramid.provenance import provenance
     from kin_cli.slide.open import open_slide
     from kin_cli.slide.tissue import tissue_mask
     from kin_cli.slide.view import open_view
 
     with open_slide(file, series=series) as slide:
         view = open_view(slide)
-        mask = tissue_mask(view, "auto")
-        grid = Grid(view.size, patch_size)
+        mask, made = tissue_mask(view, "auto"), provenance(file)
+        grid = Grid(view.size, patch_size or (made and made.patch_px) or 512)
         with_tissue = int((mask.fraction(grid) > 0).sum())
         return {
             "file": str(file),
@@ -170,6 +179,7 @@ def _slide(file: Path, patch_size: int, series: int | None) -> dict[str, object]
             "icc_bytes": len(slide.icc or b""),
             "background": list(slide.fill_colour),
             "tissue_fraction": round(mask.tissue_fraction, 4),
+            "patch_size": grid.step,
             "patches": len(grid),
             "patches_with_tissue": with_tissue,
             # Estimates for a generator of width 64 with nine blocks; --dry-run knows the numbers of a translation.
@@ -177,7 +187,49 @@ def _slide(file: Path, patch_size: int, series: int | None) -> dict[str, object]
             "disk_bytes": int(0.8 * view.size.pixels),
             "memory_bytes": (2 << 30) + slide.memory_bytes,
             **({"notes": list(slide.notes)} if slide.notes else {}),
+            **({} if made is None else {"made": _made(made)}),
         }
+
+
+def _made(made: Provenance) -> dict[str, object]:
+    """How an output was made, ready for JSON; paths and digest are known from the record only."""
+    record = made.record or {}
+    return {
+        "software": made.software,
+        "slide": record.get("slide") or made.slide,
+        "slide_bytes": made.value("slide bytes"),
+        "part": made.part,
+        "model": record.get("model"),
+        "model_sha256": made.value("model sha256"),
+        "record": None if made.record is None else named_beside(made.file, ".json").name,
+        "output_sha256": record.get("output_sha256"),
+        "settings": {name: made.value(name) for name in made.settings},
+    }
+
+
+_TOLD_ELSEWHERE = frozenset(
+    ("slide", "slide bytes", "width", "height", "level", "mpp", "resampled", "region", "model sha256", "kin", "output")
+    + ("method", "kernel", "interpolation", "patch size", "window", "halo")
+)
+
+
+def _made_rows(made: Any) -> list[tuple[str, str]]:
+    """How an output was made as rows: what most ask for in a row each, all other settings in the last but one."""
+    if made is None:
+        return []
+    told, size, record = made["settings"], made["slide_bytes"], made["record"]
+    weight = f" ({size:,} bytes)" if isinstance(size, int) else ""
+    method = f"{told.get('method')}, kernel {told.get('kernel')}, {told.get('interpolation')}"
+    sizes = f"patches of {told.get('patch size')} px, windows of {told.get('window')} px, halo {told.get('halo')} px"
+    digest = f"SHA-256 {made['output_sha256']} by its record ({record}); kin check compares it"
+    return [
+        ("made by", made["software"]),
+        ("source", f"{made['slide']}{weight}, {made['part']}"),
+        ("generator", f"{made['model'] or 'name unknown'}, SHA-256 {made['model_sha256']}"),
+        ("method", f"{method}, {sizes}"),
+        ("settings", _settings_text({name: value for name, value in told.items() if name not in _TOLD_ELSEWHERE})),
+        ("digest", digest if record else "unknown, its record is not beside it"),
+    ]
 
 
 def _card_rows(card: object, *, known: Set[str]) -> list[tuple[str, str]]:
@@ -212,6 +264,10 @@ def _text(name: str, value: object) -> str:
         return "none"
     if name.endswith("_bytes") and isinstance(value, int):
         return bytes_text(value) + (", an estimate for a generator of width 64" if name in _ESTIMATES else "")
+    if name == "objective" and isinstance(value, float):
+        return f"{value:g}×"
+    if name == "patch_size":
+        return f"{value} px"
     if name == "size" and isinstance(value, list):
         return f"{value[0]} × {value[1]} px"
     if name == "levels" and isinstance(value, list):

@@ -115,6 +115,17 @@ series_option = cloup.option(
     type=click.IntRange(0),
     help="Picture of a TIFF file with several, as kin info numbers them.  [default: the largest one in colour]",
 )
+source_level_option = cloup.option(
+    "--source-level",
+    type=click.IntRange(0),
+    help="Pyramid level of the source that was translated.  [default: as SLIDE tells, otherwise 0]",
+)
+source_region_option = cloup.option(
+    "--source-region",
+    type=RegionType(),
+    help="Rectangle of the source that was translated, in pixels of that level.  [default: as SLIDE tells, otherwise"
+    " all]",
+)
 tissue_option = cloup.option(
     "--tissue",
     type=TissueType(),

@@ -10,10 +10,11 @@ import cloup
 
 from kin_cli.commands.parameters import (
     FILE,
-    RegionType,
     examples,
     json_option,
     overwrite_option,
+    source_level_option,
+    source_region_option,
     tissue_option,
     workers_option,
 )
@@ -35,16 +36,12 @@ _MAP_PX = 1600  # longer side of the map
 )
 @click.argument("slide", type=FILE)
 @cloup.option("--source", type=FILE, help="Slide that SLIDE was translated from, as the control; recommended.")
-@cloup.option("--source-level", type=click.IntRange(0), help="Pyramid level of the source that was translated.")
-@cloup.option(
-    "--source-region", type=RegionType(), help="Rectangle of the source that was translated, in pixels of that level."
-)
+@source_level_option
+@source_region_option
 @cloup.option(
     "--patch-size",
     type=int,
-    default=512,
-    show_default=True,
-    help="Side of the patches that SLIDE was translated with, px.",
+    help="Side of the patches that SLIDE was translated with, px.  [default: as SLIDE tells, otherwise 512]",
 )
 @cloup.option(
     "--origin",
@@ -77,21 +74,27 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **o
     _check_heatmap(slide, heatmap, options, overwrite=overwrite)
     from kin_cli.concurrency import available_cores
     from kin_cli.evaluation.seams import measure_slide_seams
-    from kin_cli.evaluation.settings import SeamChoice, SlideChoice
+    from kin_cli.evaluation.settings import SlideChoice, seam_choice, source_choice
     from kin_cli.evaluation.tiles import opened
+    from kin_cli.pyramid.provenance import provenance
     from kin_cli.slide.tissue import tissue_mask
 
+    progress = ConsoleProgress()
     with ExitStack() as stack:
-        view, source = stack.enter_context(opened(SlideChoice(slide))), None
+        view, source, made = stack.enter_context(opened(SlideChoice(slide))), None, provenance(slide)
+        grid = seam_choice(
+            slide, made, patch_px=options["patch_size"], origin=options["origin"], note=progress.note
+        )
         if options["source"] is not None:
-            choice = SlideChoice(options["source"], level=options["source_level"], region=options["source_region"])
+            level, region = options["source_level"], options["source_region"]
+            choice = source_choice(made, options["source"], level=level, region=region, note=progress.note)
             source = stack.enter_context(opened(choice))
-        mask, progress = tissue_mask(source or view, options["tissue"]), ConsoleProgress()
+        mask = tissue_mask(source or view, options["tissue"])
         for note in mask.notes:
             progress.note(note)
         found = measure_slide_seams(
             view,
-            SeamChoice(options["patch_size"], options["origin"]),
+            grid,
             source=source,
             mask=mask,
             progress=progress,

@@ -1,12 +1,14 @@
-"""Settings of an evaluation: slides, metrics, and the sample of tiles."""
+"""Settings of an evaluation: slides, metrics, the sample of tiles; and what a finished file tells of them itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Box
+from kin_cli.pyramid.provenance import Provenance
 
 METRICS = ("fid", "histogram", "sobel", "piqe", "niqe", "ssim", "fsim", "seams")
 """Names of the metrics, in the order of the results."""
@@ -56,6 +58,61 @@ class SeamChoice:
 
     patch_px: int = 512
     origin: tuple[int, int] = (0, 0)
+
+
+def seam_choice(
+    slide: Path,
+    made: Provenance | None,
+    *,
+    patch_px: int | None = None,
+    origin: tuple[int, int] = (0, 0),
+    note: Callable[[str], None],
+) -> SeamChoice:
+    """The grid of a slide's patches: as asked for, otherwise as the slide tells, otherwise of 512 px.
+
+    ``made`` is what ``provenance`` says of the slide. ``note`` is told what is not known, and what contradicts it.
+    """
+    told = None if made is None else made.patch_px
+    if patch_px is None:
+        if told is None:
+            note(f"{slide}: does not tell the patches it was made in; 512 px are taken (--patch-size)")
+        return SeamChoice(told or SeamChoice.patch_px, origin)
+    if told not in (None, patch_px):
+        note(f"{slide}: was made in patches of {told} px; --patch-size {patch_px} measures elsewhere")
+    return SeamChoice(patch_px, origin)
+
+
+def source_choice(
+    made: Provenance | None,
+    source: Path,
+    *,
+    level: int | None = None,
+    region: Box | None = None,
+    mpp: float | None = None,
+    note: Callable[[str], None],
+) -> SlideChoice:
+    """The part of a ``source`` that a translation shows: as asked for, otherwise as the translation tells.
+
+    ``made`` is what ``provenance`` says of the translation. With ``mpp`` both are resampled, and the level does not
+    matter. ``note`` is told what contradicts the translation.
+
+    Raises:
+        UsageError: ``mpp`` is given and the translation shows a region, which is not in pixels of that resolution.
+    """
+    if made is None:
+        return SlideChoice(source, level=level, mpp=mpp, region=region)
+    if not made.is_from(source):
+        note(f"{made.file}: was made from {made.slide}, a file of another size than {source}")
+    if region is None and made.region is not None and mpp is not None:
+        hint = "say where it is with --source-region, in pixels of the resolution of --mpp"
+        raise UsageError(f"{made.file}: shows only a region of {made.slide}", hint)
+    for option, asked, told in (("--source-level", level, made.level), ("--source-region", region, made.region)):
+        if asked is not None and asked != told and mpp is None:
+            note(f"{made.file}: was made from {made.part}; {option} says otherwise, and is followed")
+    own = SlideChoice(source, mpp=mpp, region=region, source_mpp=made.source_mpp, series=made.series)
+    if mpp is not None or level not in (None, made.level):  # a region of the file's would be in other pixels
+        return replace(own, level=level)
+    return replace(own, level=made.level, mpp=made.mpp, region=region or made.region)
 
 
 @dataclass(frozen=True)

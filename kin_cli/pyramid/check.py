@@ -241,14 +241,20 @@ def is_image_file(path: Path) -> bool:
     return head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG", b"\xff\xd8\xff")) and not ndpi
 
 
-def recorded_sha256(output: Path) -> str | None:
-    """SHA-256 of ``output`` as the record beside it tells; None if there is no record, or not one of this file."""
+def record_beside(output: Path) -> Record | None:
+    """The record beside ``output``; None if there is none, or it is of a file of another name."""
     try:
         record = json.loads(read_regular(named_beside(output, ".json")))
-        same = Path(record["output"]).name == output.name and "kin" in record
-        return str(record["output_sha256"]) if same else None
+        ours = Path(record["output"]).name == output.name and isinstance(record["output_sha256"], str)
+        return dict(record) if ours and "kin" in record else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def recorded_sha256(output: Path) -> str | None:
+    """SHA-256 of ``output`` as the record beside it tells; None if there is no record, or not one of this file."""
+    record = record_beside(output)
+    return None if record is None else str(record["output_sha256"])
 
 
 def _refusal(output: Path, what: str) -> OutputError:

@@ -16,20 +16,24 @@ from kin_cli.geometry import Size
 
 _OME = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _XSI = "http://www.w3.org/2001/XMLSchema-instance"
-_DIGEST = "kin:crc32"
+_DIGEST, _SETTINGS = "kin:crc32", "kin:settings"  # namespaces of map annotations
 # characters that XML 1.0 does not allow, and lone surrogates, which come from file names that are not UTF-8
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Pixel size of level 0 in µm (None if unknown), ICC profile, software and image name, and settings (JSON)."""
+    """Pixel size of level 0 in µm (None if unknown), ICC profile, software and image name, and settings (JSON).
+
+    ``objective`` is the magnification that belongs to level 0 (20.0 for 20×), None if unknown.
+    """
 
     mpp: float | None
     icc: bytes | None
     software: str
     name: str
     settings: Mapping[str, object]
+    objective: float | None = None
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not 0 < self.mpp < float("inf"):
@@ -65,11 +69,16 @@ class Digest:
 
 @dataclass(frozen=True)
 class Description:
-    """What kin reads back from the ImageDescription of a finished file; ``mpp`` in µm."""
+    """What kin reads back from the ImageDescription of a finished file; ``mpp`` in µm, settings as text.
+
+    A setting that is no text is its JSON, such as ``256``, ``null`` or ``[0, 0, 512, 512]``.
+    """
 
     ome: bool
     mpp: float | None
     digests: tuple[Digest, ...]
+    software: str
+    settings: Mapping[str, str]
 
 
 def ome_description(info: ImageInfo, size: Size, digests: Sequence[Digest]) -> bytes:
@@ -82,14 +91,20 @@ def ome_description(info: ImageInfo, size: Size, digests: Sequence[Digest]) -> b
     root = ElementTree.Element(
         f"{{{_OME}}}OME", {f"{{{_XSI}}}schemaLocation": f"{_OME} {_OME}/ome.xsd", "Creator": _clean(info.software)}
     )
+    if info.objective is not None:
+        instrument = _child(root, "Instrument", ID="Instrument:0")
+        _child(instrument, "Objective", ID="Objective:0:0", NominalMagnification=repr(float(info.objective)))
     image = _child(root, "Image", ID="Image:0", Name=_clean(info.name))
+    if info.objective is not None:
+        _child(image, "InstrumentRef", ID="Instrument:0")
+        _child(image, "ObjectiveSettings", ID="Objective:0:0")
     pixels = _child(image, "Pixels", **_pixels_attributes(info.mpp, size))
     _child(pixels, "Channel", ID="Channel:0:0", SamplesPerPixel="3")
     _child(pixels, "TiffData", IFD="0", PlaneCount="1")
     annotations = _child(root, "StructuredAnnotations")
-    texts = [(name, value if isinstance(value, str) else _json(value)) for name, value in info.settings.items()]
+    texts = list(settings_as_text(info.settings).items())
     checks = [(f"{_DIGEST}:{level}", str(digest)) for level, digest in enumerate(digests)]
-    for number, (namespace, pairs) in enumerate([("kin:settings", texts), (_DIGEST, checks)]):
+    for number, (namespace, pairs) in enumerate([(_SETTINGS, texts), (_DIGEST, checks)]):
         _child(image, "AnnotationRef", ID=f"Annotation:{number}")
         annotation = _child(annotations, "MapAnnotation", ID=f"Annotation:{number}", Namespace=namespace)
         values = _child(annotation, "Value")
@@ -101,6 +116,8 @@ def ome_description(info: ImageInfo, size: Size, digests: Sequence[Digest]) -> b
 def plain_description(info: ImageInfo, digests: Sequence[Digest]) -> bytes:
     """One line of ASCII JSON with the same content as ``ome_description``, for a plain TIFF."""
     content: dict[str, object] = {"software": info.software, "name": info.name, "mpp": info.mpp}
+    if info.objective is not None:
+        content["objective"] = info.objective
     content["settings"] = dict(info.settings)
     content.update({f"{_DIGEST}:{level}": str(digest) for level, digest in enumerate(digests)})
     return json.dumps(content).encode("ascii")
@@ -112,14 +129,27 @@ def parse_description(description: bytes) -> Description | None:
     try:
         if text.startswith(b"{"):
             content = json.loads(text)
-            return Description(False, _number(content.get("mpp")), tuple(_digests(content)))
+            settings = settings_as_text(content.get("settings", {}))
+            software = str(content.get("software", ""))
+            return Description(False, _number(content.get("mpp")), tuple(_digests(content)), software, settings)
         root = ElementTree.fromstring(text)
         pixels = root.find(f"{{{_OME}}}Image/{{{_OME}}}Pixels")
         mpp = None if pixels is None else _number(pixels.get("PhysicalSizeX"))
-        found = {str(m.get("K")): m.text or "" for m in root.iter(f"{{{_OME}}}M")}
-        return Description(True, mpp, tuple(_digests(found)))
+        digests = tuple(_digests(_annotation(root, _DIGEST)))
+        return Description(True, mpp, digests, root.get("Creator", ""), _annotation(root, _SETTINGS))
     except (ValueError, ElementTree.ParseError, KeyError, TypeError, AttributeError):
         return None
+
+
+def settings_as_text(settings: Mapping[str, object]) -> dict[str, str]:
+    """Settings as a file holds them: text as it is, any other value as JSON."""
+    return {name: value if isinstance(value, str) else _json(value) for name, value in settings.items()}
+
+
+def _annotation(root: ElementTree.Element, namespace: str) -> dict[str, str]:
+    """Keys and values of the map annotations of a namespace."""
+    path = f"{{{_OME}}}StructuredAnnotations/{{{_OME}}}MapAnnotation[@Namespace='{namespace}']"
+    return {str(m.get("K")): m.text or "" for found in root.iterfind(path) for m in found.iter(f"{{{_OME}}}M")}
 
 
 def _digests(texts: Mapping[str, str]) -> Iterator[Digest]:

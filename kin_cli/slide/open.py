@@ -116,7 +116,7 @@ def _open_tiff(path: Path, head: bytes, series: int | None) -> Slide:
     return tiff.TiffSlide(path, series)
 
 
-def _generic(path: Path, sizes: tuple[Size, ...], notes: tuple[str, ...]) -> Slide | None:
+def _generic(path: Path, sizes: tuple[Size, ...], objective: float | None, notes: tuple[str, ...]) -> Slide | None:
     """A plain TIFF opened with OpenSlide; None if it cannot, or takes pages for levels that are none."""
     try:
         slide = wsi.WholeSlide(path, "generic-tiff")
@@ -125,6 +125,7 @@ def _generic(path: Path, sizes: tuple[Size, ...], notes: tuple[str, ...]) -> Sli
         return None
     if slide.levels[0] == sizes[0] and all(same_extent(sizes[0], size) for size in slide.levels):
         slide.notes = notes
+        slide.objective = objective
         return slide
     slide.close()
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import struct
@@ -150,8 +151,8 @@ def _turned(orientation: int) -> str:
     return f"its orientation tag ({orientation}) is not applied, as in slide viewers"
 
 
-def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], tuple[str, ...]] | None:
-    """Levels of a file that OpenSlide, too, reads right as a generic TIFF, and notes; None if it would not.
+def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], float | None, tuple[str, ...]] | None:
+    """Levels, objective and notes of a file that OpenSlide, too, reads right as a generic TIFF; None if it would not.
 
     OpenSlide takes the first page and the tiled reduced ones for its levels, with the first samples of each. It reads
     other pictures, channels and depths as something else, and no levels in SubIFDs. If the downsample of a level is not
@@ -185,7 +186,7 @@ def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], tup
                 for other in file.pages
                 if isinstance(other, tifffile.TiffPage) and other.is_tiled and int(other.subfiletype) & 1
             }
-            return (sizes, notes) if halved and reduced <= stored else None
+            return (sizes, _kin_objective(page), notes) if halved and reduced <= stored else None
     except (*_DECODING_ERRORS, InputError, UsageError, Unsupported):
         return None
 
@@ -265,6 +266,8 @@ class TiffSlide(Slide):
         if file.is_ome:
             x, y = (None, None) if picture.ome is None else (_micrometres(*size) for size in picture.ome.sizes)
             self.objective = _ome_objective(file.ome_metadata)
+        else:
+            self.objective = _kin_objective(page)
         told = _aperio_description(file, page)
         if told:
             self.objective = _positive(str(told.get("AppMag", "")), 1.0)
@@ -438,6 +441,15 @@ def _ome_objective(xml: str) -> float | None:
     """Nominal magnification of the objective in OME-XML; None if unknown."""
     lens = ElementTree.fromstring(xml).find("{*}Instrument/{*}Objective")
     return None if lens is None else _positive(lens.get("NominalMagnification"), 1.0)
+
+
+def _kin_objective(page: tifffile.TiffPage) -> float | None:
+    """Magnification that kin wrote into the description of a plain TIFF; None if unknown, or of another program."""
+    try:
+        told = json.loads(page.description)
+        return _positive(str(told["objective"]), 1.0) if "kin:crc32:0" in told else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _positive(value: str | None, factor: float) -> float | None:

@@ -58,6 +58,15 @@ class SlideView:
         read = self.slide.levels[self.level]
         return (read.width / self.frame.width + read.height / self.frame.height) / 2
 
+    @property
+    def objective(self) -> float | None:
+        """Magnification that belongs to an ``out_`` pixel, to three digits; None if the slide's is unknown.
+
+        A slide scanned at 20× has 5× at a quarter of its resolution: viewers and pipelines find a resolution by it.
+        """
+        power = self.slide.objective
+        return None if power is None else float(f"{power * self.frame.width / self.slide.levels[0].width:.3g}")
+
     def read(self, box: Box) -> Pixels:
         """Pixels of any box of the ``out_`` frame as a new contiguous (h, w, 3) uint8 RGB array; thread-safe.
 
