@@ -113,14 +113,10 @@ def _settings(slide: Path, options: dict[str, Any], *, note: Callable[[str], Non
     return EvaluationSettings(
         slide=SlideChoice(slide, mpp=mpp),
         reference=None if options["reference"] is None else SlideChoice(options["reference"], mpp=mpp),
-        source=None
-        if source is None
-        else source_choice(made, source, level=level, region=region, mpp=mpp, note=note),
+        source=None if source is None else source_choice(made, source, level=level, region=region, mpp=mpp, note=note),
         metrics=metrics,
         sampling=Sampling(options["tiles"], options["seed"], options["tile_size"], options["tissue"]),
-        seams=seam_choice(
-            slide, made, patch_px=options["patch_size"], note=note if with_seams else lambda _: None
-        ),
+        seams=seam_choice(slide, made, patch_px=options["patch_size"], note=note if with_seams else lambda _: None),
         authors=options["authors"],
         inception=options["inception"],
         niqe_model=options["niqe_model"],

@@ -82,9 +82,7 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **o
     progress = ConsoleProgress()
     with ExitStack() as stack:
         view, source, made = stack.enter_context(opened(SlideChoice(slide))), None, provenance(slide)
-        grid = seam_choice(
-            slide, made, patch_px=options["patch_size"], origin=options["origin"], note=progress.note
-        )
+        grid = seam_choice(slide, made, patch_px=options["patch_size"], origin=options["origin"], note=progress.note)
         if options["source"] is not None:
             level, region = options["source_level"], options["source_region"]
             choice = source_choice(made, options["source"], level=level, region=region, note=progress.note)

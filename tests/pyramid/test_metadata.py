@@ -69,3 +69,24 @@ def test_a_digest_is_the_crc_of_the_crcs_and_finds_the_damage() -> None:
 )
 def test_descriptions_of_others_are_nothing(description: bytes) -> None:
     assert parse_description(description) is None
+
+
+def test_the_ome_xml_is_valid_with_and_without_an_objective() -> None:
+    ome_types = pytest.importorskip("ome_types", reason="the OME schema comes with ome-types")
+    for power in (None, 20.0, 2.5):
+        xml = ome_description(info(objective=power), SIZE, (Digest.of(CRCS),)).decode()
+        ome_types.validate_xml(xml)
+        told = ome_types.from_xml(xml)
+        lenses = [lens for instrument in told.instruments for lens in instrument.objectives]
+        assert [lens.nominal_magnification for lens in lenses] == ([] if power is None else [power])
+        used = told.images[0].objective_settings
+        assert (used and used.id) == (lenses[0].id if lenses else None)
+
+
+def test_settings_are_read_back_as_text() -> None:
+    about = info(settings={"kernel": "1", "patch size": 256, "region": [0, 0, 5, 5], "mpp": None})
+    for description in (ome_description(about, SIZE, (Digest.of(CRCS),)), plain_description(about, (Digest.of(CRCS),))):
+        found = parse_description(description)
+        assert found is not None
+        assert found.software == "kin 1"
+        assert found.settings == {"kernel": "1", "patch size": "256", "region": "[0, 0, 5, 5]", "mpp": "null"}

@@ -69,7 +69,9 @@ def test_what_others_made_tells_nothing(folder: Path, tmp_path: Path) -> None:
         assert provenance(tmp_path / name) is None
 
 
-@pytest.mark.parametrize("told", ['"1,2,3,4"', "[1, 2, 3]", "[1, 2, 0, 4]", "[-1, 2, 3, 4]", "[1, true, 3, 4]", "nonsense"])
+@pytest.mark.parametrize(
+    "told", ['"1,2,3,4"', "[1, 2, 3]", "[1, 2, 0, 4]", "[-1, 2, 3, 4]", "[1, true, 3, 4]", "nonsense"]
+)
 def test_a_region_that_is_none_is_not_believed(folder: Path, tmp_path: Path, told: str) -> None:
     with tifffile.TiffFile(folder / "out.ome.tif") as tiff:
         whole = tiff.pages.first.description

@@ -279,3 +279,12 @@ def test_failures_stop_an_overview() -> None:
     with pytest.raises(InputError, match="damaged"):
         overview(open_view(slide))
     assert len(fetched) < 50
+
+
+def test_the_objective_follows_the_resolution(pyramid: Slide, svs: Slide) -> None:
+    assert pyramid.objective is None
+    assert open_view(pyramid).objective is None
+    assert svs.objective == 20
+    assert open_view(svs, region=Box(5, 5, 100, 100)).objective == 20
+    assert open_view(svs, mpp=1.996).objective == 5
+    assert open_view(svs, mpp=0.2495).objective == 40
