@@ -53,6 +53,20 @@ class Size:
         return f"{self.width}×{self.height}"
 
 
+def scale_bar(width_px: float, mpp: float | None) -> tuple[float, str] | None:
+    """Length in pixels and label of a scale bar for a picture of ``width_px``; None if the pixel size is unknown.
+
+    The longest of 1, 2 and 5 times a power of ten, in µm or mm, that is at most a quarter of the picture.
+    """
+    if mpp is None:
+        return None
+    longest = width_px * mpp / 4
+    power = 10.0 ** math.floor(math.log10(longest))
+    length = next(step * power for step in (5, 2, 1) if step * power <= longest * (1 + 1e-9))
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    return length / mpp, label
+
+
 @dataclass(frozen=True)
 class Box:
     """A rectangle of pixels, [x, x + width) × [y, y + height); it may reach beyond the image and may be empty."""

@@ -27,7 +27,7 @@ from kin_cli.passes.measure import thumbnail_of
 from kin_cli.passes.windows import WindowGrid
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.levels import Blocks, PyramidLayout, fit_blocks
-from kin_cli.settings import Settings, SourceSettings
+from kin_cli.settings import Settings, SourceSettings, border_warning
 from kin_cli.slide.files import SlideIdentity
 from kin_cli.slide.open import open_source
 from kin_cli.slide.tissue import TissueMask, tissue_mask
@@ -211,10 +211,25 @@ class Plan:
         """Messages about the output that the user should read before trusting it."""
         slide = [f"{self.settings.source.slide}: {note}" for note in self.view.slide.notes]
         trained, mpp = self.generator.trained_mpp, self.view.mpp
+        borders = [] if (told := self.border_warning()) is None else [told]
         if trained is None or mpp is None or abs(math.log(mpp / trained)) < math.log(1.1):
-            return [*slide, *self.mask.notes]
+            return [*slide, *self.mask.notes, *borders]
         scale = f"the image has {mpp:.4g} µm/px, the generator was trained at {trained:g}: consider --mpp {trained:g}"
-        return [*slide, *self.mask.notes, scale]
+        return [*slide, *self.mask.notes, scale, *borders]
+
+    def border_warning(self) -> str | None:
+        """What to say if the settings leave borders between patches, with the flag that removes them; else None."""
+        norm, generator = self.settings.norm, self.generator
+        if len(self.grid) == 1:
+            return None
+        stride = generator.stride
+        return border_warning(
+            norm.method if generator.channels else "tin",  # without InstanceNorm there are no statistics to differ
+            norm.effective_interpolation,
+            str(norm.effective_kernel),
+            halo_px=self.halo_px,
+            reach_px=math.ceil(generator.halo / stride) * stride,
+        )
 
     def headline(self) -> str:
         """The plan in one line: size, patches with tissue, method, device, and bounds of memory and disk."""

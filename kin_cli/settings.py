@@ -14,6 +14,7 @@ from kin_cli.norm.lookup import Interpolation
 from kin_cli.store.files import named_beside
 
 Method = Literal["in", "kin", "dn", "tin"]
+BORDERS = "borders between patches"  # how ``border_warning`` begins
 _MPP_RANGE = (0.001, 10_000.0)  # wider than any microscope, and within what TIFF can store
 _OUTPUT_KINDS = (".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
@@ -118,6 +119,27 @@ def paper_settings(
         halo_px=0,
         measure_px=measure_px,
     )
+
+
+def border_warning(method: str, interpolation: str, kernel: str, *, halo_px: int, reach_px: int) -> str | None:
+    """What to say of settings that leave borders between patches, with the flag that removes them; None if none do.
+
+    ``reach_px`` is how far the generator looks beyond a window.
+    """
+    if method == "in":
+        return (
+            f"{BORDERS} show, since --method in normalizes every patch by itself; leave it out:"
+            " --method kin, the default, leaves none"
+        )
+    causes = []
+    if interpolation == "nearest" and method != "tin" and kernel != "global":
+        causes.append("statistics change in steps (--interpolation nearest)")
+    if halo_px < reach_px:
+        causes.append(f"the generator looks {reach_px} px beyond a window and is shown {halo_px} (--halo {halo_px})")
+    if not causes:
+        return None
+    found = " and ".join(causes)
+    return f"{BORDERS} may show: {found}; --seamless, the default, leaves none: leave out --paper"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kin_cli.geometry import Box, Cell, Grid, Size
+from kin_cli.geometry import Box, Cell, Grid, Size, scale_bar
 
 sides = st.integers(1, 70)
 boxes = st.builds(Box, st.integers(-40, 80), st.integers(-40, 80), st.integers(0, 90), st.integers(0, 90))
@@ -60,3 +60,27 @@ def test_the_middle_is_in_the_middle(step: int, data: st.DataObject) -> None:
     assert 0 <= (whole.right - middle.right) - (middle.x - whole.x) <= 1
     assert 0 <= (whole.bottom - middle.bottom) - (middle.y - whole.y) <= 1
     assert grid.middle(cell, step) == whole
+
+
+@pytest.mark.parametrize(
+    ("width", "mpp", "microns", "label"),
+    [
+        (2000, 0.5, 200, "200 µm"),
+        (2000, 0.25, 100, "100 µm"),
+        (100_000, 0.25, 5000, "5 mm"),
+        (512, 0.5, 50, "50 µm"),
+        (10, 0.1, 0.2, "0.2 µm"),
+    ],
+)
+def test_a_scale_bar_is_a_round_length_of_at_most_a_quarter(
+    width: float, mpp: float, microns: float, label: str
+) -> None:
+    found = scale_bar(width, mpp)
+    assert found is not None
+    assert found[0] * mpp == pytest.approx(microns)
+    assert found[0] <= width / 4 < 2.5 * found[0]
+    assert found[1] == label
+
+
+def test_without_a_pixel_size_there_is_no_scale_bar() -> None:
+    assert scale_bar(1000, None) is None

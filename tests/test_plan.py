@@ -158,8 +158,33 @@ def test_what_loading_changed_is_told_before_the_work(photo: Path, tmp_path: Pat
     save_generator(build(TINY), model, spec=TINY, metadata={"mpp": "abc"})
     plan = make_plan(settings(photo, model, tmp_path / "o.tif", source_mpp=0.5))
     with plan.view.slide:
-        assert plan.warnings() == []
-        assert plan.notes() == [f"{model}: ignored its pixel size 'abc', which is not a number of µm"]
+        borders = plan.border_warning()
+        assert plan.warnings() == [borders]
+        assert plan.notes() == [borders, f"{model}: ignored its pixel size 'abc', which is not a number of µm"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"method": "in"}, ["--method in", "--method kin"]),
+        ({"halo_px": 0}, ["--halo 0", "--paper"]),
+        ({"halo_px": 8, "interpolation": "bilinear"}, ["--halo 8"]),
+        ({"halo_px": None, "interpolation": "nearest"}, ["--interpolation nearest", "--seamless"]),
+        ({"halo_px": None, "interpolation": "bilinear"}, None),
+        ({"halo_px": None, "interpolation": "nearest", "kernel": "global"}, None),
+        ({"patch_px": 512}, None),
+    ],
+)
+def test_settings_that_leave_borders_name_the_flag_that_removes_them(
+    photo: Path, tiny_generator: Path, tmp_path: Path, changes: dict[str, object], named: list[str] | None
+) -> None:
+    if changes.get("method") == "in":
+        changes = {"kernel": None, **changes}
+    plan = make_plan(settings(photo, tiny_generator, tmp_path / "o.tif", **changes))
+    with plan.view.slide:
+        told = plan.border_warning()
+        assert (told is None) == (named is None)
+        assert all(flag in (told or "") for flag in named or [])
 
 
 @pytest.mark.parametrize("grey", [0, 90, 255])

@@ -25,6 +25,7 @@ from kin_cli.errors import UsageError
 if TYPE_CHECKING:
     from kin_cli.evaluation.seams import SlideSeams
     from kin_cli.metrics.seams import SeamResult
+    from kin_cli.pyramid.provenance import Provenance
 
 _LISTED = 10  # number of borders in the list of the worst
 _MAP_PX = 1600  # longer side of the map
@@ -73,7 +74,7 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **o
 
     _check_heatmap(slide, heatmap, options, overwrite=overwrite)
     from kin_cli.concurrency import available_cores
-    from kin_cli.evaluation.seams import measure_slide_seams
+    from kin_cli.evaluation.seams import in_words, measure_slide_seams
     from kin_cli.evaluation.settings import SlideChoice, seam_choice, source_choice
     from kin_cli.evaluation.tiles import opened
     from kin_cli.pyramid.provenance import provenance
@@ -101,11 +102,11 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **o
         if heatmap is not None:
             from kin_cli.slide.view import overview
 
-            _write_map(heatmap, found, overview(view, _MAP_PX), overwrite=overwrite)
+            _write_map(heatmap, found, overview(view, _MAP_PX), mpp=view.mpp, overwrite=overwrite)
     if as_json:
         show(json_text({"slide": str(slide), **found.as_dict()}))
     else:
-        show("\n".join([*_values(found), *_worst(found)]))
+        show("\n".join([in_words(found), *_remedy(found, made), "", *_values(found), *_worst(found)]))
 
 
 def _check_heatmap(slide: Path, heatmap: Path | None, options: dict[str, Any], *, overwrite: bool) -> None:
@@ -122,15 +123,28 @@ def _check_heatmap(slide: Path, heatmap: Path | None, options: dict[str, Any], *
     check_files([("--heatmap", heatmap)], inputs, overwrite=overwrite)
 
 
-def _write_map(file: Path, found: SlideSeams, thumbnail: Any, *, overwrite: bool) -> None:
+def _write_map(file: Path, found: SlideSeams, thumbnail: Any, *, mpp: float | None, overwrite: bool) -> None:
     import io
 
     from kin_cli.evaluation.seams import seam_map
     from kin_cli.outputs import write_outputs
 
     encoded = io.BytesIO()
-    seam_map(found, thumbnail).save(encoded, "PNG")
+    seam_map(found, thumbnail, mpp=mpp).save(encoded, "PNG")
     write_outputs({file: encoded.getvalue()}, overwrite=overwrite)
+
+
+def _remedy(found: SlideSeams, made: Provenance | None) -> list[str]:
+    """The flag that would have left no borders, if they show and the file tells that it was not given."""
+    from kin_cli.evaluation.seams import verdict
+    from kin_cli.settings import border_warning
+
+    halo = None if made is None else made.value("halo")
+    if made is None or not isinstance(halo, int) or verdict(found.result, found.unit) == "not visible":
+        return []
+    method, interpolation, kernel = (str(made.value(name)) for name in ("method", "interpolation", "kernel"))
+    told = border_warning(method, interpolation, kernel, halo_px=halo, reach_px=max(1, halo))
+    return [] if told is None else [f"note: {told}"]
 
 
 def _values(found: SlideSeams) -> list[str]:
@@ -152,10 +166,14 @@ def _values(found: SlideSeams) -> list[str]:
 
 
 def _line(name: str, result: SeamResult, unit: str) -> str:
+    from kin_cli.evaluation.seams import TOO_FEW, interval_text
+
     ratios = f"{_number(result.headline):>7}"
     if result.source_ratio is not None:
         ratios += f"{_number(result.ratio):>8}{_number(result.source_ratio):>8}"
-    interval = "none" if result.interval is None else f"{result.interval[0]:.3f} to {result.interval[1]:.3f}"
+    interval = interval_text(result)
+    if result.too_few:
+        ratios, interval = f"{'–':>7}".ljust(len(ratios)), TOO_FEW
     excess = "none" if result.excess is None else f"{result.excess:.2f} {unit}"
     return f"{name:<22}{ratios}  {interval:<16} {excess:<12} {result.n}"
 

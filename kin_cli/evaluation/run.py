@@ -15,7 +15,7 @@ import torch
 from kin_cli import __version__
 from kin_cli.concurrency import available_cores, prefetch
 from kin_cli.errors import InputError, UsageError
-from kin_cli.evaluation.seams import SlideSeams, measure_slide_seams
+from kin_cli.evaluation.seams import TOO_FEW, SlideSeams, interval_text, measure_slide_seams
 from kin_cli.evaluation.settings import EvaluationSettings
 from kin_cli.evaluation.tiles import Panel, TileMetric, check_same_size, opened, sampled_boxes
 from kin_cli.geometry import Box, Doubles, Size
@@ -25,6 +25,7 @@ from kin_cli.metrics.fsim import Fsim, fsim_of_pooled, pooling_px
 from kin_cli.metrics.histogram import Histogram, HueHistogram, LabHistogram, correlations
 from kin_cli.metrics.niqe import Niqe, NiqeOfAuthors, load_niqe_model
 from kin_cli.metrics.piqe import Piqe, PiqeOfAuthors
+from kin_cli.metrics.seams import SeamResult
 from kin_cli.metrics.sobel import ClippedSobel, SobelGradient
 from kin_cli.metrics.ssim import Ssim
 from kin_cli.passes.devices import resolve_device
@@ -121,12 +122,18 @@ def seam_values(seams: SlideSeams) -> list[MetricValue]:
     """Return the headline of the seam metric: ratio and excess."""
     found = seams.result
     name = "seams R*" if seams.summary.table.source is not None else "seams R"
-    detail = f"{seams.statistic}, {found.n} borders"
-    if found.interval is not None:
-        detail += f", 95 % in {found.interval[0]:.3f} to {found.interval[1]:.3f}"
-    ratio = math.nan if found.headline is None else found.headline
+    detail = seam_detail(found, seams.statistic)
+    ratio = math.nan if found.headline is None or found.too_few else found.headline
     excess = math.nan if found.excess is None else found.excess
     return [metric_value(name, ratio, "lower", detail), metric_value("seams excess", excess, "lower", seams.unit)]
+
+
+def seam_detail(result: SeamResult, statistic: str) -> str:
+    """What a ratio of the seam metric rests on: the statistic, the number of borders, and its interval."""
+    detail = f"{statistic}, {result.n} borders"
+    if result.too_few:
+        return f"{detail}, {TOO_FEW}"
+    return detail if result.interval is None else f"{detail}, 95 % in {interval_text(result)}"
 
 
 @dataclass(frozen=True)

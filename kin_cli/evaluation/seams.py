@@ -19,7 +19,7 @@ from kin_cli.concurrency import prefetch
 from kin_cli.errors import NoTissueError
 from kin_cli.evaluation.settings import SeamChoice
 from kin_cli.evaluation.tiles import check_same_size
-from kin_cli.geometry import Box, Pixels, Size
+from kin_cli.geometry import Box, Pixels, Size, scale_bar
 from kin_cli.metrics.seams import UNITS, SeamGrid, SeamLine, SeamMeter, SeamResult, SeamSummary
 from kin_cli.progress import Progress
 from kin_cli.pyramid.ifd import Directory, MalformedTiffError, Tag, TiffDirectories
@@ -34,11 +34,15 @@ _JPEG = 7  # TIFF compression
 _HEADER_BYTES = 4096
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _PLAIN_PHASE = 16
+# An excess below the first is not visible, above the second obvious; the same limits in grey levels: 1 ΔE is about 2.5.
+VISIBLE = {"ΔE": (0.5, 2.3), "8-bit": (1.2, 5.8)}
+UNITS_IN_WORDS = {"ΔE": "ΔE", "8-bit": "grey levels"}
+TOO_FEW = "too few to judge"
 # sizes of the map and of its legend
 _LEGEND_PX = 80
 _LEGEND_WIDTH_PX = 420
 _SCALE_END = {"ΔE": 5.0, "8-bit": 12.0}
-_NUMBERED = 5
+_NUMBERED, _MARK_PX = 5, 9  # worst borders with a number, and the radius of its circle
 # colours at no excess, at half of the scale and at its end
 _STOPS = np.array([[90, 140, 190], [250, 190, 40], [190, 0, 30]], np.float64)
 
@@ -101,11 +105,52 @@ def measure_slide_seams(
     return SlideSeams(meter.summary(parts), statistic, note)
 
 
-def seam_map(seams: SlideSeams, thumbnail: Pixels) -> Image.Image:
+def verdict(result: SeamResult, unit: str) -> str:
+    """Say whether seams of this excess are visible."""
+    low, high = VISIBLE[unit]
+    if result.too_few:
+        return TOO_FEW
+    if result.excess is None:
+        return "unknown"
+    if result.excess < low:
+        return "not visible"
+    return "obvious" if result.excess > high else "perhaps visible"
+
+
+def interval_text(result: SeamResult, *, digits: int = 3, missing: str = "none") -> str:
+    """The 95 % interval of a result."""
+    if result.interval is None:
+        return missing
+    low, high = result.interval
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def in_words(seams: SlideSeams) -> str:
+    """One sentence on the seams of a slide for people who look at slides, without terms of the metric."""
+    result, (low, _) = seams.result, VISIBLE[seams.unit]
+    if result.n == 0:
+        return "There is no border between two whole patches with tissue, so nothing to judge."
+    if result.too_few or result.excess is None:
+        return f"Only {result.n} borders between patches could be measured, too few to judge whether they show."
+    unit = UNITS_IN_WORDS[seams.unit]
+    size = f"{result.excess:.2f} {unit} more than the tissue explains"
+    return {
+        "not visible": f"The borders between patches are not visible: colours differ across them by {size}, and less"
+        f" than {low} cannot be seen.",
+        "perhaps visible": "The borders between patches can perhaps be seen where tissue is even: colours differ across"
+        f" them by {size}.",
+        "obvious": f"The borders between patches are obvious: colours jump across them by {size}. Such a straight edge"
+        " is no structure of the tissue.",
+    }[verdict(result, seams.unit)]
+
+
+def seam_map(seams: SlideSeams, thumbnail: Pixels, *, mpp: float | None = None) -> Image.Image:
     """Draw a map of all patch borders, coloured by the excess of the headline's statistic, with a legend.
 
-    The five worst borders are numbered. ``thumbnail`` (h, w, 3) is the whole image that was measured; it is drawn pale
-    beneath the borders. The colour scale is the same for every slide; from about half of it, seams are obvious.
+    The bars of a border are on both sides of it, so that it can be seen between them. The five worst borders are
+    numbered. ``thumbnail`` (h, w, 3) is the whole image that was measured; it is drawn pale beneath the bars. ``mpp``
+    is the µm per pixel of that image, for the scale bar. The colour scale is the same for every slide; from about half
+    of it, seams are obvious.
     """
     lines = seams.summary.lines(seams.statistic)
     height, width = thumbnail.shape[:2]
@@ -116,11 +161,12 @@ def seam_map(seams: SlideSeams, thumbnail: Pixels) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     # The strongest last, on top of the others.
     for line in sorted(lines, key=lambda line: line.excess):
-        draw.rectangle(_bar(line, scale, line.excess / top), fill=_colour(line.excess / top))
+        for bar in _bars(line, scale, line.excess / top):
+            draw.rectangle(bar, fill=_colour(line.excess / top))
     for number, line in enumerate(seams.summary.worst(seams.statistic, _NUMBERED), start=1):
-        left, upper, right, lower = _bar(line, scale, 0)
-        _mark(draw, str(number), ((left + right) / 2, (upper + lower) / 2))
+        _mark(draw, str(number), _beside(line, scale, line.excess / top))
     _legend(draw, seams, height)
+    _draw_scale(draw, scale_bar(width / scale, mpp), scale=scale, corner=(width - 10, height - 10))
     return picture
 
 
@@ -202,19 +248,48 @@ def _colour(fraction: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _bar(line: SeamLine, scale: float, fraction: float) -> tuple[float, float, float, float]:
-    """Corners of the bar of a border: wider if it is worse, shorter than the border so that bars do not touch."""
+def _bars(line: SeamLine, scale: float, fraction: float) -> tuple[tuple[float, float, float, float], ...]:
+    """Corners of the two bars of a border: thicker if it is worse, shorter than it so that bars do not touch."""
     length = line.length * scale
-    half, gap = max(0.5 + min(fraction, 1), length * (0.01 + 0.05 * min(fraction, 1))), length / 10
-    x, y = line.x * scale, line.y * scale
+    away, thick = _distance_and_thickness(length, fraction)
+    x, y, gap = round(line.x * scale), round(line.y * scale), length / 10
+    # Pillow draws the last row and column of a rectangle, too
+    low, high = (-away - thick, -away - 1), (away, away + thick - 1)
     if line.direction == "vertical":
-        return x - half, y + gap, x + half, y + length - gap
-    return x + gap, y - half, x + length - gap, y + half
+        return tuple((x + near, y + gap, x + far, y + length - gap) for near, far in (low, high))
+    return tuple((x + gap, y + near, x + length - gap, y + far) for near, far in (low, high))
+
+
+def _distance_and_thickness(length: float, fraction: float) -> tuple[int, int]:
+    """Pixels between a border and its bars, and thickness of each, for a border of ``length`` pixels in the map."""
+    return max(1, round(length * 0.03)), max(1, round(length * (0.01 + 0.05 * min(fraction, 1))))
+
+
+def _beside(line: SeamLine, scale: float, fraction: float) -> tuple[float, float]:
+    """Centre of the number of a border, beyond one of its bars."""
+    x, y = (place * scale for place in line.middle)
+    away = sum(_distance_and_thickness(line.length * scale, fraction)) + _MARK_PX + 1
+    return (x + away, y) if line.direction == "vertical" else (x, y + away)
+
+
+def _draw_scale(
+    draw: ImageDraw.ImageDraw, bar: tuple[float, str] | None, *, scale: float, corner: tuple[int, int]
+) -> None:
+    """Draw a scale bar with its label above it, its lower right end at ``corner``; nothing if there is none."""
+    if bar is None:
+        return
+    (x, y), length = corner, bar[0] * scale
+    draw.rectangle((x - length - 1, y - 5, x + 1, y + 1), fill="white")
+    draw.rectangle((x - length, y - 4, x, y), fill="black")
+    font, middle = ImageFont.load_default(13), (x - length / 2, y - 7)
+    label = bar[1].replace("µ", "u")  # Pillow's built-in font has no Greek letters
+    draw.text(middle, label, fill="black", anchor="mb", font=font, stroke_width=2, stroke_fill="white")
 
 
 def _mark(draw: ImageDraw.ImageDraw, text: str, centre: tuple[float, float]) -> None:
     x, y = centre
-    draw.ellipse((x - 9, y - 9, x + 9, y + 9), fill="white", outline="black", width=2)
+    around = (x - _MARK_PX, y - _MARK_PX, x + _MARK_PX, y + _MARK_PX)
+    draw.ellipse(around, fill="white", outline="black", width=2)
     draw.text((x, y), text, fill="black", anchor="mm", font=ImageFont.load_default(13))
 
 

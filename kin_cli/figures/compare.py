@@ -21,7 +21,7 @@ from kin_cli.geometry import Box, Floats, Grid, Pixels
 from kin_cli.metrics.seams import SeamLine, SeamResult
 from kin_cli.passes.devices import resolve_device, resolve_devices
 from kin_cli.progress import Progress
-from kin_cli.settings import NormSettings, OutputSettings, Settings
+from kin_cli.settings import BORDERS, NormSettings, OutputSettings, Settings
 from kin_cli.slide.tissue import TissueMask, tissue_mask
 from kin_cli.slide.view import SlideView, overview
 from kin_cli.store.files import os_errors_as_output_errors, working_folder
@@ -243,6 +243,18 @@ def worst_corners(lines: Sequence[SeamLine], tissue: Floats, *, patch_px: int, c
     return chosen
 
 
+class _Quiet:
+    """Progress without the advice to leave no borders: a comparison shows them on purpose."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.stage, self._told = progress.stage, progress.note
+
+    def note(self, message: str) -> None:
+        """Pass on a message of another kind."""
+        if not message.startswith(BORDERS):
+            self._told(message)
+
+
 class _ComparisonRun:
     """One comparison with its source open; ``notes``, ``corners`` and ``boxes`` are filled on the way."""
 
@@ -290,7 +302,7 @@ class _ComparisonRun:
     @contextmanager
     def _translated(self, variant: Variant) -> Iterator[Path]:
         settings = translation_of(self._settings, variant)
-        translate(settings, self._progress)
+        translate(settings, _Quiet(self._progress))
         yield settings.output.path
         if not self._settings.keep:
             _remove(settings.output)

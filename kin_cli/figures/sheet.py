@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kin_cli.evaluation.run import seam_detail
+from kin_cli.evaluation.seams import TOO_FEW, interval_text
 from kin_cli.figures.compare import Column, Comparison
 from kin_cli.figures.plots import new_figure, shown_name
-from kin_cli.geometry import Box, Pixels, Size
+from kin_cli.geometry import Box, Pixels, Size, scale_bar
 
 _COLUMN_IN = 2.5
 _TALLEST = 1.5  # height over width of a picture
@@ -31,6 +33,7 @@ _METRICS = {
 }
 _NOTE = (
     "R*: step in colour across patch borders over the step beside them, relative to the source; 1 is seamless.  "
+    "In brackets: 95 % interval.  "
     "excess: the step alone; under 0.5 ΔE it is not visible.  Red ticks: patch borders."
 )
 
@@ -46,17 +49,22 @@ class Mark:
 
 @dataclass(frozen=True, eq=False)
 class SheetRow:
-    """One picture per column; ``ticks`` is the (x, y) of the patch borders, as fractions of the picture's sides."""
+    """One picture per column (None: none is drawn); all show the same place.
+
+    ``ticks`` is the (x, y) of the patch borders, as fractions of the picture's sides; ``bar`` the length of a scale bar
+    as a fraction of the width, and its label.
+    """
 
     name: str
-    pictures: Sequence[Pixels]
+    pictures: Sequence[Pixels | None]
     marks: Sequence[Mark] = ()
     ticks: tuple[float, float] | None = None
+    bar: tuple[float, str] | None = None
 
     @property
     def height_in(self) -> float:
         """Height of the tallest picture at the width of a column, in inches; at most 1.5 times that width."""
-        tallest: float = max(picture.shape[0] / picture.shape[1] for picture in self.pictures)
+        tallest: float = max(one.shape[0] / one.shape[1] for one in self.pictures if one is not None)
         return _COLUMN_IN * min(tallest, _TALLEST)
 
 
@@ -87,14 +95,18 @@ def sweep_sheet(found: Comparison, kinds: Sequence[tuple[str, Sequence[str]]]) -
     """Draw Figures S8 and S9: a section per kind of kernel, with a column per size.
 
     ``kinds`` holds the name of each section and the names of its variants; a variant may be in several. Each section
-    begins with the source.
+    begins with the source. A column that a section above shows already is left free.
     """
     by_name = {column.name: column for column in found.variants}
-    sections = []
+    sections: list[Section] = []
+    shown: set[str] = set()
     for kind, names in kinds:
-        columns = [found.source, *(by_name[name] for name in names)]
-        titles = [column.title for column in columns]
-        sections.append(Section(titles, _rows(found, columns), _table(found, columns), name=kind))
+        whole = [found.source, *(by_name[name] for name in names)]
+        columns = [None if column.name in shown else column for column in whole]
+        shown |= {column.name for column in whole}
+        if any(columns):
+            titles = ["" if column is None else column.title for column in columns]
+            sections.append(Section(titles, _rows(found, columns), _table(found, columns), name=kind))
     return draw_sheet(sections, heading=_heading(found), footnotes=[_NOTE, *found.notes])
 
 
@@ -105,8 +117,9 @@ def csv_rows(found: Comparison) -> list[list[object]]:
         for direction in ("both", "vertical", "horizontal"):
             seam = column.seam(direction)
             if seam is not None and column.seams is not None:
-                detail = f"{column.seams.statistic}, {seam.n} borders"
-                rows.append([column.name, f"R* {direction}", seam.headline, "lower", detail])
+                detail = seam_detail(seam, column.seams.statistic)
+                ratio = None if seam.too_few else seam.headline
+                rows.append([column.name, f"R* {direction}", ratio, "lower", detail])
                 rows.append([column.name, f"R of the source {direction}", seam.source_ratio, "", detail])
                 rows.append([column.name, f"excess {direction}", seam.excess, "lower", column.seams.unit])
         for value in column.values:
@@ -180,9 +193,10 @@ def _draw_section(page: _Page, section: Section) -> None:
         page.text(x + _COLUMN_IN / 2, title, fontsize=9.5, weight="bold")
     page.y += _TITLE_IN
     for row in section.rows:
-        for number, (x, picture) in enumerate(zip(left, row.pictures, strict=True)):
+        drawn = [(x, picture) for x, picture in zip(left, row.pictures, strict=True) if picture is not None]
+        for number, (x, picture) in enumerate(drawn):
             axes = page.axes(x, width=_COLUMN_IN, height=row.height_in)
-            _draw_picture(axes, picture, row=row, named=number == 0)
+            _draw_picture(axes, picture, row=row, first=number == 0)
         page.y += row.height_in / 2
         page.text(_LEFT_IN - 0.1, row.name, ha="right", va="center", fontsize=9)
         page.y += row.height_in / 2 + _GAP_IN
@@ -195,7 +209,7 @@ def _draw_section(page: _Page, section: Section) -> None:
     page.y += _SECTION_IN
 
 
-def _draw_picture(axes: Any, picture: Pixels, *, row: SheetRow, named: bool) -> None:
+def _draw_picture(axes: Any, picture: Pixels, *, row: SheetRow, first: bool) -> None:
     height, width = picture.shape[:2]
     axes.imshow(picture, extent=(0, width, height, 0))
     axes.set(xticks=[], yticks=[])
@@ -207,7 +221,21 @@ def _draw_picture(axes: Any, picture: Pixels, *, row: SheetRow, named: bool) -> 
         axes.set(xticks=[x], yticks=[y], xticklabels=[], yticklabels=[])
         axes.tick_params(length=4, width=1.2, color="#c00000", top=True, right=True)
     for mark in row.marks:
-        _draw_mark(axes, mark, scale=(width / mark.size.width, height / mark.size.height), named=named)
+        _draw_mark(axes, mark, scale=(width / mark.size.width, height / mark.size.height), named=first)
+    if first and row.bar is not None:
+        _draw_bar(axes, row.bar)
+
+
+def _draw_bar(axes: Any, bar: tuple[float, str]) -> None:
+    """Draw a scale bar with its label above it, in the lower right corner."""
+    from matplotlib.patheffects import withStroke
+
+    length, label = bar
+    ends = (0.96 - length, 0.96)
+    for width, colour in ((4.5, "white"), (2.5, "black")):
+        axes.plot(ends, (0.05, 0.05), color=colour, lw=width, transform=axes.transAxes, solid_capstyle="butt")
+    text = axes.text(0.96 - length / 2, 0.075, label, transform=axes.transAxes, fontsize=7.5, ha="center", va="bottom")
+    text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 
 def _draw_mark(axes: Any, mark: Mark, *, scale: tuple[float, float], named: bool) -> None:
@@ -233,18 +261,29 @@ def _heading(found: Comparison) -> str:
     return "   ·   ".join(parts)
 
 
-def _rows(found: Comparison, columns: Sequence[Column]) -> list[SheetRow]:
+def _rows(found: Comparison, columns: Sequence[Column | None]) -> list[SheetRow]:
+    def pictures(number: int | None) -> list[Pixels | None]:
+        return [
+            None if column is None else column.overview if number is None else column.close_ups[number]
+            for column in columns
+        ]
+
     names = [chr(ord("a") + number) for number in range(len(found.boxes))]
     marks = [Mark(box, found.view.size, name) for box, name in zip(found.boxes, names, strict=True)]
-    rows = [SheetRow("whole", [column.overview for column in columns], marks)]
+    rows = [SheetRow("whole", pictures(None), marks, bar=_bar(found.view.size.width, found.view.mpp))]
     for number, (box, corner) in enumerate(zip(found.boxes, found.corners, strict=True)):
         ticks = None if corner is None else ((corner.x - box.x) / box.width, (corner.y - box.y) / box.height)
         name = f"{names[number]}   {box.width} px"
-        rows.append(SheetRow(name, [column.close_ups[number] for column in columns], ticks=ticks))
+        rows.append(SheetRow(name, pictures(number), ticks=ticks, bar=_bar(box.width, found.view.mpp)))
     return rows
 
 
-def _table(found: Comparison, columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
+def _bar(width_px: int, mpp: float | None) -> tuple[float, str] | None:
+    bar = scale_bar(width_px, mpp)
+    return None if bar is None else (bar[0] / width_px, bar[1])
+
+
+def _table(found: Comparison, columns: Sequence[Column | None]) -> list[tuple[str, list[str]]]:
     unit = next((column.seams.unit for column in found.variants if column.seams is not None), "ΔE")
     table = [
         ("R* vertical ↓", [_ratio(found, column, direction="vertical") for column in columns]),
@@ -254,23 +293,31 @@ def _table(found: Comparison, columns: Sequence[Column]) -> list[tuple[str, list
     for metric, name in _METRICS.items():
         values = [_value(column, metric) for column in columns]
         if any(values):
-            table.append((name, [value or "–" for value in values]))
+            columned = zip(columns, values, strict=True)
+            table.append((name, ["" if column is None else value or "–" for column, value in columned]))
     return table
 
 
-def _ratio(found: Comparison, column: Column, *, direction: str) -> str:
+def _ratio(found: Comparison, column: Column | None, *, direction: str) -> str:
+    if column is None:
+        return ""
     seam = column.seam(direction)
+    if seam is not None and seam.too_few:
+        return f"{TOO_FEW} ({seam.n})"
     if seam is not None:
-        return "–" if seam.headline is None else f"{seam.headline:.3g}"
+        interval = "" if seam.interval is None else f" ({interval_text(seam, digits=2)})"
+        return "–" if seam.headline is None else f"{seam.headline:.3g}{interval}"
     control = found.variants[0].seam(direction)
     return "–" if control is None or control.source_ratio is None else f"(R {control.source_ratio:.2f})"
 
 
-def _excess(column: Column) -> str:
+def _excess(column: Column | None) -> str:
+    if column is None:
+        return ""
     seam = column.seam()
     return "–" if seam is None or seam.excess is None else f"{seam.excess:.2f}"
 
 
-def _value(column: Column, metric: str) -> str:
-    value = next((value.value for value in column.values if value.metric == metric), None)
+def _value(column: Column | None, metric: str) -> str:
+    value = next((value.value for value in (column.values if column else ()) if value.metric == metric), None)
     return "" if value is None else f"{value:.3g}"

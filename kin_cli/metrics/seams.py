@@ -44,6 +44,9 @@ those around them, for frames. fine: mean |difference| of touching pixels, not a
 does not continue.
 """
 
+FEWEST_BORDERS = 30
+"""With fewer borders a ratio says more about the tissue at these few places than about seams."""
+
 UNITS = {name: "8-bit" if name in ("step_luma", "fine") else "ΔE" for name in STATISTICS}
 """Unit of each statistic."""
 
@@ -52,7 +55,6 @@ REACH_PX = 32
 
 _CODEC_PERIOD_PX = 16  # JPEG 4:2:0 codes chroma in blocks of 16 pixels
 _FLOOR = 0.02  # mean at the reference lines, ΔE or 8-bit units; smaller values are rounding to 8 bits
-_FEWEST_FOR_INTERVAL = 20
 _ENOUGH_BLOCKS = 10
 _BLOCK_PATCHES = (4, 2, 1)  # side of a jackknife block
 _READ_PX = 1024
@@ -147,7 +149,7 @@ class SeamResult:
             if the mean at the reference lines is below 0.02.
         source_ratio: R of the source at the same lines; None without a source.
         ratio_to_source: R* = R / R of the source; the headline if there is a source.
-        interval: 95 % interval of R*, or of R without a source; None for fewer than 20 borders.
+        interval: 95 % interval of R*, or of R without a source; None for fewer than 30 borders.
         p: one-sided p value of the ratio under the hypothesis of no seams; None without an interval.
         excess: √(mean² at the borders - mean² that texture explains), in the statistic's unit: the seam alone.
         boundary: mean at the borders.
@@ -166,6 +168,11 @@ class SeamResult:
     reference: float | None
     n: int
     blocks: int
+
+    @property
+    def too_few(self) -> bool:
+        """Whether there are some borders, but fewer than it takes to judge seams by their ratio."""
+        return 0 < self.n < FEWEST_BORDERS
 
     @property
     def headline(self) -> float | None:
@@ -348,7 +355,7 @@ def seam_result(table: SeamTable, statistic: int) -> SeamResult:
         source_ratio = source_at / source_beside if source_beside >= _FLOOR else None
     to_source = ratio / source_ratio if ratio is not None and source_ratio else None
     usable = ratio is not None if table.source is None else to_source is not None
-    interval, p = _jackknife(pair, blocks) if usable and len(table) >= _FEWEST_FOR_INTERVAL else (None, None)
+    interval, p = _jackknife(pair, blocks) if usable and len(table) >= FEWEST_BORDERS else (None, None)
     explained = beside * (1.0 if source_ratio is None else source_ratio)
     excess = max(0.0, at**2 - explained**2) ** 0.5
     return SeamResult(ratio, source_ratio, to_source, interval, p, excess, at, beside, len(table), found)

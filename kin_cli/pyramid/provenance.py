@@ -97,7 +97,7 @@ class Provenance:
     def is_from(self, slide: Path) -> bool:
         """Whether a slide may be the one that the file was made from: a file of as many bytes."""
         try:
-            return self.value("slide bytes") == slide.stat().st_size
+            return bool(self.value("slide bytes") == slide.stat().st_size)
         except OSError:
             return False
 

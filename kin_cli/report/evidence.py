@@ -62,6 +62,7 @@ class Evidence:
         before: overview of the source.
         after: overview of the translation.
         size: size of both at full resolution.
+        mpp: µm per pixel at full resolution; None if unknown.
         seams: the seams of the translation against the source; None if they cannot be measured.
         own: by direction, the results of the source without a control: what texture alone gives.
         places: the close-ups.
@@ -72,6 +73,7 @@ class Evidence:
     before: Pixels
     after: Pixels
     size: Size
+    mpp: float | None
     seams: SlideSeams | None
     own: dict[str, SeamResult]
     places: tuple[Place, ...]
@@ -107,6 +109,7 @@ def gather(settings: Settings, progress: Progress) -> Evidence:
             overview(source, _OVERVIEW_PX),
             overview(translation, _OVERVIEW_PX),
             source.size,
+            source.mpp,
             seams,
             {} if seams is None else own_results(seams),
             tuple(pair.places(seams, settings.norm.patch_px)),

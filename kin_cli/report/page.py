@@ -17,8 +17,17 @@ import numpy as np
 
 from kin_cli import __version__
 from kin_cli.errors import KinError, Stopped, explained
-from kin_cli.evaluation.seams import SlideSeams, seam_map
-from kin_cli.geometry import Box, Pixels, Size
+from kin_cli.evaluation.seams import (
+    TOO_FEW,
+    UNITS_IN_WORDS,
+    VISIBLE,
+    SlideSeams,
+    in_words,
+    interval_text,
+    seam_map,
+    verdict,
+)
+from kin_cli.geometry import Box, Pixels, Size, scale_bar
 from kin_cli.metrics.seams import SeamLine, SeamResult
 from kin_cli.outputs import refuse_strangers
 from kin_cli.progress import Progress
@@ -31,9 +40,6 @@ Record = Mapping[str, Any]
 
 # Chroma at full resolution: subsampling would add steps of its own at every 16th pixel.
 _CODEC = Codec("jpeg", 85, "444")
-# An excess below the first is not visible, above the second obvious; the same limits in grey levels: 1 ΔE is about 2.5.
-_VISIBLE = {"ΔE": (0.5, 2.3), "8-bit": (1.2, 5.8)}
-_UNITS = {"ΔE": "ΔE", "8-bit": "grey levels"}
 _CLOSE_UP_SLIDER = 12  # per cent; the patch border in the middle is then visible without moving the slider
 _TICK = 6  # per cent of a close-up's side
 _STAGES = {
@@ -108,6 +114,7 @@ def page(record: Record, evidence: Evidence, *, mark: str) -> str:
         heading=text(slide),
         subtitle=f"translated to <code>{text(output)}</code> with <code>{text(Path(record['model']).name)}</code>"
         f" by kin {text(record['kin'])}, method {text(method(record['settings']))}",
+        lead=_lead(record, evidence),
         warnings=_warnings(record, evidence),
         summary=_summary(record, evidence),
         overview=_overview(evidence),
@@ -127,14 +134,14 @@ def method(settings: Record) -> str:
     return f"{settings['method']}, kernel {settings['kernel']}, {settings['interpolation']}{halo}"
 
 
-def verdict(result: SeamResult, unit: str) -> str:
-    """Say whether seams of this excess are visible."""
-    low, high = _VISIBLE[unit]
-    if result.excess is None:
-        return "unknown"
-    if result.excess < low:
-        return "not visible"
-    return "obvious" if result.excess > high else "perhaps visible"
+def _lead(record: Record, evidence: Evidence) -> str:
+    """The page in two sentences, for those who look at slides and not at metrics."""
+    source = f"a generator computed it from the colours of {Path(record['slide']).name}"
+    seen = "" if evidence.seams is None else f" {in_words(evidence.seams)}"
+    return text(
+        f"This is a virtual stain: no slide was stained, {source}.{seen} Whether the stain is true cannot be read from"
+        " this page."
+    )
 
 
 def _warnings(record: Record, evidence: Evidence) -> str:
@@ -165,7 +172,16 @@ def _summary(record: Record, evidence: Evidence) -> str:
 
 def _overview(evidence: Evidence) -> str:
     spots = "".join(_spot(number, place, evidence.size) for number, place in enumerate(evidence.places, start=1))
-    return f"<figure>{comparison(evidence.before, evidence.after, name='Overview', marks=spots)}</figure>"
+    marks = _scale(evidence.size.width, evidence.mpp) + spots
+    return f"<figure>{comparison(evidence.before, evidence.after, name='Overview', marks=marks)}</figure>"
+
+
+def _scale(width_px: float, mpp: float | None) -> str:
+    """A scale bar for a picture that shows ``width_px`` pixels of full resolution; nothing if their size is unknown."""
+    bar = scale_bar(width_px, mpp)
+    if bar is None:
+        return ""
+    return f'<span class="scale" style="--bar:{bar[0] / width_px:.5f}">{text(bar[1])}</span>'
 
 
 def _spot(number: int, place: Place, size: Size) -> str:
@@ -196,15 +212,16 @@ def _seams(evidence: Evidence) -> str:
     rows = []
     for direction, name in (("both", "all"), ("vertical", "left | right"), ("horizontal", "upper / lower")):
         result, own = seams.summary.result(seams.statistic, direction), evidence.own.get(direction)
-        interval = "–" if result.interval is None else f"{result.interval[0]:.3f} – {result.interval[1]:.3f}"
         excess = (_excess(found, seams) for found in (result, own))
-        ratios = (_number(value, 3) for value in (result.ratio_to_source, result.ratio, result.source_ratio))
-        first, *others = ratios
-        rows.append([name, first, interval, *others, *excess, f"{result.n:,}"])
+        ratios = [_number(value, 3) for value in (result.ratio_to_source, result.ratio, result.source_ratio)]
+        if result.too_few:
+            ratios = [TOO_FEW, "–", "–"]
+        interval = interval_text(result, missing="–")
+        rows.append([name, ratios[0], interval, *ratios[1:], *excess, f"{result.n:,}"])
     note = "" if seams.note is None else f'<p class="soft">Note: {text(seams.note)}.</p>'
-    low, high = _VISIBLE[seams.unit]
-    unit = f"in {_UNITS[seams.unit]}: under {low} it is not visible, over {high} it is obvious"
-    chart = jpeg_address(np.asarray(seam_map(seams, evidence.after)))
+    low, high = VISIBLE[seams.unit]
+    unit = f"in {UNITS_IN_WORDS[seams.unit]}: under {low} it is not visible, over {high} it is obvious"
+    chart = jpeg_address(np.asarray(seam_map(seams, evidence.after, mpp=evidence.mpp)))
     alt = "Map of the borders over the pale translation; stronger steps are redder"
     return (
         "<p>R compares the step in colour across the borders of the patches with the step across lines beside them; it"
@@ -225,7 +242,7 @@ def _close_ups(evidence: Evidence) -> str:
             "<p>The borders with the largest steps that texture beside them and the source do not explain, at full"
             " resolution. Blue ticks at the edges show where the border runs.</p>"
         )
-        unit = _UNITS[seams.unit]
+        unit = UNITS_IN_WORDS[seams.unit]
         head = ["border", "x, px", "y, px", "length, px", f"excess, {unit}", f"step, {unit}", "beside it"]
         worst = seams.summary.worst(seams.statistic)
         rows = [
@@ -246,13 +263,14 @@ def _close_ups(evidence: Evidence) -> str:
 
 
 def _close_up(number: int, place: Place, evidence: Evidence) -> str:
-    box, line, marks = place.box, place.line, ""
+    box, line, marks = place.box, place.line, _scale(place.box.width, evidence.mpp)
     caption = f"{number}. {box.width} × {box.height} px from {box.x}, {box.y}"
     caption += f" (level 0 of the slide: {place.l0_x:.0f}, {place.l0_y:.0f})"
     if line is not None and evidence.seams is not None:
-        marks = _ticks(line, box)
+        marks += _ticks(line, box)
         at = f"x = {line.x}" if line.direction == "vertical" else f"y = {line.y}"
-        excess = f"excess {line.excess:.2f} {_UNITS[evidence.seams.unit]}, texture beside it {line.reference:.2f}"
+        unit = UNITS_IN_WORDS[evidence.seams.unit]
+        excess = f"excess {line.excess:.2f} {unit}, texture beside it {line.reference:.2f}"
         caption += f"; {line.direction} border at {at}: {excess}"
     picture = comparison(place.before, place.after, name=f"Close-up {number}", marks=marks, slider=_CLOSE_UP_SLIDER)
     return f'<figure id="place-{number}">{picture}<figcaption>{text(caption)}</figcaption></figure>'
@@ -316,7 +334,7 @@ def _values(items: Record) -> list[tuple[str, str]]:
 
 
 def _excess(result: SeamResult | None, seams: SlideSeams) -> str:
-    return _number(None if result is None else result.excess, 2, _UNITS[seams.unit])
+    return _number(None if result is None else result.excess, 2, UNITS_IN_WORDS[seams.unit])
 
 
 def _number(value: float | None, digits: int, unit: str = "") -> str:
@@ -340,16 +358,21 @@ def jpeg_address(pixels: Pixels) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: int = 0) -> str:
-    """Make a table with a heading; columns from index ``numbers`` on hold numbers (0: no column)."""
+    """Make a table with a heading; columns from index ``numbers`` on hold numbers (0: no column).
+
+    Each cell also holds the name of its column: in narrow windows a row becomes a list of names and values.
+    """
 
     def cell(tag: str, place: int, value: object) -> str:
         kind = ' class="number"' if numbers and place >= numbers else ""
-        return f"<{tag}{kind}>{text(value)}</{tag}>"
+        name = f' data-name="{text(head[place])}"' if tag == "td" else ""
+        return f"<{tag}{kind}{name}>{text(value)}</{tag}>"
 
     lines = ["".join(cell("td", place, value) for place, value in enumerate(row)) for row in rows]
     names = "".join(cell("th", place, name) for place, name in enumerate(head))
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    rows_of_names = f'<table class="stacks"><thead><tr>{names}</tr></thead>'
+    return f'<div class="wide">{rows_of_names}<tbody>\n{body}\n</tbody></table></div>'
 
 
 def pairs(rows: Iterable[tuple[object, object]]) -> str:

@@ -102,7 +102,9 @@ def test_kin_sweep_draws_a_section_for_each_kind(
     assert [column.name for column in found.variants] == [
         *("kernel-1", "kernel-constant-3", "kernel-global", "kernel-gaussian-3")
     ]
-    assert len(figure.axes) == 2 * 2 * 4  # kinds; whole and close-up; source and sizes
+    assert len(figure.axes) == 2 * 4 + 2 * 1  # whole and close-up of source and sizes; of gaussian:3 alone
+    texts = [text.get_text() for text in figure.texts]
+    assert [texts.count(title) for title in ("source", "constant:3", "gaussian:3", "∞: average of all")] == [1, 1, 1, 1]
     assert output.exists()
 
 

@@ -81,6 +81,10 @@ def test_the_map_shows_the_wrong_tile_and_nothing_else(tissue: Pixels, spoiled: 
     red = (picture[..., 0] > 150) & (picture[..., 1] < 60)
     rows, cols = np.nonzero(red)
     assert red.sum() > 500
-    # the tile is 192 to 256 down and 320 to 384 across, at half the size; bars are up to 4 px wide on either side
-    assert (rows.min(), rows.max(), cols.min(), cols.max()) == pytest.approx((192, 256, 320, 384), abs=5)
+    # the tile is 192 to 256 down and 320 to 384 across, at half the size; bars are 2 px away and up to 4 px thick
+    assert (rows.min(), rows.max(), cols.min(), cols.max()) == pytest.approx((192, 256, 320, 384), abs=6)
+    for border in (320, 384):  # the seam is seen between its bars
+        assert red[200:248, border - 6 : border].any()
+        assert red[200:248, border : border + 6].any()
+        assert not red[200:248, border - 2 : border + 2].any()
     assert not red[200:248, 328:376].any()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from kin_cli.figures.compare import (
@@ -50,6 +51,32 @@ def assert_nothing_is_cut_off(figure: Any) -> None:
     texts = boxes[: len(figure.texts)]
     for number, one in enumerate(texts):  # nor does any text lie on another or on a picture
         assert not any(one.overlaps(other) for other in boxes[number + 1 :])
+
+
+def test_a_scale_bar_is_as_long_as_it_says_and_stands_once_a_row(found: Comparison) -> None:
+    scaled = dataclasses.replace(found, view=dataclasses.replace(found.view, mpp=0.5))
+    figure, columns = comparison_sheet(scaled), 1 + len(found.variants)
+    for number, axes in enumerate(figure.axes):
+        assert len(axes.lines) == (2 if number % columns == 0 else 0)
+    lengths = [float(np.ptp(axes.lines[0].get_xdata())) for axes in figure.axes[::columns]]
+    widths = [found.view.size.width, *(box.width for box in found.boxes)]
+    labels = [float(axes.texts[-1].get_text().split()[0]) for axes in figure.axes[::columns]]
+    assert [length * width * 0.5 for length, width in zip(lengths, widths, strict=True)] == [
+        *map(pytest.approx, labels)
+    ]
+    assert not any(axes.lines for axes in comparison_sheet(found).figure.axes)
+
+
+def test_intervals_stand_beside_the_ratios_and_few_borders_are_not_judged(found: Comparison) -> None:
+    text, rows = values_text(found), csv_rows(found)
+    seam = found.variants[0].seam()
+    assert seam is not None
+    assert seam.interval is not None
+    both = next(row for row in rows if row[0] == "in" and row[1] == "R* both")
+    assert both[4] == f"step, {seam.n} borders, 95 % in {seam.interval[0]:.3f} to {seam.interval[1]:.3f}"
+    few = found.variants[0].seam("vertical")
+    assert few is not None
+    assert f"too few to judge ({few.n})" in text
 
 
 def test_a_picture_without_any_corner_or_tile_still_makes_a_sheet(

@@ -17,12 +17,11 @@ import tifffile
 from PIL import Image
 
 from kin_cli.commands.main import cli
-from kin_cli.evaluation.seams import measure_slide_seams
+from kin_cli.evaluation.seams import measure_slide_seams, verdict
 from kin_cli.evaluation.settings import SeamChoice, SlideChoice
 from kin_cli.evaluation.tiles import opened
 from kin_cli.progress import SilentProgress
 from kin_cli.report.evidence import own_results
-from kin_cli.report.page import verdict
 from kin_cli.slide.tissue import all_tissue
 from tests.helpers.processes import kin
 from tests.helpers.slides import break_tile, write_slide
@@ -81,7 +80,7 @@ def translated(slide: Path, model: Path) -> list[object]:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, tiny_generator: Path) -> Path:
     """A slide that has been translated, with its report."""
-    slide = write_slide(tmp_path_factory.mktemp("done") / "slide.tif")
+    slide = write_slide(tmp_path_factory.mktemp("done") / "slide.tif", width=900, height=780)
     made = kin(*translated(slide, tiny_generator))
     assert made.code == 0, made.err
     return slide
@@ -214,6 +213,28 @@ def test_what_could_not_be_read_is_told(tmp_path: Path, command: list[object]) -
     break_tile(tmp_path / "slide.tif", 7)
     assert kin(*command, "--on-read-error", "fill").code == 1
     assert "could not be read and were filled" in Reader(tmp_path / "out.ome.tif.report.html").text
+
+
+def test_few_borders_are_not_judged(tmp_path: Path, command: list[object]) -> None:
+    assert kin(*command).code == 0
+    page = Reader(tmp_path / "out.ome.tif.report.html")
+    (row,) = [row for row in page.rows if row and row[0] == "all"]
+    assert row[1:5] == ["too few to judge", "–", "–", "–"]
+    assert row[7] == "7"  # borders between 2 × 3 patches
+    assert "Only 7 borders between patches could be measured, too few to judge" in page.text
+    shown = kin("seams", tmp_path / "out.ome.tif", "--source", tmp_path / "slide.tif", "--tissue", "none").out
+    assert "too few to judge" in shown
+    values = kin("evaluate", tmp_path / "out.ome.tif", "--tissue", "none", "--metrics", "seams", "--json").out
+    ratio = json.loads(values)["values"][0]
+    assert (ratio["value"], ratio["detail"].endswith("7 borders, too few to judge")) == (None, True)
+
+
+def test_the_first_sentences_and_the_warnings_are_for_people(done: Path) -> None:
+    page = Reader(done.with_name("out.ome.tif.report.html"))
+    lead = page.text.partition("virtual stain")[2]
+    assert lead.index("borders between patches") < lead.index("image, px") < lead.index("R compares")
+    assert "--method kin, the default, leaves none" in page.text  # made with --method in
+    assert "100 µm" in page.text  # scale bar of the overview, 900 px of 0.5 µm
 
 
 @pytest.mark.parametrize("patch", [32, 512])

@@ -122,5 +122,19 @@ def test_it_is_dark_in_the_dark_and_shows_both_pictures_in_print(opened: Opened)
 
 
 def test_nothing_is_wider_than_a_small_screen(opened: Opened) -> None:
-    opened.page.set_viewport_size({"width": 400, "height": 800})
-    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 400
+    for width in (400, 360, 320):
+        opened.page.set_viewport_size({"width": width, "height": 800})
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+        wider = "all => all.filter(box => box.scrollWidth > box.clientWidth).length"
+        assert opened.page.eval_on_selector_all(".wide", wider) == 0
+    names = opened.page.locator("td[data-name='95 % interval']").first
+    assert names.evaluate("cell => getComputedStyle(cell, '::before').content") == '"95 % interval"'
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_a_scale_bar_is_as_long_as_it_says(opened: Opened, width: int) -> None:
+    opened.page.set_viewport_size({"width": width, "height": 800})
+    picture, bar = (opened.page.locator(f".compare {part}").first for part in ("img", ".scale"))
+    assert bar.text_content() == "50 µm"
+    pixels = bar.bounding_box()["width"] / picture.bounding_box()["width"] * 520  # the slide has 0.5 µm/px
+    assert pixels * 0.5 == pytest.approx(50, rel=0.02)
