@@ -53,10 +53,13 @@ _MAP_PX = 1600  # longer side of the map
 )
 @tissue_option
 @cloup.option("--heatmap", type=FILE, help="Also write a map of all patch borders to this PNG file.")
+@cloup.option("--geojson", type=FILE, help="Also write the 200 worst borders to this GeoJSON file, for QuPath.")
 @workers_option
 @json_option
 @overwrite_option
-def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **options: Any) -> None:
+def seams(
+    slide: Path, heatmap: Path | None, geojson: Path | None, as_json: bool, overwrite: bool, **options: Any
+) -> None:
     """Measure the seams of SLIDE: the step at every border between two patches, against the texture beside it.
 
     R is the step relative to the texture, 1 without seams; compare it between translations of one slide only. R* is R
@@ -72,7 +75,7 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **o
     """
     from contextlib import ExitStack
 
-    _check_heatmap(slide, heatmap, options, overwrite=overwrite)
+    _check_files(slide, [("--heatmap", heatmap), ("--geojson", geojson)], options, overwrite=overwrite)
     from kin_cli.concurrency import available_cores
     from kin_cli.evaluation.seams import in_words, measure_slide_seams
     from kin_cli.evaluation.settings import SlideChoice, seam_choice, source_choice
@@ -99,6 +102,11 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **o
             progress=progress,
             workers=options["workers"] or available_cores(),
         )
+        if geojson is not None:
+            from kin_cli.evaluation.seams import worst_as_geojson
+            from kin_cli.outputs import write_outputs
+
+            write_outputs({geojson: worst_as_geojson(found, view)}, overwrite=overwrite)
         if heatmap is not None:
             from kin_cli.slide.view import overview
 
@@ -109,10 +117,13 @@ def seams(slide: Path, heatmap: Path | None, as_json: bool, overwrite: bool, **o
         show("\n".join([in_words(found), *_remedy(found, made), "", *_values(found), *_worst(found)]))
 
 
-def _check_heatmap(slide: Path, heatmap: Path | None, options: dict[str, Any], *, overwrite: bool) -> None:
-    """Raise, before any work, if the map cannot be written."""
+def _check_files(
+    slide: Path, written: list[tuple[str, Path | None]], options: dict[str, Any], *, overwrite: bool
+) -> None:
+    """Raise, before any work, if the map or the GeoJSON file cannot be written."""
     from kin_cli.outputs import check_files, file_inputs, slide_inputs
 
+    heatmap = written[0][1]
     if heatmap is not None and heatmap.suffix.lower() not in ("", ".png"):
         raise UsageError(f"{heatmap}: no known ending of a map", "write .png")
     inputs = [
@@ -120,7 +131,7 @@ def _check_heatmap(slide: Path, heatmap: Path | None, options: dict[str, Any], *
         *slide_inputs(options["source"], "the source slide"),
         *file_inputs((options["tissue"], "the tissue mask")),
     ]
-    check_files([("--heatmap", heatmap)], inputs, overwrite=overwrite)
+    check_files(written, inputs, overwrite=overwrite)
 
 
 def _write_map(file: Path, found: SlideSeams, thumbnail: Any, *, mpp: float | None, overwrite: bool) -> None:

@@ -23,6 +23,7 @@ from kin_cli.geometry import Box, Pixels, Size, scale_bar
 from kin_cli.metrics.seams import UNITS, SeamGrid, SeamLine, SeamMeter, SeamResult, SeamSummary
 from kin_cli.progress import Progress
 from kin_cli.pyramid.ifd import Directory, MalformedTiffError, Tag, TiffDirectories
+from kin_cli.slide import geojson
 from kin_cli.slide.tissue import TissueMask
 from kin_cli.slide.view import SlideView
 
@@ -42,6 +43,7 @@ TOO_FEW = "too few to judge"
 _LEGEND_PX = 80
 _LEGEND_WIDTH_PX = 420
 _SCALE_END = {"ΔE": 5.0, "8-bit": 12.0}
+_IN_GEOJSON = 200
 _NUMBERED, _MARK_PX = 5, 9  # worst borders with a number, and the radius of its circle
 # colours at no excess, at half of the scale and at its end
 _STOPS = np.array([[90, 140, 190], [250, 190, 40], [190, 0, 30]], np.float64)
@@ -168,6 +170,20 @@ def seam_map(seams: SlideSeams, thumbnail: Pixels, *, mpp: float | None = None) 
     _legend(draw, seams, height)
     _draw_scale(draw, scale_bar(width / scale, mpp), scale=scale, corner=(width - 10, height - 10))
     return picture
+
+
+def worst_as_geojson(seams: SlideSeams, view: SlideView) -> bytes:
+    """The 200 worst borders of ``view`` as lines with their excess, coloured as in the map, for QuPath."""
+    top = _SCALE_END[seams.unit]
+    features = []
+    for number, worst in enumerate(seams.summary.worst(seams.statistic, _IN_GEOJSON), start=1):
+        across = worst.direction == "vertical"
+        end = (worst.x, worst.y + worst.length) if across else (worst.x + worst.length, worst.y)
+        measured = {f"excess {seams.unit}": worst.excess}
+        place = geojson.line(view, worst.x, worst.y, *end)
+        colour = _colour(worst.excess / top)
+        features.append(geojson.feature(place, "Border", colour, name=f"border {number}", measurements=measured))
+    return geojson.encoded(features)
 
 
 def close_up(x: int, y: int, *, side: int, size: Size) -> Box:

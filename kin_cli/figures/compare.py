@@ -247,7 +247,7 @@ class _Quiet:
     """Progress without the advice to leave no borders: a comparison shows them on purpose."""
 
     def __init__(self, progress: Progress) -> None:
-        self.stage, self._told = progress.stage, progress.note
+        self.stage, self.outlook, self._told = progress.stage, progress.outlook, progress.note
 
     def note(self, message: str) -> None:
         """Pass on a message of another kind."""

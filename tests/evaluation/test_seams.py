@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from kin_cli.evaluation.tiles import opened
 from kin_cli.geometry import Pixels, Size
 from kin_cli.progress import SilentProgress
 from kin_cli.slide.tissue import all_tissue
+from tests.helpers.processes import succeed
 from tests.helpers.slides import write_tiled
 
 
@@ -88,3 +90,19 @@ def test_the_map_shows_the_wrong_tile_and_nothing_else(tissue: Pixels, spoiled: 
         assert red[200:248, border : border + 6].any()
         assert not red[200:248, border - 2 : border + 2].any()
     assert not red[200:248, 328:376].any()
+
+
+def test_the_worst_borders_are_lines_where_they_are(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(100, 140, (512, 512, 3), np.uint8)
+    pixels[:, 256:] += 60  # one border is a step, at x 256
+    Image.fromarray(pixels).save(tmp_path / "t.png")
+    output = tmp_path / "b.geojson"
+    succeed("seams", tmp_path / "t.png", "--patch-size", 128, "--tissue", "none", "--geojson", output)
+    features = json.loads(output.read_bytes())["features"]
+    assert len(features) == 24
+    for piece in features[:4]:
+        (x, y), (to_x, to_y) = piece["geometry"]["coordinates"]
+        assert (x, to_x) == (256, 256)
+        assert abs(to_y - y) > 80
+        assert piece["properties"]["measurements"]["excess ΔE"] > 5
+    assert max(piece["properties"]["measurements"]["excess ΔE"] for piece in features[4:]) < 3
