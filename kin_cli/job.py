@@ -163,10 +163,10 @@ class Job:
             if not plan.generator.channels:  # norm layers that are the same everywhere, or none
                 return UniformStatistics(np.zeros((2, 0), np.float32))
             if norm.method == "tin":
-                stats = thumbnail_statistics(
-                    plan.view, norm.thumbnail, engine=self.engines.first, patch_px=norm.patch_px
+                engine, side = self.engines.first, norm.patch_px
+                return UniformStatistics(
+                    thumbnail_statistics(plan.view, norm.thumbnail, engine=engine, patch_px=side, squash=norm.squash)
                 )
-                return UniformStatistics(stats)
             fill = plan.settings.source.on_read_error == "fill"
             before = [cell for cell in plan.measured_cells if cell in self._table]
             broken: list[Cell] = []
@@ -377,6 +377,7 @@ def table_fingerprint(plan: Plan) -> dict[str, object]:
         "precision": plan.precision,
         "compiled": plan.compiled,
         "kin": __version__,
+        **plan.generator.facts,
     }
 
 
@@ -395,7 +396,7 @@ def _record(plan: Plan, clock: _Clock, faults: Faults, *, output_sha256: str) ->
         "kin": __version__,
         "torch": torch.__version__,
         "slide": str(plan.settings.source.slide),
-        "model": str(plan.settings.model),
+        "model": plan.settings.model_name,
         "architecture": plan.generator.architecture,
         "model_notes": list(plan.generator.notes),
         "output": str(output),

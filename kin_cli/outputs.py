@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kin_cli.errors import InputError, OutputError, UsageError
+from kin_cli.models.named import NetworkChoice
 from kin_cli.settings import OutputSettings, Settings
 from kin_cli.slide.files import slide_files
 from kin_cli.store.files import os_errors_as_output_errors, publish, remote_hint, work_folder, written_beside
@@ -64,12 +65,20 @@ def inputs_of(settings: Settings) -> Iterator[tuple[Path, str]]:
     """Every file that a translation reads, with what it is, in words."""
     source, norm = settings.source, settings.norm
     yield from slide_inputs(source.slide, "the slide")
-    yield settings.model, "the generator"
+    yield from network_inputs(settings)
     yield from file_inputs(
         (source.tissue, "the tissue mask"), (norm.thumbnail, "the thumbnail"), (settings.config, "the configuration")
     )
     if settings.table is not None and settings.table.is_dir():
         yield from ((path, "a part of the table") for path in settings.table.iterdir())
+
+
+def network_inputs(settings: Settings) -> Iterator[tuple[Path, str]]:
+    """The file of the generator, and that of its code."""
+    if settings.model is not None:
+        yield settings.model, "the generator"
+    if isinstance(settings.network, NetworkChoice) and (file := settings.network.file) is not None:
+        yield file, "the code of the network"
 
 
 def refuse_inputs(written: Iterable[Path], inputs: Iterable[tuple[Path, str]]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from kin_cli.concurrency import available_cores
 from kin_cli.errors import NoTissueError, OutputError, UsageError
 from kin_cli.geometry import Cell, Floats, Grid
 from kin_cli.models.checkpoint import Generator, load_generator
+from kin_cli.models.named import FULL_RANGE
+from kin_cli.models.own import load_network
 from kin_cli.norm.lookup import Lookup
 from kin_cli.outputs import check_outputs
 from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
@@ -255,7 +257,7 @@ class Plan:
 
     def notes(self) -> list[str]:
         """What to tell the user before the work: ``warnings``, and what loading changed in the generator."""
-        return [*self.warnings(), *(f"{self.settings.model}: {note}" for note in self.generator.notes)]
+        return [*self.warnings(), *(f"{self.settings.model_name}: {note}" for note in self.generator.notes)]
 
     def fingerprint(self) -> dict[str, object]:
         """All settings and inputs that change the bytes of the output, as a JSON object."""
@@ -280,7 +282,7 @@ class Plan:
             "halo": self.halo_px,
             "correction": norm.correction,
             "eps": norm.eps,
-            "thumbnail": None if norm.thumbnail is None else _file_id(norm.thumbnail),
+            "thumbnail": "squashed" if norm.squash else None if norm.thumbnail is None else _file_id(norm.thumbnail),
             "device": self.device.type,
             "precision": self.precision,
             "compiled": self.compiled,
@@ -296,6 +298,7 @@ class Plan:
             **({} if source.series is None else {"series": source.series}),
             **({} if self.settings.entry is None else {"entry": self.settings.entry}),
             **({} if self.settings.model_norm is None else {"norm": self.settings.model_norm}),
+            **self.generator.facts,
         }
 
     def summary(self) -> dict[str, object]:
@@ -331,18 +334,21 @@ def make_plan(settings: Settings) -> Plan:
     if settings.table is not None and settings.table.exists() and not settings.table.is_dir():
         raise OutputError(f"{settings.table}: is not a folder with a table", "name a folder, new or with a table")
     devices = ready_devices(settings.compute.device)
-    precision = resolve_precision(settings.compute.precision, devices[0])
-    generator = load_generator(settings.model, entry=settings.entry, norm=settings.model_norm)
+    plain = settings.network is not None and settings.compute.precision == "auto"
+    precision = resolve_precision("fp32" if plain else settings.compute.precision, devices[0])
+    generator = generator_of(settings)
     if settings.table is not None and not generator.channels:
         raise UsageError(
-            f"{settings.model} has no InstanceNorm, and so no table of statistics",
+            f"{settings.model_name} has no InstanceNorm, and so no table of statistics",
             "translate it without --table; there is nothing to analyse or to sweep",
         )
     patch_px = settings.norm.patch_px
     for name, side in (("patch", patch_px), ("measure", settings.norm.measured_px)):
         if side % generator.stride:
+            step = math.lcm(4, generator.stride)
             raise UsageError(
-                f"{name} size {side} is not a multiple of {generator.stride}", f"{generator.architecture} needs that"
+                f"{name} size {side} is not a multiple of {generator.stride}",
+                f"{generator.architecture} needs that: --{name}-size {math.ceil(side / step) * step}",
             )
     wanted = settings.norm.wanted_halo_px
     halo = generator.halo if wanted is None else wanted
@@ -379,6 +385,24 @@ def make_plan(settings: Settings) -> Plan:
         raise
 
 
+def generator_of(settings: Settings) -> Generator:
+    """Load the generator of the settings: a file of a known architecture, or a network of one's own."""
+    if settings.network is not None:
+        return load_network(
+            settings.network,
+            settings.model,
+            entry=settings.entry,
+            input_range=settings.input_range,
+            patch_px=settings.norm.patch_px,
+        )
+    assert settings.model is not None
+    generator = load_generator(settings.model, entry=settings.entry, norm=settings.model_norm)
+    if settings.input_range == FULL_RANGE:
+        return generator
+    facts: dict[str, object] = {"input range": list(settings.input_range)}
+    return replace(generator, input_range=settings.input_range, facts=facts)
+
+
 def source_view(source: SourceSettings) -> SlideView:
     """Open the slide at the level or resolution of the settings; close ``view.slide`` when done."""
     return open_source(
@@ -398,6 +422,8 @@ def activation_bytes(generator: Generator, side_px: int, precision: Precision) -
     At the widest layer of full resolution three maps are alive: a convolution's input, its output, and a padded copy of
     the output. A fourth accounts for memory lost by the allocator.
     """
+    if generator.width is None:
+        return int((generator.bytes_per_px or 0) * side_px**2)
     widest = 2 * generator.width if "cyclegan" not in generator.architecture else generator.width
     return 4 * widest * side_px**2 * (4 if precision == "fp32" else 2)
 
@@ -405,16 +431,18 @@ def activation_bytes(generator: Generator, side_px: int, precision: Precision) -
 def auto_window(generator: Generator, *, patch_px: int, halo_px: int, device: str, precision: Precision) -> int:
     """Side of a window: one patch if there is no halo, else the largest whose activations fit the memory bound."""
     window = patch_px
-    while halo_px and 2 * window <= _WINDOW_PX[device]:
-        if activation_bytes(generator, 2 * window + 2 * halo_px, precision) > _WINDOW_BYTES[device]:
+    while halo_px and 2 * window <= _WINDOW_PX.get(device, _WINDOW_PX["cpu"]):
+        if activation_bytes(generator, 2 * window + 2 * halo_px, precision) > _WINDOW_BYTES.get(
+            device, _WINDOW_BYTES["cpu"]
+        ):
             break
         window *= 2
     return window
 
 
 def auto_batch(generator: Generator, side_px: int, *, device: torch.device, precision: Precision) -> int:
-    """Windows of ``side_px`` per batch: 1 on a CPU; on a GPU up to 8, if their activations fit the free memory."""
-    if device.type == "cpu":
+    """Windows of ``side_px`` per batch: 1, on an NVIDIA GPU up to 8, if their activations fit the free memory."""
+    if device.type != "cuda":
         return 1
     free, _total = torch.cuda.mem_get_info(device)
     allowed = min(_BATCH_BYTES, int(_FREE_FRACTION * free))

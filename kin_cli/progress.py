@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -43,3 +44,11 @@ class SilentProgress:
 
     def note(self, message: str) -> None:
         """Ignore the message."""
+
+
+class LoggedProgress(SilentProgress):
+    """Progress of a Python program: stages are not shown, notes are warnings of Python's ``logging``."""
+
+    def note(self, message: str) -> None:
+        """Log the message."""
+        logging.getLogger("kin_cli").warning(message)

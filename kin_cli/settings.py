@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Box
+from kin_cli.models.named import FULL_RANGE, NetworkChoice, find_generator
 from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.lookup import Interpolation
 from kin_cli.store.files import named_beside
+
+if TYPE_CHECKING:
+    import torch
 
 Method = Literal["in", "kin", "dn", "tin"]
 BORDERS = "borders between patches"  # how ``border_warning`` begins
@@ -34,7 +40,8 @@ class NormSettings:
     published method. ``kernel`` and ``interpolation`` None take those of the method, ``eps`` None that of each layer;
     ``halo_px`` and ``window_px`` None are chosen from the generator (``in``: no halo). ``measure_px`` is the side of
     the square in the middle of a patch that pass 1 measures; None: the whole patch. ``correction`` 0 is the biased
-    variance, 1 the unbiased one.
+    variance, 1 the unbiased one. ``squash`` gives the slide's thumbnail the shape of a patch, as the KIN authors' code
+    does, whatever the slide's shape is.
     """
 
     method: Method = "kin"
@@ -47,6 +54,7 @@ class NormSettings:
     eps: float | None = None
     thumbnail: Path | None = None
     measure_px: int | None = None
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if self.patch_px < 4 or self.patch_px % 4:
@@ -224,10 +232,13 @@ class Settings:
     """All settings of one translation. ``table`` is a folder that keeps the table, and ``config`` the TOML
     file that the settings came from, if any; neither changes the output. ``entry`` names the generator in a model file
     that holds several; ``model_norm`` is the kind of its norm layers, None: as the file tells.
+
+    ``network`` is a network of one's own: code that the user names, or a torch.nn.Module; ``model`` then holds its
+    weights, None: it has them. ``input_range`` are the numbers of black and white in its input and output.
     """
 
     source: SourceSettings
-    model: Path
+    model: Path | None
     output: OutputSettings
     norm: NormSettings = field(default_factory=NormSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
@@ -235,12 +246,109 @@ class Settings:
     config: Path | None = None
     entry: str | None = None
     model_norm: Literal["instance", "batch", "none"] | None = None
+    network: NetworkChoice | torch.nn.Module | None = None
+    input_range: tuple[float, float] = FULL_RANGE
+
+    @property
+    def model_name(self) -> str:
+        """The generator for messages and records: its file, or its network if it comes without a file."""
+        if self.model is not None:
+            return str(self.model)
+        network = self.network
+        return network.target if isinstance(network, NetworkChoice) else type(network).__name__
 
     def __post_init__(self) -> None:
+        if self.model is None and self.network is None:
+            raise UsageError("no generator was given", "give its file, or a network of your own")
+        if self.network is not None and self.model_norm is not None:
+            raise UsageError("--norm and --network exclude each other", "a network of your own has its own norm layers")
+        low, high = self.input_range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UsageError(f"input range {low:g},{high:g}: black must be less than white", "such as 0,1")
         if self.table is not None and self.norm.method == "tin":
             raise UsageError("--method tin has no table to keep", "its statistics are those of a thumbnail")
         if self.table is not None and self.source.on_read_error == "fill":
             raise UsageError("--table and --on-read-error fill exclude each other", "a kept table must not have gaps")
+
+
+def presets(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with ``seamless`` and ``authors`` expanded; one that is given takes precedence over them.
+
+    ``seamless`` False is the published setting. ``halo`` and ``window`` are a number of px, "auto" or None (not given,
+    as are the others).
+    """
+    method = options.get("method") or "kin"
+    halo, interpolation, window = options.get("halo"), options.get("interpolation"), options.get("window")
+    seamless, authors = options.get("seamless"), options.get("authors")
+    if seamless and method == "in":
+        raise UsageError("--method in has patch borders by definition", "--seamless goes with kin, dn and tin")
+    if not (not authors if seamless is None else seamless):
+        halo = 0 if halo is None else halo
+        window = options.get("patch_size") or NormSettings.patch_px if window is None and halo == 0 else window
+        interpolation = interpolation or ("nearest" if method == "kin" else None)
+    correction, eps = options.get("correction"), options.get("eps")
+    if authors:
+        correction = 1 if correction is None else correction
+        # The authors' KIN layer has no epsilon, their TIN layer has that of InstanceNorm.
+        eps = 0.0 if eps is None and method != "tin" else eps
+    return {
+        "method": method,
+        "interpolation": interpolation,
+        "window_px": window if isinstance(window, int) else None,
+        "halo_px": halo if isinstance(halo, int) else None,
+        "correction": correction or 0,
+        "eps": eps,
+        "squash": bool(authors) and method == "tin" and options.get("thumbnail") is None,
+    }
+
+
+def settings_of(
+    slide: Path | str, output: Path | str | None = None, *, generator: torch.nn.Module | Path | str, **options: Any
+) -> Settings:
+    """The settings of a translation as a Python program gives them; see ``kin_cli.translate``."""
+    given = dict(options)
+    kept = {name: given.get(name) for name in ("thumbnail", "patch_size")}
+    norm = presets({name: given.pop(name, None) for name in (*_PRESETS, *_PRESET_OF)} | kept)
+    for name in ("tissue", "thumbnail", "table"):
+        if isinstance(given.get(name), str) and given[name] not in ("auto", "none"):
+            given[name] = Path(given[name])
+    if isinstance(given.get("kernel"), str):
+        given["kernel"] = Kernel.parse(given["kernel"])
+    if isinstance(given.get("region"), tuple | list):
+        given["region"] = Box(*given["region"])
+    parts: dict[str, dict[str, Any]] = {"norm": norm, "source": {}, "output": {}, "compute": {}, "": {}}
+    for name, value in given.items():
+        field_name = _FIELDS.get(name, name)
+        part = next((part for part, names in _PARTS.items() if field_name in names), None)
+        if part is None or name in _FIELDS.values():
+            known = [*_PRESETS, *_PRESET_OF, *_FIELDS, *(n for names in _PARTS.values() for n in names)]
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "the options are those of kin translate, with underscores"
+            raise UsageError(f"translate has no option '{name}'", hint)
+        parts[part][field_name] = value
+    slide = Path(slide)
+    return Settings(
+        source=SourceSettings(slide=slide, **parts["source"]),
+        model=find_generator(Path(generator)) if isinstance(generator, str | Path) else None,
+        output=OutputSettings(Path(output) if output is not None else default_output(slide), **parts["output"]),
+        norm=NormSettings(**parts["norm"]),
+        compute=ComputeSettings(**parts["compute"]),
+        network=None if isinstance(generator, str | Path) else generator,
+        **parts[""],
+    )
+
+
+_PRESETS = ("seamless", "authors")
+_PRESET_OF = ("method", "halo", "window", "interpolation", "correction", "eps")
+_FIELDS = {"patch_size": "patch_px", "measure_size": "measure_px", "norm": "model_norm"}
+_PARTS = {
+    "norm": {"kernel", "patch_px", "thumbnail", "measure_px"},
+    "source": {f.name for f in fields(SourceSettings)} - {"slide"},
+    "output": {f.name for f in fields(OutputSettings)} - {"path"},
+    "compute": {f.name for f in fields(ComputeSettings)},
+    "": {"table", "entry", "model_norm", "input_range"},
+}
+"""The options of ``settings_of`` by the part of the settings that they belong to."""
 
 
 def default_output(slide: Path) -> Path:

@@ -127,7 +127,8 @@ def test_heavy_libraries_stay_where_they_belong() -> None:
 def public(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
     """Public functions and classes of a module."""
     for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+        overloaded = "overload" in map(ast.unparse, getattr(node, "decorator_list", ()))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not (node.name.startswith("_") or overloaded):
             yield node
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from kin_cli.bench.limits import Clock, Timing, Work, count_work, repeated
 from kin_cli.concurrency import prefetch
 from kin_cli.geometry import Cell, Floats, Pixels, Size
+from kin_cli.models.architectures import Spec
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.engine import Engine, EnginePool
 from kin_cli.plan import Plan
@@ -97,6 +98,12 @@ def estimated_seconds(plan: Plan) -> float:
     return sum(count * cost for count, cost in plan.outlook().values()) * seconds / len(plan.devices)
 
 
+def _spec(plan: Plan) -> Spec:
+    spec = plan.generator.spec
+    assert spec is not None, "the command takes no network of one's own"
+    return spec
+
+
 @dataclass(frozen=True)
 class Stage:
     """Time of a stage per patch (per pixels of a patch), and its FLOP per patch if it is a pass."""
@@ -126,7 +133,7 @@ class Bench:
     @cached_property
     def work(self) -> Work:
         """FLOP of a patch."""
-        return count_work(self.plan.generator.spec, Size(self.plan.grid.step, self.plan.grid.step))
+        return count_work(_spec(self.plan), Size(self.plan.grid.step, self.plan.grid.step))
 
     @cached_property
     def patches(self) -> list[Pixels]:
@@ -158,7 +165,7 @@ class Bench:
         side = self.plan.settings.norm.measured_px
         middle = self.plan.grid.middle(Cell(0, 0), side).slices()
         batch = [np.ascontiguousarray(pixels[middle]) for pixels in self.patches[: self.plan.batch]]
-        flop = count_work(self.plan.generator.spec, Size(side, side)).measure
+        flop = count_work(_spec(self.plan), Size(side, side)).measure
         return Stage("measure", self._passes(lambda engine: engine.measure(batch)).per(len(batch)), flop)
 
     def apply(self) -> Stage:

@@ -78,7 +78,7 @@ def batch(
         own = {"output": task.output, "source_mpp": task.source_mpp, "model": task.model, "tissue": task.mask}
         return settings_from(task.slide, options | {name: value for name, value in own.items() if value is not None})
 
-    if options["model"] is None and any(task.model is None for task in tasks):
+    if options["model"] is None and options["network"] is None and any(task.model is None for task in tasks):
         options["model"] = bundled_generator()
     _refuse_absent(options["model"], options["tissue"], *(task.model for task in tasks))
     command = ["kin", *(click.get_current_context().obj or ())]

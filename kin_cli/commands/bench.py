@@ -10,6 +10,7 @@ import cloup
 from kin_cli.commands.options import MODEL_HELP, bundled_generator
 from kin_cli.commands.parameters import (
     FILE,
+    ModelType,
     SizeType,
     auto_as_none,
     batch_size_option,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @cloup.command(short_help="Measure the speed of this machine.", epilog=examples("kin bench --quick"))
-@cloup.option("-m", "--model", type=FILE, help=MODEL_HELP)
+@cloup.option("-m", "--model", type=ModelType(), help=MODEL_HELP)
 @cloup.option(
     "--architecture",
     type=click.Choice(["cut", "cyclegan", "urust"]),

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import cloup
 
-from kin_cli.commands.options import entry_option, norm_option
+from kin_cli.commands.options import entry_option, network_settings, norm_option, with_network_options
 from kin_cli.commands.parameters import FILE, examples, series_option
 from kin_cli.commands.progress import duration
 from kin_cli.commands.streams import json_text, show
-from kin_cli.errors import InputError
+from kin_cli.errors import InputError, UsageError
 from kin_cli.store.files import bytes_text, file_sha256, named_beside
 
 if TYPE_CHECKING:
+    from kin_cli.models.checkpoint import Generator
     from kin_cli.plan import Plan
     from kin_cli.pyramid.provenance import Provenance
 
@@ -43,23 +44,30 @@ _ESTIMATES = ("table_bytes", "disk_bytes", "memory_bytes")
 @series_option
 @entry_option
 @norm_option
+@with_network_options
 @cloup.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
-def info(
-    file: Path, patch_size: int | None, series: int | None, entry: str | None, model_norm: str | None, as_json: bool
-) -> None:
+def info(file: Path, patch_size: int | None, series: int | None, as_json: bool, **options: Any) -> None:
     """Describe FILE: a slide, or a generator's checkpoint (.pth, .pt, .ckpt, .safetensors).
 
-    Of an output of kin it also tells how it was made: program, source, generator, settings and digest. A TIFF holds
-    that itself; of a PNG or JPEG it is in the record beside it (FILE.json).
+    FILE may be a name that kin models lists. With --network, FILE holds the weights of that network. Of an output of
+    kin it also tells how it was made: program, source, generator, settings and digest. A TIFF holds that itself; of a
+    PNG or JPEG it is in the record beside it (FILE.json).
     """
-    is_model = file.suffix.lower() in _MODEL_ENDINGS
-    facts = _model(file, entry, model_norm) if is_model else _slide(file, patch_size, series)
+    file = _of_shelf(file)
+    is_model = file.suffix.lower() in _MODEL_ENDINGS or options["network"] is not None
+    facts = _model(file, patch_size or 512, options) if is_model else _slide(file, patch_size, series)
     if as_json:
         show(json_text(facts))
     else:
         card, made = facts.pop("metadata", {}), facts.pop("made", None)
         rows = [(_LABELS.get(name, name.replace("_", " ")), _text(name, value)) for name, value in facts.items()]
         show(table_text(rows + _card_rows(card, known=facts.keys() | {"format"}) + _made_rows(made)))
+
+
+def _of_shelf(file: Path) -> Path:
+    from kin_cli.models.named import shelf
+
+    return file if file.exists() or len(file.parts) != 1 else shelf()[0].get(file.name, file)
 
 
 @cloup.command(
@@ -124,7 +132,7 @@ def describe_plan(plan: Plan, seconds: float | None = None) -> str:
         [
             ("slide", f"{plan.settings.source.slide} ({view.slide.format})"),
             ("image", f"{view.size} px, {mpp_text(view.mpp)}"),
-            ("generator", f"{generator.architecture}, width {generator.width}, {generator.blocks} blocks"),
+            ("generator", _generator_text(generator)),
             ("method", f"{norm.method}{smoothing}"),
             ("patches", f"{patches}{measured}"),
             ("windows", f"{plan.window_px} px, halo {plan.halo_px} px"),
@@ -140,6 +148,12 @@ def describe_plan(plan: Plan, seconds: float | None = None) -> str:
     )
 
 
+def _generator_text(generator: Generator) -> str:
+    if generator.spec is None:
+        return f"{generator.architecture}, {_counted(generator.norm_layers, 'exchanged norm')}"
+    return f"{generator.architecture}, width {generator.width}, {generator.blocks} blocks"
+
+
 def table_text(rows: list[tuple[str, str]]) -> str:
     """Return rows of a name and a value as text in two aligned columns."""
     width = max(len(name) for name, _ in rows)
@@ -151,10 +165,18 @@ def mpp_text(mpp: float | None) -> str:
     return "pixel size unknown" if mpp is None else f"{mpp:.4g} µm/px"
 
 
-def _model(file: Path, entry: str | None, norm: Any) -> dict[str, object]:
+def _model(file: Path, patch_size: int, options: dict[str, Any]) -> dict[str, object]:
     from kin_cli.models.checkpoint import describe, load_generator
+    from kin_cli.models.own import load_network
 
-    return {"file": str(file), **describe(load_generator(file, entry=entry, norm=norm))}
+    own = network_settings(options)
+    entry, norm = options["entry"], options["model_norm"]
+    if own["network"] is None:
+        return {"file": str(file), **describe(load_generator(file, entry=entry, norm=norm))}
+    if norm is not None:
+        raise UsageError("--norm and --network exclude each other", "a network of your own has its own norm layers")
+    loaded = load_network(own["network"], file, entry=entry, input_range=own["input_range"], patch_px=patch_size)
+    return {"file": str(file), **describe(loaded)}
 
 
 def _slide(file: Path, patch_size: int | None, series: int | None) -> dict[str, object]:

@@ -24,6 +24,7 @@ from kin_cli.commands.compare import compare, sweep
 from kin_cli.commands.doctor import doctor
 from kin_cli.commands.evaluate import evaluate
 from kin_cli.commands.info import check, info
+from kin_cli.commands.models import models
 from kin_cli.commands.parameters import examples
 from kin_cli.commands.progress import add_verbosity
 from kin_cli.commands.sample import sample
@@ -60,7 +61,7 @@ def cli(arguments: tuple[str, ...] | None, debug: bool) -> None:  # noqa: ARG001
 SECTIONS = {
     "Translate": (translate, batch, assemble),
     "Look and measure": (info, check, tissue, seams, evaluate, compare, sweep, analyse),
-    "Make generators": (train,),
+    "Generators": (models, train),
     "This machine": (doctor, bench, sample, templates),
 }
 for title, commands in SECTIONS.items():

@@ -15,6 +15,8 @@ from kin_cli.commands.parameters import (
     FILE,
     AutoInt,
     KernelType,
+    ModelType,
+    RangeType,
     RegionType,
     auto_as_none,
     batch_size_option,
@@ -32,7 +34,10 @@ from kin_cli.errors import UsageError
 if TYPE_CHECKING:
     from kin_cli.settings import Settings
 
-MODEL_HELP = "Generator: a .pth or .safetensors file.  [default: the bundled one, H&E to synaptophysin IHC]"
+MODEL_HELP = (
+    "Generator: a .pth or .safetensors file, or a name that kin models lists."
+    "  [default: the bundled one, H&E to synaptophysin IHC]"
+)
 entry_option = cloup.option(
     "--entry", help="Entry of a training bundle that holds the generator, if it holds several, such as netG_A2B."
 )
@@ -42,8 +47,23 @@ norm_option = cloup.option(
     type=click.Choice(["instance", "batch", "none"]),
     help="Norm layers that the generator was trained with.  [default: as its file tells]",
 )
+network_options = (
+    cloup.option(
+        "--network",
+        help="A network of your own, whose weights --model holds: FILE.py:NAME, package.module:NAME, or a name that an"
+        " installed package brings. Its code is run.",
+    ),
+    cloup.option(
+        "--network-args", help="""Arguments of its constructor, a JSON object: '{"ngf": 64}'.  [default: none]"""
+    ),
+    cloup.option(
+        "--input-range",
+        type=RangeType(),
+        help="Numbers of black and white in the generator's input and output.  [default: -1,1]",
+    ),
+)
 _COMMON = (
-    cloup.option("-m", "--model", type=FILE, help=MODEL_HELP),
+    cloup.option("-m", "--model", type=ModelType(), help=MODEL_HELP),
     cloup.option(
         "--kernel",
         type=KernelType(),
@@ -108,7 +128,11 @@ _NORMALIZATION = (
         type=int,
         help="Measure the statistics in only this central square of each patch, px; faster.  [default: whole patch]",
     ),
-    cloup.option("--authors", is_flag=True, help="Compute as the KIN authors' code does: --correction 1 --eps 0."),
+    cloup.option(
+        "--authors",
+        is_flag=True,
+        help="Compute as the KIN authors' code does: --correction 1 --eps 0; tin: the thumbnail squashed to one patch.",
+    ),
     cloup.option("--correction", type=click.IntRange(0, 1), help="Variance: 0 biased, 1 unbiased.  [default: 0]"),
     cloup.option("--eps", type=float, help="Constant added to the variance.  [default: each layer's own]"),
     cloup.option(
@@ -142,6 +166,7 @@ _SLIDE = (
 _GENERATOR = (
     entry_option,
     norm_option,
+    *network_options,
 )
 _OUTPUT = (
     cloup.option(
@@ -179,6 +204,13 @@ _MACHINE = (
         help="Number of threads that read and write.  [default: all cores, at most 8]",
     ),
 )
+
+
+def with_network_options(command: Any) -> Any:
+    """Add ``network_options``."""
+    for option in reversed(network_options):
+        command = option(command)
+    return command
 
 
 class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
@@ -233,7 +265,7 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
     output = {name: options[name] for name in written}
     return Settings(
         source=SourceSettings(slide=slide, **source),
-        model=options["model"] or bundled_generator(),
+        model=options["model"] or (None if options["network"] else bundled_generator()),
         output=OutputSettings(path=options["output"] or default_output(slide), **output),
         norm=NormSettings(**_norm_options(options)),
         compute=ComputeSettings(
@@ -246,35 +278,31 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
         table=options.get("table"),
         entry=options["entry"],
         model_norm=options["model_norm"],
+        **network_settings(options),
         config=config_file(),
     )
 
 
+def network_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of ``Settings`` for a network of one's own, from the values of ``network_options``."""
+    from kin_cli.models.named import FULL_RANGE, NetworkChoice
+
+    target, arguments = options["network"], options["network_args"]
+    if arguments is not None and target is None:
+        raise UsageError("--network-args needs --network", "they are the arguments of its constructor")
+    network = None if target is None else NetworkChoice(target, arguments or "{}")
+    if network is not None:
+        network.values  # noqa: B018 - refused before torch is loaded
+    return {"network": network, "input_range": options["input_range"] or FULL_RANGE}
+
+
 def _norm_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Expand ``--paper`` and ``--authors``; an option that is given explicitly takes precedence over them."""
-    method = options["method"] or "kin"
-    halo, interpolation, window = options["halo"], options["interpolation"], options["window"]
-    if options["seamless"] and method == "in":
-        raise UsageError("--method in has patch borders by definition", "--seamless goes with kin, dn and tin")
-    seamless = not options["authors"] if options["seamless"] is None else options["seamless"]
-    if not seamless:
-        halo = 0 if halo is None else halo
-        window = options["patch_size"] if window is None and halo == 0 else window
-        interpolation = interpolation or ("nearest" if method == "kin" else None)
-    correction, eps = options["correction"], options["eps"]
-    if options["authors"]:
-        correction = 1 if correction is None else correction
-        # The authors' KIN layer has no epsilon, their TIN layer has that of InstanceNorm.
-        eps = 0.0 if eps is None and method != "tin" else eps
+    from kin_cli.settings import presets
+
     return {
-        "method": method,
+        **presets(options),
         "kernel": options["kernel"],
-        "interpolation": interpolation,
         "patch_px": options["patch_size"],
-        "window_px": auto_as_none(window),
-        "halo_px": auto_as_none(halo),
-        "correction": correction or 0,
-        "eps": eps,
         "thumbnail": options["thumbnail"],
         "measure_px": options["measure_size"],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -49,6 +50,24 @@ class RegionType(click.ParamType):
         return Box(x, y, width, height)
 
 
+class RangeType(click.ParamType):
+    """``0,1``: two numbers, the smaller one first."""
+
+    name = "low,high"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the two numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(number) for number in str(value).split(","))
+        except ValueError:
+            low = high = math.nan
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            self.fail(f"'{value}' is not a range; write two numbers such as 0,1, that of black first", param, ctx)
+        return low, high
+
+
 class SizeType(click.ParamType):
     """``8192`` or ``8192x4096``."""
 
@@ -85,6 +104,18 @@ def examples(*lines: str) -> str:
 def auto_as_none(value: int | str | None) -> int | None:
     """Return the number that ``AutoInt`` parsed, or None for ``auto`` and for an option that was not given."""
     return value if isinstance(value, int) else None
+
+
+class ModelType(click.ParamType):
+    """A generator: the path of its file, or a name that ``kin models`` lists."""
+
+    name = "file|name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        """Find the file of a name."""
+        from kin_cli.models.named import find_generator
+
+        return find_generator(Path(value))
 
 
 class TissueType(click.ParamType):
@@ -263,7 +294,7 @@ def _config_value(file: Path, key: str, value: Any, option: click.Option, ctx: c
 
 
 def _single_value(file: Path, key: str, value: Any, option: click.Option, ctx: click.Context) -> Any:
-    text = isinstance(option.type, (click.Path, TissueType, click.types.StringParamType, click.Choice))
+    text = isinstance(option.type, (click.Path, ModelType, TissueType, click.types.StringParamType, click.Choice))
     if option.is_flag:
         kinds: tuple[type, ...] = (bool,)
         needed = "true or false"

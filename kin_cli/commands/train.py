@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import cloup
 
-from kin_cli.commands.parameters import RegionType, config_option, examples
+from kin_cli.commands.parameters import ModelType, RegionType, config_option, examples
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import tell_output
 
@@ -182,7 +182,14 @@ def _networks(*, antialias: bool, init: str) -> Callable[[Command], Command]:
             metavar="KIND:VALUE",
             help="Initial weights: normal:DEVIATION or xavier:GAIN.",
         ),
-        cloup.option("--start", type=_PATH, help="Start from the weights of this generator: .pth or .safetensors."),
+        cloup.option(
+            "--start",
+            type=ModelType(),
+            help="Start from the weights of this generator: .pth, .safetensors or a name of kin models.",
+        ),
+        cloup.option(
+            "--entry", "start_entry", help="Entry of a training bundle that holds the generator to start from."
+        ),
     )
     return lambda command: cloup.option_group("Networks", *options)(command)
 

@@ -20,7 +20,20 @@ if TYPE_CHECKING:
     from kin_cli.settings import Settings
 
 _SHARED = (
-    *("model", "entry", "model_norm", "patch_size", "authors", "correction", "eps", "tissue", "background"),
+    *(
+        "model",
+        "entry",
+        "model_norm",
+        "network",
+        "network_args",
+        "input_range",
+        "patch_size",
+        "authors",
+        "correction",
+        "eps",
+        "tissue",
+        "background",
+    ),
     *("level", "mpp", "source_mpp", "series", "region", "device", "precision", "compile", "batch_size", "workers"),
 )
 # Lossless: JPEG with subsampled chroma would show seams at the edges of the file's tiles.
@@ -86,7 +99,8 @@ def _defaults() -> dict[str, Any]:
 
 def base_settings(slide: Path, options: dict[str, Any], *, folder: Path) -> Settings:
     """Return the settings that all variants start from. Sets ``options["model"]``, so that its note is printed once."""
-    options["model"] = options["model"] or bundled_generator()
+    if options["network"] is None:
+        options["model"] = options["model"] or bundled_generator()
     return settings_from(slide, {**_defaults(), **options, "thumbnail": None, "output": folder / "base.tif"})
 
 

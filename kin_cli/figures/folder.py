@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kin_cli.errors import OutputError
+from kin_cli.outputs import network_inputs
 from kin_cli.settings import Settings
 from kin_cli.slide.files import SlideIdentity
 from kin_cli.store.files import WORK_ENDING, named_beside, os_errors_as_output_errors, read_regular, write_atomic
@@ -119,8 +120,9 @@ def _settings(base: Settings) -> Any:
     """All settings as JSON, with the stamps of slide and model."""
     model: list[int] = []
     with suppress(OSError):  # it is missing, which is told when it is loaded
-        status = base.model.stat()
-        model = [status.st_size, status.st_mtime_ns]
+        for file, _ in network_inputs(base):
+            status = file.stat()
+            model += [status.st_size, status.st_mtime_ns]
     slide = base.source.slide
     stamps = SlideIdentity(slide).stamps if slide.is_file() else []  # otherwise it is refused where it is opened
     described = {**asdict(base), "slide": stamps, "model stamp": model}

@@ -73,7 +73,7 @@ def analysis_figure(found: Analysis) -> Any:
     """
     figure = new_figure(12.5, 8.6)
     base = found.settings.base
-    names = f"{shown_name(base.source.slide)}   ·   {shown_name(base.model)}"
+    names = f"{shown_name(base.source.slide)}   ·   {shown_name(Path(base.model_name))}"
     heading = f"{names}   ·   {found.patches} patches of {found.patch_px} px"
     if found.drawn < found.patches:
         heading += f", {found.drawn} of them drawn"

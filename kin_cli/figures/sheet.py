@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kin_cli.evaluation.run import seam_detail
@@ -255,7 +256,7 @@ def _heading(found: Comparison) -> str:
     scale = "" if view.mpp is None else f", {view.mpp:.3g} µm/px"
     parts = (
         f"{shown_name(base.source.slide)}, {view.size} px{scale}",
-        shown_name(base.model),
+        shown_name(Path(base.model_name)),
         f"patches of {base.norm.patch_px} px",
     )
     return "   ·   ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -26,10 +27,10 @@ from kin_cli.models.resnet import (
     UrustGenerator,
     UrustSpec,
 )
-from kin_cli.models.unet import MIN_DOWNS, UnetGenerator, UnetSpec
+from kin_cli.models.unet import MIN_DOWNS, FlatUnetGenerator, FlatUnetSpec, UnetGenerator, UnetSpec
 from kin_cli.models.weights import Weights, listed
 
-Spec = ResnetSpec | UrustSpec | UnetSpec
+Spec = ResnetSpec | UrustSpec | UnetSpec | FlatUnetSpec
 
 _KNOWN_HINT = (
     "known architectures: resnet-cyclegan, resnet-cut, resnet (antialias down or up only), urust, unet_128, unet_256"
@@ -37,6 +38,7 @@ _KNOWN_HINT = (
 _EXPORT = "export the whole state dict of the generator"
 _BATCH_OR_INSTANCE = "--norm batch, or --norm instance if it was trained with InstanceNorm2d(track_running_stats=True)"
 _NONE_OR_INSTANCE = "--norm none, or --norm instance if norm layers without parameters follow its convolutions"
+_ENDS = "padding in front of its first and last convolution cannot be told from the file"
 _BY_ORDER = (
     "recognised by the shapes of its layers in the order of the file, not by their names; its padding cannot be told "
     "from the file: taken as reflection before convolutions of stride 1: compare a patch with your own code"
@@ -50,6 +52,8 @@ _NUMBERED = re.compile(r"(\w+\.)?\d+\.")
 _CHAIN = re.compile(r"(\w+)\.(\d+)\.(?:([A-Za-z_]\w*)\.(\d+)\.)?(\w+)")
 _URUST = re.compile(r"resnetblocks4\.(\d+)\.model\.\d+\.weight")
 _UNET = re.compile(r"(model\.model\.)(?:1\.model\.)(?:3\.model\.)*\d+\.weight")
+
+_FLAT_UNET = re.compile(r"down(\d+)\.model\.0\.weight")
 
 _OTHER_NETWORKS = (
     (r"model\.0\.weight", "a PatchGAN discriminator"),
@@ -69,6 +73,8 @@ def build(spec: Spec) -> nn.Module:
     """Build the generator of a spec with PyTorch's default initialisation; on ``meta`` if only its keys are needed."""
     if isinstance(spec, ResnetSpec):
         return ResnetGenerator(spec)
+    if isinstance(spec, FlatUnetSpec):
+        return FlatUnetGenerator(spec)
     return UrustGenerator(spec) if isinstance(spec, UrustSpec) else UnetGenerator(spec)
 
 
@@ -87,32 +93,37 @@ def recognise(weights: Weights, norm: Norm | None = None) -> tuple[Weights, Spec
     Raises ``ModelError``, naming the mismatch: another network, norm layers of a kind that cannot be told, missing or
     unexpected keys, wrong shapes, not three channels in and out, or a blur filter other than the official one.
     """
-    weights = _renamed(weights)
-    names = list(weights.tensors)
-    # by keys of inner blocks: a discriminator has model.0 and model.2, too
-    if any(_RESNET.fullmatch(name) for name in names):
-        spec: Spec = _resnet_spec(weights)
-    elif any(_URUST.fullmatch(name) for name in names):
-        spec = _urust_spec(weights)
-    elif any(_UNET.fullmatch(name) for name in names):
-        spec = _unet_spec(weights)
-    elif found := _by_order(weights):
-        weights, spec = found
-    else:
-        _refuse_unknown(weights)
+    weights, spec = _by_keys(_renamed(weights))
     _require_fit(weights, spec)
-    if not isinstance(spec, UrustSpec):
+    if not isinstance(spec, UrustSpec | FlatUnetSpec):
         spec = dataclasses.replace(spec, norm=_norm_of(weights, spec, norm))
         if spec.norm == "batch":
             weights = _with_running_stats(weights)
             _require_fit(weights, spec)
     elif norm not in (None, "instance"):
-        weights.refuse("is of the architecture urust, which has InstanceNorm", "leave out --norm")
+        weights.refuse(f"is of the architecture {spec.architecture}, which has InstanceNorm", "leave out --norm")
+    if isinstance(spec, ResnetSpec) and spec.padding == "zeros":
+        note = f"{_ENDS}: taken as {'zeros' if spec.ends == 'zeros' else 'reflection'}"
+        weights = dataclasses.replace(weights, notes=(*weights.notes, note))
     if (spec.in_channels, spec.out_channels) != (3, 3):
         weights.refuse(
             f"translates {spec.in_channels} channels to {spec.out_channels}", "KIN needs a generator from RGB to RGB"
         )
     return weights, spec
+
+
+def _by_keys(weights: Weights) -> tuple[Weights, Spec]:
+    """The weights under official keys, and the spec that their keys and shapes tell, norm layers aside."""
+    # by keys of inner blocks: a discriminator has model.0 and model.2, too
+    for pattern, spec_of in (
+        (_RESNET, _resnet_spec),
+        (_URUST, _urust_spec),
+        (_UNET, _unet_spec),
+        (_FLAT_UNET, _flat_unet_spec),
+    ):
+        if any(pattern.fullmatch(name) for name in weights.tensors):
+            return weights, spec_of(weights)
+    return _by_order(weights) or _refuse_unknown(weights)
 
 
 def _norm_of(weights: Weights, spec: ResnetSpec | UnetSpec, given: Norm | None) -> Norm:
@@ -273,6 +284,15 @@ def _unet_spec(weights: Weights) -> UnetSpec:
     )
 
 
+def _flat_unet_spec(weights: Weights) -> FlatUnetSpec:
+    _, downs = _numbers(weights, _FLAT_UNET, "down{}")
+    width, in_channels = _channels(weights, "down1.model.0.weight")
+    out_channels, _ = _channels(weights, "final.2.weight")
+    if downs < MIN_DOWNS:
+        weights.refuse(f"is a U-Net of {downs} downsamplings", f"those of PyTorch-GAN have at least {MIN_DOWNS}")
+    return FlatUnetSpec(width=width, downs=downs, in_channels=in_channels, out_channels=out_channels)
+
+
 def _numbers(weights: Weights, pattern: re.Pattern[str], block: str) -> tuple[int, int]:
     """Numbers of the first and last residual block; all between must be there."""
     seen = {int(match[1]) for name in weights.tensors if (match := pattern.fullmatch(name))}
@@ -351,10 +371,13 @@ def layer_blocks(layers: Sequence[tuple[str, int]]) -> list[LayerBlock]:
     """Group norm layers, given as (name, channels) in running order (``TableNetwork.layers``), into blocks.
 
     A ResNet has ``conv``, ``down 1``, ``down 2``, ``residual`` (all residual blocks), ``up 1``, ``up 2``, as in the
-    paper's Figure S1; a U-Net has one block for each norm layer. Works for the known architectures.
+    paper's Figure S1; a U-Net has one block for each norm layer, and so has a network of one's own, under their names.
     """
     starts = [0, *accumulate(channels for _, channels in layers)]
     blocks: list[LayerBlock] = []
+    if any(name.split(".")[0] == "net" for name, _ in layers):
+        slices = itertools.pairwise(starts)
+        return [LayerBlock(name, 1, slice(*ends)) for (name, _), ends in zip(layers, slices, strict=True)]
     numbered = enumerate(_kinds([name for name, _ in layers]))
     for key, group in groupby(numbered, key=lambda pair: pair[1] if pair[1] == "residual" else pair):
         members = [number for number, _ in group]
@@ -370,7 +393,7 @@ def _kinds(names: list[str]) -> list[str]:
     """``conv``, ``down``, ``residual`` or ``up`` for each norm layer of a known architecture."""
     residual = [number for number, name in enumerate(names) if any(part in name for part in _RESIDUAL)]
     if not residual:
-        return ["down" if name.endswith(_UNET_DOWN) else "up" for name in names]
+        return ["down" if name.endswith(_UNET_DOWN) or name.startswith("down") else "up" for name in names]
     kinds = []
     for number in range(len(names)):
         before = "conv" if number == 0 else "down"
@@ -388,6 +411,8 @@ def halo_px(spec: Spec) -> int:
     For a U-Net with n downsamplings the radius is 3 · (2ⁿ - 1) pixels: n convolutions of 4 taps and stride 2 down, and
     n up; 765 for ``unet_256``. For the others ``measured_radius_px`` measures it, on a generator of width 1.
     """
+    if isinstance(spec, FlatUnetSpec):
+        return 3 * spec.stride  # the repeated pixels of the last doubling add less than 3
     if isinstance(spec, UnetSpec):
         return 3 * (spec.stride - 1)
     narrow = dataclasses.replace(spec, width=1, in_channels=1, out_channels=1, affine=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from kin_cli.errors import ModelError, UsageError
 from kin_cli.models.architectures import Spec, build, halo_px, recognise
 from kin_cli.models.bundles import core, names_average, names_generator, names_other
+from kin_cli.models.named import FULL_RANGE
+from kin_cli.models.named import bundled_model as bundled_model
 from kin_cli.models.resnet import Norm
-from kin_cli.models.unet import UnetSpec
+from kin_cli.models.unet import FlatUnetSpec, UnetSpec
 from kin_cli.models.weights import Weights, listed, read_networks, split_weights
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 
@@ -26,6 +29,8 @@ _SHOWN = 3  # reasons in a message
 _NO_STATISTICS = "it has no InstanceNorm: --method and --kernel change nothing, and --seamless is exact"
 _MPP_RANGE = (0.001, 10_000.0)  # µm per pixel, wider than any microscope
 _OF_VARIANTS = ("norm", "padding", "halvings", "resize", "up_bias")
+Reading = Callable[[Weights], tuple[Weights, Any]]
+"""Recognises a network: returns it under the right keys with its spec, or raises ``ModelError``."""
 NOTICE = "no --model given: using the bundled generator, H&E to synaptophysin IHC; research only, not for diagnosis"
 
 
@@ -37,13 +42,18 @@ class Generator:
     downsamplings of a U-Net. ``channels`` is ΣC over all norm layers. Height and width of inputs must be multiples of
     ``stride`` px; ``halo`` is the radius of the receptive field in px. ``sha256`` is the checksum of the file.
     ``notes`` lists what loading changed; ``metadata`` is empty unless the file is a safetensors file.
+
+    The rest is of networks of one's own, which have no spec, width or blocks: ``facts`` is what identifies the code,
+    ``sites`` are the calls of a norm (name, channels) if these are to be exchanged and not the layers, ``side`` a side
+    in px that it takes, ``bytes_per_px`` the memory of its feature maps. ``input_range`` are the numbers of black and
+    white in its input and output.
     """
 
     module: nn.Module
     architecture: str
-    width: int
-    blocks: int
-    spec: Spec
+    width: int | None
+    blocks: int | None
+    spec: Spec | None
     norm_layers: int
     channels: int
     stride: int
@@ -51,6 +61,11 @@ class Generator:
     sha256: str
     notes: tuple[str, ...]
     metadata: dict[str, str]
+    facts: dict[str, object] = field(default_factory=dict)
+    sites: list[tuple[str, int]] | None = None
+    side: int | None = None
+    bytes_per_px: float | None = None
+    input_range: tuple[float, float] = FULL_RANGE
 
     @property
     def trained_mpp(self) -> float | None:
@@ -82,7 +97,7 @@ def load_generator(path: Path, *, entry: str | None = None, norm: Norm | None = 
         module=module,
         architecture=spec.architecture,
         width=spec.width,
-        blocks=spec.downs if isinstance(spec, UnetSpec) else spec.blocks,
+        blocks=spec.downs if isinstance(spec, UnetSpec | FlatUnetSpec) else spec.blocks,
         spec=spec,
         norm_layers=len(norms),
         channels=sum(norms),
@@ -99,7 +114,7 @@ class _Candidate:
     """A network in a file: a generator if it has a spec, else refused with an error."""
 
     weights: Weights
-    spec: Spec | None
+    spec: Any
     error: ModelError | None = None
 
     @property
@@ -120,7 +135,15 @@ class _Candidate:
 
 def choose(path: Path, entry: str | None = None, norm: Norm | None = None) -> tuple[Weights, Spec]:
     """The generator in a file and its spec. Raises ``ModelError`` if there is none, or several and no ``entry``."""
-    found = [candidate for weights in read_networks(path) for candidate in _candidates(weights, norm)]
+    return pick(path, entry, lambda weights: recognise(weights, norm))
+
+
+def pick(path: Path, entry: str | None, reading: Reading) -> tuple[Weights, Any]:
+    """The network in a file that ``reading`` accepts, as ``reading`` returns it; it raises ``ModelError`` for others.
+
+    Raises ``ModelError`` if there is none, or several and no ``entry``.
+    """
+    found = [candidate for weights in read_networks(path) for candidate in _candidates(weights, reading)]
     if entry is not None:
         found = _named(path, found, entry)
     kept, averages = _averages_first(found)
@@ -144,17 +167,17 @@ def choose(path: Path, entry: str | None = None, norm: Norm | None = None) -> tu
     return replace(chosen.weights, notes=(*chosen.weights.notes, *notes)), chosen.spec
 
 
-def _candidates(weights: Weights, norm: Norm | None, depth: int = 0) -> list[_Candidate]:
+def _candidates(weights: Weights, reading: Reading, depth: int = 0) -> list[_Candidate]:
     """The network, or the networks under its prefixes if it is no generator as a whole, or has its keys behind them."""
     try:
-        found, spec = recognise(weights, norm)
+        found, spec = reading(weights)
         whole = _Candidate(found, spec)
         if found.tensors.keys() == weights.tensors.keys():
             return [whole]
     except ModelError as error:
         whole = _Candidate(weights, None, error)
     parts = split_weights(weights) if depth < _MAX_PREFIXES else []
-    inner = [candidate for part in parts for candidate in _candidates(part, norm, depth + 1)]
+    inner = [candidate for part in parts for candidate in _candidates(part, reading, depth + 1)]
     fitting = any(candidate.spec is not None for candidate in inner)
     named = any(names_generator(candidate.name.removeprefix(weights.entry)) for candidate in inner)
     return inner if fitting or (named and whole.spec is None) else [whole]
@@ -264,8 +287,8 @@ def describe(generator: Generator) -> dict[str, object]:
     """The properties of a generator as a JSON object, sizes in pixels."""
     return {
         "architecture": generator.architecture,
-        "width": generator.width,
-        "blocks": generator.blocks,
+        **generator.facts,
+        **({} if generator.spec is None else {"width": generator.width, "blocks": generator.blocks}),
         "norm_layers": generator.norm_layers,
         "norm_channels": generator.channels,
         "parameters": sum(parameter.numel() for parameter in generator.module.parameters()),
@@ -308,8 +331,3 @@ def _unusable(metadata: Mapping[str, str]) -> list[str]:
     if mpp is None or _pixel_size(mpp) is not None:
         return []
     return [f"ignored its pixel size '{listed([mpp[:40]])}', which is not a number of µm"]
-
-
-def bundled_model() -> Path:
-    """Path of the bundled generator, which ``kin translate`` uses without ``--model``."""
-    return Path(__file__).parents[1] / "weights" / "he2syn.safetensors"

@@ -100,6 +100,15 @@ class ResnetSpec:
             raise ValueError(f"either resized or antialiased: {self}")
 
     @property
+    def ends(self) -> Padding:
+        """Padding in front of the first and the last convolution: zeros in DeepLIIF, which pads its blocks so, too.
+
+        The file does not show it; networks with BatchNorm or its kind of upsampling are taken for DeepLIIF's.
+        """
+        deepliif = self.norm == "batch" or self.resize == "reflect"
+        return "zeros" if self.padding == "zeros" and deepliif else "reflect"
+
+    @property
     def architecture(self) -> str:
         """Name of the architecture: the project that uses it, and in what the generator differs from it."""
         names = {
@@ -135,13 +144,13 @@ class ResnetGenerator(nn.Module):
         width = spec.width
         block = ResidualBlock if (spec.norm, spec.padding) == ("instance", "reflect") else OtherResidualBlock
         self.model = nn.Sequential(
-            nn.ReflectionPad2d(3),
+            _end(spec),
             nn.Conv2d(spec.in_channels, width, 7, bias=spec.bias),
             *_norm_relu(width, spec),
             *(layer for n in range(spec.halvings) for layer in _down(2**n * width, spec)),
             *(block(spec.stride * width, spec) for _ in range(spec.blocks)),
             *(layer for n in range(spec.halvings, 0, -1) for layer in _up(2**n * width, spec)),
-            nn.ReflectionPad2d(3),
+            _end(spec),
             nn.Conv2d(width, spec.out_channels, 7),  # always has a bias
             nn.Tanh(),
         )
@@ -245,6 +254,10 @@ def require_multiple(x: Tensor, stride: int) -> None:
     height, width = x.shape[-2:]
     if height % stride or width % stride:
         raise ValueError(f"the generator needs height and width in multiples of {stride}, got {height}×{width}")
+
+
+def _end(spec: ResnetSpec) -> nn.Module:
+    return nn.ZeroPad2d(3) if spec.ends == "zeros" else nn.ReflectionPad2d(3)
 
 
 def _norm_relu(channels: int, spec: ResnetSpec) -> tuple[nn.Module, ...]:

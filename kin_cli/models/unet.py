@@ -81,6 +81,84 @@ class UnetGenerator(nn.Module):
         return cast(Tensor, self.model(x))
 
 
+@dataclass(frozen=True)
+class FlatUnetSpec:
+    """The parameters that fix keys and shapes of a ``FlatUnetGenerator``: ``width``, ``downs`` as in ``UnetSpec``."""
+
+    width: int = 64
+    downs: int = 8
+    in_channels: int = 3
+    out_channels: int = 3
+
+    @property
+    def architecture(self) -> str:
+        """``unet_`` and the side of the square that becomes one pixel, and the project that writes it so."""
+        return f"unet_{2**self.downs} (PyTorch-GAN)"
+
+    @property
+    def stride(self) -> int:
+        """Height and width of inputs must be multiples of this."""
+        return int(2**self.downs)
+
+    def channels(self, level: int) -> int:
+        """Channels after downsampling number ``level``, from 1 on."""
+        return int(min(2 ** (level - 1), 8) * self.width)
+
+
+class FlatUnetGenerator(nn.Module):
+    """The U-Net of PyTorch-GAN's pix2pix, whose levels stand side by side: (B, in, H, W) to (B, out, H, W).
+
+    Up to level ``downs`` and back; all norm layers are InstanceNorm, and no convolution but the last has a bias. The
+    last doubling repeats pixels. Raises ``ValueError`` for sizes that are no multiples of 2**downs.
+    """
+
+    def __init__(self, spec: FlatUnetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        before = spec.in_channels
+        for level in range(1, spec.downs + 1):
+            channels = spec.channels(level)
+            layers: list[nn.Module] = [nn.Conv2d(before, channels, 4, stride=2, padding=1, bias=False)]
+            # the outermost and the innermost have no norm
+            layers += [] if level in (1, spec.downs) else [nn.InstanceNorm2d(channels)]
+            setattr(self, f"down{level}", _Level(*layers, nn.LeakyReLU(0.2)))
+            before = channels
+        for number in range(1, spec.downs):
+            channels = spec.channels(spec.downs - number)
+            up = nn.ConvTranspose2d(before, channels, 4, stride=2, padding=1, bias=False)
+            setattr(self, f"up{number}", _Level(up, nn.InstanceNorm2d(channels), nn.ReLU(inplace=True)))
+            before = 2 * channels
+        self.final = nn.Sequential(
+            nn.Upsample(scale_factor=2),
+            nn.ZeroPad2d((1, 0, 1, 0)),
+            nn.Conv2d(before, spec.out_channels, 4, padding=1),
+            nn.Tanh(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Translate a batch."""
+        require_multiple(x, self.spec.stride)
+        skipped = []
+        for level in range(1, self.spec.downs + 1):
+            x = getattr(self, f"down{level}")(x)
+            skipped.append(x)
+        for number in range(1, self.spec.downs):
+            x = torch.cat([getattr(self, f"up{number}")(x), skipped[-1 - number]], dim=1)
+        return cast(Tensor, self.final(x))
+
+
+class _Level(nn.Module):
+    """Some layers under the name ``model``."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run them."""
+        return cast(Tensor, self.model(x))
+
+
 class OutermostBlock(nn.Module):
     """The outermost block: no skip connection and no norm layer."""
 

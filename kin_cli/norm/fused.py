@@ -92,7 +92,7 @@ class EagerOps:
 
     def moments(self, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
         """Mean and variance per channel, see ``FusedOps``; on a CPU faster than torch.var_mean, and as exact."""
-        if x.is_cuda:
+        if x.device.type != "cpu":
             var, mean = torch.var_mean(x.float(), dim=(2, 3), correction=correction)
             return mean, var
         pixels, count = x.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
@@ -133,7 +133,7 @@ class EagerOps:
 def _strips(x: Tensor) -> Iterator[slice]:
     """Slices of rows of (B, C, H, W) that fit the cache; on a GPU all rows, because it needs few and large kernels."""
     batch, channels, height, width = x.shape
-    step = height if x.is_cuda else max(1, _STRIP_BYTES // (4 * batch * channels * width))
+    step = height if x.device.type != "cpu" else max(1, _STRIP_BYTES // (4 * batch * channels * width))
     return (slice(first, min(first + step, height)) for first in range(0, height, step))
 
 

@@ -11,6 +11,9 @@ import torch
 from kin_cli.errors import DeviceError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+FAST_DEVICES = ("cpu", "cuda")
+"""Kinds of devices with fused operations; ``PLAIN_DEVICES`` run the network as it is, in float32."""
+PLAIN_DEVICES = ("mps", "xpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # parameters of mallopt, from malloc.h
 _LARGEST_INT = 2**31 - 1
@@ -42,28 +45,46 @@ def resolve_devices(names: str) -> tuple[torch.device, ...]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device named ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. Raises ``DeviceError`` if it is missing."""
+    """The device named ``auto``, ``cpu``, ``cuda:1``, ``mps`` or the like. Raises ``DeviceError`` if it is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    hint = "known here: " + ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+    others = [kind for kind in PLAIN_DEVICES if _has(torch.device(kind))]
+    hint = "known here: " + ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *others])
     try:
         device = torch.device(name)
     except RuntimeError:
         raise DeviceError(f"device '{name}' is not known", hint) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device '{name}' is not there", hint)
-    if device.type not in ("cpu", "cuda"):
+    if device.type in PLAIN_DEVICES and not _has(device):
+        raise DeviceError(f"device '{name}' is not there, or this torch was built without it", hint)
+    if device.type not in FAST_DEVICES + PLAIN_DEVICES:
         raise DeviceError(f"device '{name}' is not supported", hint)
     return device
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """The precision of this name; ``auto`` is fp32 on a CPU, bf16 on a GPU that supports it, fp16 on other GPUs."""
+    """The precision of this name; ``auto`` is fp32 on a CPU, bf16 on a GPU that supports it, fp16 on other GPUs.
+
+    Raises ``DeviceError`` for another than fp32 on a device that runs the plain network.
+    """
+    if device.type in PLAIN_DEVICES:
+        if name not in ("auto", "fp32"):
+            raise DeviceError(f"device '{device}' computes in float32 alone here", "leave out --precision")
+        return "fp32"
     if name in ("fp32", "bf16", "fp16"):
         return name  # type: ignore[return-value]  # mypy does not narrow a str by membership
     if device.type == "cpu":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _has(device: torch.device) -> bool:
+    """Whether a device of ``PLAIN_DEVICES`` can be used."""
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    xpu = getattr(torch, "xpu", None)
+    return xpu is not None and bool(xpu.is_available()) and (device.index or 0) < xpu.device_count()
 
 
 def keep_freed_memory() -> None:

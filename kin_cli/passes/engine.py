@@ -23,12 +23,14 @@ from torch import Tensor
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import DeviceError
 from kin_cli.geometry import AnyArray, Floats, Mask, Pixels
+from kin_cli.models.calls import CallNetwork, traced
 from kin_cli.models.checkpoint import Generator
-from kin_cli.models.exchange import exchange_norms
+from kin_cli.models.exchange import TableNetwork, exchange_norms
+from kin_cli.models.named import FULL_RANGE
 from kin_cli.norm.fused import CompiledOps
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
-from kin_cli.passes.devices import DTYPES, Precision
+from kin_cli.passes.devices import DTYPES, FAST_DEVICES, Precision
 from kin_cli.progress import Progress
 
 Item = TypeVar("Item")
@@ -72,19 +74,21 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = False  # the default rounds inputs of convolutions to 10 bits
         self.device, self._dtype = device, DTYPES[precision]
         self.note: Callable[[str], None] = lambda _message: None
-        # 16 pixels of the deepest feature map: enough for reflection padding in every known architecture
-        side = max(64, 2 * generator.stride)
-        module = copy.deepcopy(generator.module)
-        network = exchange_norms(module, side=side, eps=eps, correction=correction, reach_px=generator.halo)
-        network.module.to(device=device, dtype=self._dtype)
-        network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
+        network = _exchanged(generator, device, eps=eps, correction=correction)
+        own = generator.sites is not None and precision == "fp32"  # some compute in float64 at places
+        network.module.to(device=device, dtype=None if own else self._dtype)
+        self._format = torch.contiguous_format
+        if isinstance(network, TableNetwork):
+            self._format = torch.channels_last
+            network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
+        self._range = generator.input_range
         if compiled:
             network.use(CompiledOps(lambda why: self.note(f"torch cannot compile here and goes on without it: {why}")))
         self._network, self._transfer, self._turn = network, Transfer(device), Lock()
         self.channels, self.layers, self.stride = network.channels, network.layers, generator.stride
         # On a CPU batches gain nothing, and convolutions may sum in another order for another batch size: the bytes of
         # the output would depend on it.
-        self._batch_limit = 1 if device.type == "cpu" else 1 << 30
+        self._batch_limit = 1 << 30 if device.type == "cuda" else 1
 
     def measure(self, images: Sequence[Pixels]) -> Floats:
         """Means and standard deviations of images (H, W, 3) of one size: (B, 2, ΣC) float32."""
@@ -117,6 +121,9 @@ class Engine:
             y = self._network.apply(self._to_input(pixels[part]), Field(statistics[part], lookup, patches))
             rest = (y.shape[2] - patches[0] * lookup.patch_px) // 2  # halo that the network has not consumed
             y = y[:, :, rest : y.shape[2] - rest, rest : y.shape[3] - rest].float()
+            if self._range != FULL_RANGE:
+                low, high = self._range
+                y = (y - low) * (2 / (high - low)) - 1
             levels = _to_bytes(y)
             checked.append(_finite_patches(y, lookup.patch_px))
             return levels
@@ -129,7 +136,7 @@ class Engine:
         return list(fetch()), finite
 
     def _current_device(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.device.type == "cpu" else torch.cuda.device(self.device)
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _in_parts(self, count: int, work: Callable[[slice], Tensor]) -> Tensor:
         """Call ``work`` on slices of ``count`` images and join the results; halve the slices if memory runs out."""
@@ -150,13 +157,31 @@ class Engine:
                 f"{self.device}: out of memory for a single window", "a smaller --window, or --device cpu"
             ) from None
         self._batch_limit = count // 2
-        torch.cuda.empty_cache()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         self.note(f"{self.device}: out of memory for {count} windows at once, going on with {self._batch_limit}")
 
     def _to_input(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 to (B, 3, H, W) in [-1, 1], in the engine's dtype."""
-        x = images.permute(0, 3, 1, 2).to(torch.float32).mul_(2 / 255).sub_(1)
-        return x.to(dtype=self._dtype, memory_format=torch.channels_last)
+        """(B, H, W, 3) uint8 to (B, 3, H, W) in the generator's range, [-1, 1] for most, in the engine's dtype."""
+        low, high = self._range
+        x = images.permute(0, 3, 1, 2).to(torch.float32).mul_((high - low) / 255).add_(low)
+        return x.to(dtype=self._dtype, memory_format=self._format)
+
+
+def _exchanged(
+    generator: Generator, device: torch.device, *, eps: float | None, correction: int
+) -> TableNetwork | CallNetwork:
+    """A copy of the generator whose norms take their statistics from a table."""
+    module = copy.deepcopy(generator.module)
+    # 16 pixels of the deepest feature map: enough for reflection padding in every known architecture
+    side = generator.side or max(64, 2 * generator.stride)
+    sites = generator.sites
+    if sites is None and device.type not in FAST_DEVICES:
+        sites = traced(module, torch.zeros(1, 3, side, side))[1].sites
+    if sites is not None:
+        return CallNetwork(module, sites, eps=eps, correction=correction)
+    reach = None if generator.spec is None else generator.halo
+    return exchange_norms(module, side=side, eps=eps, correction=correction, reach_px=reach)
 
 
 def _finite_patches(y: Tensor, patch_px: int) -> Tensor:
@@ -182,7 +207,7 @@ class EnginePool:
     def __init__(self, engines: Sequence[Engine]) -> None:
         self.engines = tuple(engines)
         self.channels, self.stride = engines[0].channels, engines[0].stride
-        self._lanes = [engine for engine in engines for _ in range(_LANES[engine.device.type])]
+        self._lanes = [engine for engine in engines for _ in range(_LANES.get(engine.device.type, 1))]
 
     @property
     def first(self) -> Engine:
@@ -230,7 +255,7 @@ class Transfer:
         """Stack arrays of one shape and dtype along a new first axis, as one tensor on the device."""
         if self._to_device is None:
             stacked = torch.from_numpy(np.stack(arrays) if len(arrays) > 1 else np.ascontiguousarray(arrays[0])[None])
-            return lambda: stacked
+            return lambda: stacked.to(self._device)
         stream = self._to_device
         shape, kind = (len(arrays), *arrays[0].shape), torch.from_numpy(arrays[0][:0]).dtype
         host = torch.empty(shape, dtype=kind, pin_memory=True)
@@ -250,7 +275,7 @@ class Transfer:
     def fetch(self, made: Tensor) -> Callable[[], AnyArray]:
         """Copy a tensor, computed on the device's current stream, to an array that owns its memory."""
         if self._to_host is None:
-            return made.numpy
+            return made.cpu().numpy
         stream, computed = self._to_host, torch.cuda.current_stream(self._device).record_event()
         host = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
         with torch.cuda.stream(stream):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import groupby, islice
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import InputError
@@ -92,14 +94,20 @@ def same_shape(group: list[tuple[Item, Pixels]]) -> Iterator[list[tuple[Item, Pi
         yield list(run)
 
 
-def thumbnail_statistics(view: SlideView, file: Path | None, *, engine: Engine, patch_px: int) -> Floats:
+def thumbnail_statistics(
+    view: SlideView, file: Path | None, *, engine: Engine, patch_px: int, squash: bool = False
+) -> Floats:
     """Means and scales of a thumbnail, shape (2, ΣC): the whole slide's in TIN (thumbnail instance normalization).
 
     The thumbnail is the slide scaled to ``patch_px`` on its longer side, or the given image file, reduced to 2048 px if
     larger; the aspect ratio is kept. Reflection pads both sides to multiples of the generator's stride, and very narrow
-    pictures to two of them, since the network itself reflects its smallest maps.
+    pictures to two of them, since the network itself reflects its smallest maps. ``squash`` makes the slide's thumbnail
+    a square of ``patch_px`` instead.
     """
-    pixels = overview(view, max_side=patch_px) if file is None else thumbnail_of(file)
+    if squash:
+        pixels = _squashed(view, patch_px)
+    else:
+        pixels = overview(view, max_side=patch_px) if file is None else thumbnail_of(file)
     height, width = pixels.shape[:2]
     step = engine.stride
     least = 2 * step if step <= _NARROW_STRIDE else step
@@ -109,6 +117,13 @@ def thumbnail_statistics(view: SlideView, file: Path | None, *, engine: Engine, 
         raise overflow(f"its features of the thumbnail of {view.slide.path if file is None else file}")
     np.divide(1.0, stats[1], out=stats[1], where=stats[1] > 0)
     return stats
+
+
+def _squashed(view: SlideView, side: int) -> Pixels:
+    """The whole view as a square of ``side`` px, by area averaging; at most ``_THUMBNAIL_MAX_PX`` are read for it."""
+    aspect = max(view.size.width, view.size.height) / min(view.size.width, view.size.height)
+    image = Image.fromarray(overview(view, max_side=max(side, min(_THUMBNAIL_MAX_PX, math.ceil(side * aspect)))))
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX))
 
 
 def thumbnail_of(file: Path) -> Pixels:

@@ -103,7 +103,7 @@ def build_generator(settings: NetworkSettings) -> ResnetGenerator:
         ModelError: The file holds no ResNet generator.
     """
     if settings.start is not None:
-        loaded = load_generator(settings.start)
+        loaded = load_generator(settings.start, entry=settings.start_entry)
         trainable = isinstance(loaded.spec, ResnetSpec) and (loaded.spec.norm, loaded.spec.padding) == _TRAINED
         if not (isinstance(loaded.module, ResnetGenerator) and trainable):
             raise ModelError(

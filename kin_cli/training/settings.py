@@ -66,7 +66,8 @@ class NetworkSettings:
     ``width`` and ``blocks`` are the generator's channels and residual blocks, ``disc_width`` and ``disc_layers`` the
     discriminators' channels and downsampling layers. ``antialias`` adds blur filters wherever they change resolution,
     as in CUT. Weights are drawn from ``init``, a normal distribution of standard deviation ``init_gain`` or Xavier's
-    with that gain; the generator's are read from the file ``start`` if there is one.
+    with that gain; the generator's are read from the file ``start`` if there is one, from the entry ``start_entry``
+    if that holds several.
     """
 
     width: int = 64
@@ -77,6 +78,7 @@ class NetworkSettings:
     init: Literal["normal", "xavier"] = "normal"
     init_gain: float = 0.02
     start: Path | None = None
+    start_entry: str | None = None
 
     def __post_init__(self) -> None:
         if min(self.width, self.blocks, self.disc_width, self.disc_layers) < 1:

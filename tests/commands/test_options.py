@@ -68,6 +68,11 @@ BAD_OPTIONS = {
     "--device warp": ("warp", 1),
     "--tissue absent.png": ("absent.png", 1),
     "--eps -1": ("eps", 2),
+    "--input-range 1,0": ("0,1", 2),
+    "--network-args {}": ("--network", 2),
+    "--network nets.py:Net --network-args {": ("JSON", 2),
+    "--network nets.py:Net": ("nets.py: no such file", 1),
+    "--network nets.py:Net --norm batch": ("--norm and --network", 2),
     "--quality 0": ("quality", 2),
     "--method nonsense": ("nonsense", 2),
     "--no-such-option": ("--no-such-option", 2),
@@ -87,6 +92,9 @@ VALUES = {
     "model": "other.pth",
     "entry": "netG_A2B",
     "model_norm": "batch",
+    "network": "nets.py:Net",
+    "network_args": ('{"ngf": 3}', "--network", "nets.py:Net"),
+    "input_range": "0,1",
     "method": "dn",
     "kernel": "constant:3",
     "interpolation": "bilinear",
@@ -150,6 +158,19 @@ def options_to_settings(*words: str) -> Settings:
 def test_authors_is_a_default_for_two_options(words: tuple[str, ...], correction: int, eps: float | None) -> None:
     norm = options_to_settings(*words).norm
     assert (norm.correction, norm.eps) == (correction, eps)
+
+
+@pytest.mark.parametrize(
+    ("words", "squash"),
+    [
+        (("--authors", "--method", "tin"), True),
+        (("--authors", "--method", "tin", "--thumbnail", "small.png"), False),
+        (("--authors",), False),
+        (("--method", "tin"), False),
+    ],
+)
+def test_the_authors_squash_the_thumbnail_that_nobody_gives(words: tuple[str, ...], squash: bool) -> None:
+    assert options_to_settings(*words).norm.squash == squash
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,14 @@ def resnet(
     dropout: bool = False,
     up: str = "transposed",
     inside: str = "conv_block",
+    ends: Callable[[int], nn.Module] = nn.ReflectionPad2d,
 ) -> nn.Module:
     """The ResNet of CycleGAN; of pix2pixHD's global generator with more halvings; of DeepLIIF with ``up`` resize_conv;
     of PyTorch-GAN's CycleGAN with ``up`` upsample and blocks that keep their layers in ``block``.
     """
     zeros = padding == "zero"
     border = {"reflect": [nn.ReflectionPad2d], "replicate": [nn.ReplicationPad2d], "zero": []}[padding]
-    layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(3, width, 7, bias=bias), norm(width), nn.ReLU(True)]
+    layers: list[nn.Module] = [ends(3), nn.Conv2d(3, width, 7, bias=bias), norm(width), nn.ReLU(True)]
     c = width
     for _ in range(halvings):
         layers += [nn.Conv2d(c, 2 * c, 3, stride=2, padding=1, bias=bias), norm(2 * c), nn.ReLU(True)]
@@ -68,7 +69,7 @@ def resnet(
         layers += [norm(c // 2), nn.ReLU(True)]
         c //= 2
     net = nn.Module()
-    net.model = nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7), nn.Tanh())
+    net.model = nn.Sequential(*layers, ends(3), nn.Conv2d(width, 3, 7), nn.Tanh())
     net.forward = net.model.forward  # type: ignore[method-assign]
     return net
 
@@ -129,6 +130,44 @@ def unet(width: int = 2, downs: int = 5, *, norm: Norm = BATCH, bias: bool = Fal
     return net
 
 
+class FlatUnet(nn.Module):
+    """The U-Net of PyTorch-GAN's pix2pix, here with fewer levels: down1 … downN, up1 …, final."""
+
+    def __init__(self, width: int = 2, downs: int = 5) -> None:
+        super().__init__()
+        wide = [3] + [width * min(8, 2**n) for n in range(downs)]
+        self.downs = downs
+        for n in range(1, downs + 1):
+            layers: list[nn.Module] = [nn.Conv2d(wide[n - 1], wide[n], 4, 2, 1, bias=False)]
+            if 1 < n < downs:
+                layers.append(nn.InstanceNorm2d(wide[n]))
+            self.add_module(f"down{n}", Part(*layers, nn.LeakyReLU(0.2), nn.Dropout(0.5)))
+        for n in range(1, downs):
+            before = wide[downs] if n == 1 else 2 * wide[downs - n + 1]
+            layers = [nn.ConvTranspose2d(before, wide[downs - n], 4, 2, 1, bias=False)]
+            self.add_module(f"up{n}", Part(*layers, nn.InstanceNorm2d(wide[downs - n]), nn.ReLU(True), nn.Dropout(0.5)))
+        last = nn.Conv2d(2 * width, 3, 4, padding=1)
+        self.final = nn.Sequential(nn.Upsample(scale_factor=2), nn.ZeroPad2d((1, 0, 1, 0)), last, nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = [x]
+        for n in range(1, self.downs + 1):
+            kept.append(self.get_submodule(f"down{n}")(kept[-1]))
+        x = kept.pop()
+        for n in range(1, self.downs):
+            x = torch.cat((self.get_submodule(f"up{n}")(x), kept.pop()), 1)
+        return self.final(x)
+
+
+class Part(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
 def trained(net: nn.Module, *, seed: int = 0) -> nn.Module:
     """The network in eval mode with random weights, and norm layers that saw some pictures."""
     torch.manual_seed(seed)
@@ -180,7 +219,8 @@ def hooked_kin(net: nn.Module, picture: np.ndarray[Any, Any], patch: int) -> np.
         near_rows = [min(max(here[0] + d, 0), rows - 1) for d in (-1, 0, 1)]
         near_cols = [min(max(here[1] + d, 0), cols - 1) for d in (-1, 0, 1)]
         mean, std = tables[layer][near_rows][:, near_cols].mean((0, 1)).float()
-        return (inputs[0] - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+        out = (inputs[0] - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+        return out if layer.weight is None else out * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
 
     out = np.zeros(picture.shape, int)
     for hook in (measure, apply):

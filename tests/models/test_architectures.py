@@ -20,12 +20,13 @@ from kin_cli.models.architectures import Spec, build, halo_px, layer_blocks, mea
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.models.exchange import exchange_norms
 from kin_cli.models.resnet import Norm, ResnetSpec, UrustSpec
-from kin_cli.models.unet import UnetSpec
+from kin_cli.models.unet import FlatUnetSpec, UnetSpec
 from kin_cli.plan import make_plan
 from kin_cli.translation import translate
 from tests.helpers.networks_published import (
     BATCH,
     TRACKED,
+    FlatUnet,
     NamedResnet,
     hooked_kin,
     no_norm,
@@ -72,7 +73,9 @@ def test_radius_is_where_the_gradient_ends(spec: Spec, blocks: int) -> None:
 def test_closed_form_of_the_unet_is_what_is_measured() -> None:
     with torch.device("meta"):
         network = build(UnetSpec(1, 5, in_channels=1, out_channels=1))
+        flat = build(FlatUnetSpec(1, 5, in_channels=1, out_channels=1))
     assert halo_px(UnetSpec(64, 5)) == measured_radius_px(network, stride=32, in_channels=1) == 93
+    assert 93 <= measured_radius_px(flat, stride=32, in_channels=1) <= halo_px(FlatUnetSpec(64, 5)) == 96
 
 
 @pytest.mark.parametrize(("layers", "radius"), [([nn.Conv2d(3, 3, 7, padding=3)], 3), ([nn.Identity()], 0)])
@@ -150,13 +153,14 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, object]]] = {
     ),
     "3 halvings, as pix2pixHD": (partial(resnet, halvings=3), {"halvings": 3}),
     "4 halvings, as pix2pixHD and PPT": (partial(resnet, width=2, blocks=3, halvings=4), {"halvings": 4}),
+    "PyTorch-GAN's pix2pix": (FlatUnet, {"downs": 5, "width": 2}),
     "resize-convolution, as DeepLIIF": (partial(resnet, up="resize_conv"), {"resize": "reflect"}),
     "PyTorch-GAN's CycleGAN": (partial(resnet, up="upsample", inside="block"), {"resize": "zeros"}),
     "other names": (NamedResnet, {}),
     "tracked InstanceNorm": (partial(resnet, norm=TRACKED), {}),
     "BatchNorm": (partial(resnet, norm=BATCH, bias=False), {"norm": "batch", "affine": True, "bias": False}),
     "DeepLIIF": (
-        partial(resnet, norm=BATCH, bias=False, padding="zero", dropout=True, up="resize_conv"),
+        partial(resnet, norm=BATCH, bias=False, padding="zero", dropout=True, up="resize_conv", ends=nn.ZeroPad2d),
         {"norm": "batch", "padding": "zeros", "resize": "reflect", "up_bias": True},
     ),
     "BCI's pix2pix": (unet, {"norm": "batch", "downs": 5}),

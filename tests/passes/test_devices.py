@@ -50,3 +50,17 @@ def test_precision_follows_the_device(gpus: None, monkeypatch: pytest.MonkeyPatc
     assert resolve_precision("auto", cuda) == "bf16"
     for name in ("fp32", "bf16", "fp16"):
         assert resolve_precision(name, cpu) == resolve_precision(name, cuda) == name
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_plain_devices_compute_in_float32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
+    (device,) = resolve_devices(kind)
+    assert (device.type, resolve_precision("auto", device), resolve_precision("fp32", device)) == (kind, "fp32", "fp32")
+    with pytest.raises(DeviceError, match="float32 alone"):
+        resolve_precision("bf16", device)
+    with pytest.raises(DeviceError) as caught:
+        resolve_devices("warp")
+    assert str(caught.value.hint).endswith("mps, xpu")

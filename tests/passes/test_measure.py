@@ -19,7 +19,7 @@ from kin_cli.geometry import Box, Cell, Floats, Grid, Pixels, Size
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.norm.table import StatTable
 from kin_cli.passes.engine import Engine, EnginePool, Execution
-from kin_cli.passes.measure import measure_slide
+from kin_cli.passes.measure import measure_slide, thumbnail_statistics
 from kin_cli.plan import make_plan
 from kin_cli.progress import Advance, SilentProgress
 from kin_cli.settings import Settings
@@ -27,7 +27,7 @@ from kin_cli.slide.synthetic import SampleSlide
 from kin_cli.slide.view import open_view
 from kin_cli.translation import translate
 from tests.helpers.processes import kin
-from tests.helpers.slides import write_photo
+from tests.helpers.slides import ArraySlide, write_photo
 from tests.helpers.translations import PATCH, settings
 
 SIDE = 32
@@ -159,3 +159,22 @@ def test_no_thread_reads_on_after_a_failure(tiny_generator: Path) -> None:
         assert reading[0] == 0
     else:
         pytest.fail("it was not stopped")
+
+
+def test_the_authors_thumbnail_is_squashed_to_a_patch() -> None:
+    """Against Pillow's reduction of the whole picture by its box filter."""
+    picture = np.random.default_rng(0).integers(0, 256, (128, 512, 3), dtype=np.uint8)
+    image = Image.fromarray(picture).resize((64, 64), Image.Resampling.BOX)
+    seen = []
+
+    class Recorder:
+        stride = 4
+
+        def measure(self, images: list[Pixels]) -> Floats:
+            seen.extend(images)
+            return np.ones((1, 2, 5), np.float32)
+
+    view = open_view(ArraySlide(picture))
+    thumbnail_statistics(view, None, engine=Recorder(), patch_px=64, squash=True)  # type: ignore[arg-type]
+    assert seen[0].shape == (64, 64, 3)
+    assert np.abs(seen[0].astype(int) - np.asarray(image)).max() <= 1

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kin_cli.errors import ModelError
+from kin_cli.models.architectures import build
 from kin_cli.training.cut import build_cut
 from kin_cli.training.cyclegan import build_cyclegan
 from kin_cli.training.distributed import Rank
-from kin_cli.training.framework import Framework, PatchBatch
+from kin_cli.training.framework import Framework, PatchBatch, build_generator
 from kin_cli.training.lsesim import build_lsesim, recoloured
 from kin_cli.training.networks import Ema
 from kin_cli.training.run import Stepper
 from kin_cli.training.settings import CutLosses, CycleGanLosses, LsesimLosses, NetworkSettings
+from tests.helpers.generators import TINY
 
 NETWORK = NetworkSettings(width=4, blocks=2, disc_width=4, disc_layers=2, init="xavier", init_gain=1.0)
 SMALL = {"window": 4, "layers": (1, 2), "random_features": True}
@@ -120,3 +124,16 @@ def test_recoloured_keeps_structure_and_changes_colour() -> None:
 
 def _flat(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()]).clone()
+
+
+def test_training_starts_from_an_entry_of_a_bundle(tmp_path: Path) -> None:
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        states.append(build(TINY).state_dict())
+    torch.save({"netG_A2B": states[0], "netG_B2A": states[1], "epoch": 3}, tmp_path / "bundle.pth")
+    with pytest.raises(ModelError, match="--entry netG_A2B"):
+        build_generator(NetworkSettings(start=tmp_path / "bundle.pth"))
+    started = build_generator(NetworkSettings(start=tmp_path / "bundle.pth", start_entry="netG_B2A"))
+    assert started.training
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in started.state_dict().items())
