@@ -16,5 +16,5 @@ for network in (GlobalGenerator, StyledGenerator):
     torch.manual_seed(0)
     generator = network()  # generator.load_state_dict(torch.load("weights.pth", weights_only=True))
     output = folder / f"{network.__name__}.ome.tif"
-    record = kin_cli.translate(slide, output, generator=generator, seamless=True, skip_existing=True)
+    record = kin_cli.translate(slide, output, generator=generator, seamless=True, skip_existing=True).record
     print(output, "exists" if record.get("skipped") else f"{record['plan']['patches_with_tissue']} patches")

@@ -12,35 +12,39 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kin_cli.errors import KinError
     from kin_cli.evaluation.run import evaluate
+    from kin_cli.face import Result, seams, translate
     from kin_cli.models.checkpoint import load_generator
     from kin_cli.models.exchange import exchange_norms
     from kin_cli.norm.kernel import Kernel
     from kin_cli.settings import Settings
     from kin_cli.slide.open import open_slide
-    from kin_cli.translation import translate
 
 __version__ = "0.1.0"
 __all__ = [
     "Kernel",
     "KinError",
+    "Result",
     "Settings",
     "__version__",
     "evaluate",
     "exchange_norms",
     "load_generator",
     "open_slide",
+    "seams",
     "translate",
 ]
 
 _HOMES = {
     "Kernel": "norm.kernel",
     "KinError": "errors",
+    "Result": "face",
     "Settings": "settings",
     "evaluate": "evaluation.run",
     "exchange_norms": "models.exchange",
     "load_generator": "models.checkpoint",
     "open_slide": "slide.open",
-    "translate": "translation",
+    "seams": "face",
+    "translate": "face",
 }
 
 

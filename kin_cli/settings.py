@@ -307,6 +307,8 @@ def settings_of(
 ) -> Settings:
     """The settings of a translation as a Python program gives them; see ``kin_cli.translate``."""
     given = dict(options)
+    if given.pop("paper", False):
+        given["seamless"] = False
     kept = {name: given.get(name) for name in ("thumbnail", "patch_size")}
     norm = presets({name: given.pop(name, None) for name in (*_PRESETS, *_PRESET_OF)} | kept)
     for name in ("tissue", "thumbnail", "table"):
@@ -321,7 +323,7 @@ def settings_of(
         field_name = _FIELDS.get(name, name)
         part = next((part for part, names in _PARTS.items() if field_name in names), None)
         if part is None or name in _FIELDS.values():
-            known = [*_PRESETS, *_PRESET_OF, *_FIELDS, *(n for names in _PARTS.values() for n in names)]
+            known = ["paper", *_PRESETS, *_PRESET_OF, *_FIELDS, *(n for names in _PARTS.values() for n in names)]
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else "the options are those of kin translate, with underscores"
             raise UsageError(f"translate has no option '{name}'", hint)

@@ -27,7 +27,7 @@ LAYERS = [
     {"job"},
     {"translation", "evaluation"},
     {"training"},
-    {"report"},
+    {"report", "face"},
     {"batch", "bench", "figures"},
     {"commands"},
     {"__main__"},

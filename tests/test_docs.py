@@ -7,8 +7,10 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.generators import write_generator
 from tests.helpers.processes import kin
@@ -38,6 +40,16 @@ SMALL = {
 }
 
 
+NETWORK = """
+from torch import nn
+
+class Generator(nn.Sequential):
+    def __init__(self, ngf):
+        layers = nn.Conv2d(3, ngf, 3, padding=1), nn.InstanceNorm2d(ngf), nn.ReLU(), nn.Conv2d(ngf, 3, 3, padding=1)
+        super().__init__(*layers, nn.Tanh())
+"""
+
+
 def commands(page: Path) -> list[str]:
     """The lines of a page's indented and fenced blocks that call kin, without their comments."""
     lines = [line.strip() for line in page.read_text().splitlines() if re.match(r"(    )?kin [a-z]", line)]
@@ -50,6 +62,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_slide(Path("slide.svs"), width=256, height=192)
     write_generator(Path("latest_net_G.pth"))
+    Path("nets.py").write_text(NETWORK)
+    namespace: dict[str, Any] = {}
+    exec(NETWORK, namespace)
+    torch.save(namespace["Generator"](64).state_dict(), "weights.pth")
     for name in ("slides", "he_slides", "ihc_slides"):
         Path(name).mkdir()
         for number in range(2):

@@ -15,6 +15,7 @@ import kin_cli
 from kin_cli.errors import ModelError, UsageError
 from kin_cli.slide.open import open_slide
 from tests.helpers.networks_own import Raising, net_and_twin
+from tests.helpers.processes import succeed
 from tests.helpers.progress import Killed, Watcher, die_at
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -68,7 +69,7 @@ def test_a_module_of_the_same_weights_and_code_continues(slide: Path, tmp_path: 
 
 def test_options_are_those_of_the_command(slide: Path, tmp_path: Path, tiny_generator: Path) -> None:
     by_name = {**SMALL, "kernel": "constant:3", "region": (0, 0, 256, 256)}
-    record = kin_cli.translate(str(slide), str(tmp_path / "o.tif"), generator=str(tiny_generator), **by_name)
+    record = kin_cli.translate(str(slide), str(tmp_path / "o.tif"), model=str(tiny_generator), **by_name).record
     assert record["settings"]["kernel"] == "constant:3"
     with open_slide(tmp_path / "o.tif") as made:
         assert (made.levels[0].width, np.asarray(made.mpp).size) == (256, 1)
@@ -87,3 +88,24 @@ def test_notes_are_logged(slide: Path, tmp_path: Path, caplog: pytest.LogCapture
     net, _ = net_and_twin("module", unit=1)
     kin_cli.translate(slide, tmp_path / "o.tif", generator=net, **SMALL)
     assert any("--input-range 0,1" in message for message in caplog.messages)
+
+
+def test_the_example_for_a_slide_runs_as_it_stands(slide: Path, tmp_path: Path, tiny_generator: Path) -> None:
+    command = [sys.executable, EXAMPLES / "translate_a_slide.py", slide, tiny_generator, tmp_path / "o.ome.tif"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "patches with tissue" in done.stdout
+    assert "ΔE" in done.stdout
+    assert "measure" in done.stderr
+    missing = subprocess.run([*command[:2], "absent.svs", *command[3:]], capture_output=True, text=True, check=False)
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+
+
+def test_seams_by_python_are_those_of_the_command(slide: Path, tmp_path: Path, tiny_generator: Path) -> None:
+    made = kin_cli.translate(slide, tmp_path / "o.tif", model=tiny_generator, paper=True, patch_size=128, tissue="none")
+    assert made.record["settings"]["halo"] == 0
+    found = kin_cli.seams(str(made.path), slide, tissue="none")
+    shown = json.loads(succeed("seams", made.path, "--source", slide, "--tissue", "none", "--json"))
+    assert json.loads(json.dumps(found.as_dict())) == {name: value for name, value in shown.items() if name != "slide"}
+    with pytest.raises(UsageError, match="two generators"):
+        kin_cli.translate(slide, model=tiny_generator, generator=tiny_generator)
