@@ -27,7 +27,7 @@ _ESTIMATES = ("table_bytes", "disk_bytes", "memory_bytes")
 
 
 @cloup.command(
-    short_help="Describe a slide, a generator, or how an output was made.",
+    short_help="Describe a slide, generator or output.",
     epilog=examples(
         "kin info slide.svs",
         "kin info latest_net_G.pth",
