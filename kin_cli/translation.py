@@ -21,9 +21,9 @@ def translate(settings: Settings, progress: Progress) -> dict[str, object]:
 
 def carry_out(plan: Plan, progress: Progress) -> dict[str, object]:
     """Carry out a plan and return the run record."""
-    for note in plan.notes():
-        progress.note(note)
     with Job.begin(plan, progress) as job:
+        for note in plan.notes():
+            progress.note(note)
         record = job.left_over()
         if record is None:
             progress.note(plan.headline())

@@ -277,7 +277,8 @@ def test_another_pixel_size_than_the_generators_is_told(
     plan = make_plan(settings(photo, tiny_generator, tmp_path / "o.tif", source_mpp=mpp))
     with plan.view.slide:
         trained = dataclasses.replace(plan.generator, metadata={"mpp": "0.5056"})
-        assert bool(dataclasses.replace(plan, generator=trained).warnings()) == warned
+        warnings = dataclasses.replace(plan, generator=trained).warnings()
+        assert any("consider --mpp" in warning for warning in warnings) == warned
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (96, 96), (128, 300), (700, 5)])
