@@ -28,8 +28,8 @@ LAYERS = [
     {"translation", "evaluation"},
     {"training"},
     {"report", "view"},
-    {"study"},
     {"batch", "bench", "figures"},
+    {"study"},
     {"commands"},
     {"__main__"},
 ]

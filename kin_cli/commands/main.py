@@ -29,6 +29,7 @@ from kin_cli.commands.progress import add_verbosity
 from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
 from kin_cli.commands.streams import guard_streams, printable, stdout_failure
+from kin_cli.commands.study import study
 from kin_cli.commands.templates import templates
 from kin_cli.commands.tissue import tissue
 from kin_cli.commands.train import train
@@ -60,7 +61,7 @@ def cli(arguments: tuple[str, ...] | None, debug: bool) -> None:  # noqa: ARG001
 
 SECTIONS = {
     "Translate": (translate, batch, assemble),
-    "Look and measure": (info, check, view, tissue, seams, evaluate, compare, sweep, analyse),
+    "Look and measure": (info, check, view, tissue, seams, evaluate, compare, sweep, analyse, study),
     "Make generators": (train,),
     "This machine": (doctor, bench, sample, templates),
 }

@@ -27,7 +27,6 @@ _CONNECTIONS = 256
 _IDLE_SECONDS = 30
 _BODY_BYTES = 1 << 16
 _BACKLOG = 256
-_INTERRUPTED = 130
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -280,16 +279,10 @@ def openseadragon() -> bytes:
 
 
 def served(server: WebServer) -> None:
-    """Answer requests until the process is asked to stop; Ctrl-C is the ordinary end and raises nothing.
-
-    Raises:
-        Stopped: SIGTERM.
-    """
+    """Answer requests until Ctrl-C or SIGTERM, which are the ordinary end of a server; then close it."""
     try:
         server.serve_forever(poll_interval=0.2)
-    except Stopped as stop:
-        if stop.exit_code != _INTERRUPTED:
-            raise
+    except Stopped:
         forget_stop()
     finally:
         server.server_close()

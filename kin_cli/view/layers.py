@@ -103,7 +103,7 @@ def opened_layers(choice: ViewChoice) -> Iterator[list[Layer]]:
         layers = [Layer(names[0], "source", Picture.whole(source, finest=finest), whole, float(full.height))]
         for path, name in zip(choice.translations, names[1:], strict=True):
             slide = stack.enter_context(open_slide(path))
-            layers.append(_translation(source, slide, name, finest))
+            layers.append(translation_layer(source, slide, name, finest))
         if choice.real is not None and choice.registration is not None:
             from kin_cli.view.registered import registered_slide
 
@@ -149,7 +149,8 @@ def recorded_view(source: Slide, translation: Slide, settings: Mapping[str, Any]
     return None
 
 
-def _translation(source: Slide, slide: Slide, name: str, finest: float) -> Layer:
+def translation_layer(source: Slide, slide: Slide, name: str, finest: float = 1.0) -> Layer:
+    """A translation, placed on its source; see ``opened_layers``. Raises ``InputError`` if its place is not known."""
     settings = recorded_settings(slide.path)
     made_from = recorded_view(source, slide, settings)
     x, y, width, height, how = _placed(source, slide, made_from)

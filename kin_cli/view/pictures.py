@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
 from io import BytesIO
 from typing import Any
 
@@ -37,37 +36,38 @@ _JPEG = Codec("jpeg", 92, "444")
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A part of a slide, a box of level 0, as a pyramid of tiles.
+    """A part of a slide as a pyramid of tiles.
 
-    ``finest`` is the least number of level-0 pixels per pixel of a level; levels finer than that are left out.
+    Attributes:
+        slide: the slide.
+        part: corner x, y, width and height of the part, in pixels of level 0 of the slide.
+        levels: size of each level of the pyramid, the finest first; all show the same part.
     """
 
     slide: Slide
-    part: Box
-    finest: float = 1.0
+    part: tuple[float, float, float, float]
+    levels: tuple[Size, ...]
 
     @classmethod
     def whole(cls, slide: Slide, *, finest: float = 1.0) -> Picture:
-        """The picture of all of a slide."""
-        return cls(slide, Box(0, 0, slide.levels[0].width, slide.levels[0].height), finest)
+        """All of a slide, in the levels of its file where these are not too far apart.
 
-    @cached_property
-    def levels(self) -> tuple[Size, ...]:
-        """Size of each level in pixels, the finest first; the last fits one tile."""
-        full = Size(self.part.width, self.part.height)
-        whole = self.part == Box(0, 0, *_sides(self.slide.levels[0]))
-        stored = list(_decreasing(self.slide.levels)) if whole else [full]
-        sizes = [stored[0]]
-        for size in stored[1:]:
-            ratio = sizes[-1].width / size.width
-            between = round(math.log2(ratio)) - 1 if ratio >= _GAP else 0
-            for _ in range(between):
-                sizes.append(_halved(sizes[-1]))
-            sizes.append(size)
-        while max(_sides(sizes[-1])) > TILE_PX and len(sizes) < _MOST_LEVELS:
-            sizes.append(_halved(sizes[-1]))
-        kept = [size for size in sizes if full.width / size.width >= self.finest * (1 - 1e-6)]
-        return tuple(kept or sizes[-1:])
+        ``finest`` is the least number of level-0 pixels per pixel of a level; finer levels are left out.
+        """
+        full = slide.levels[0]
+        sizes = _with_smaller(list(_without_gaps(slide.levels)))
+        kept = tuple(size for size in sizes if full.width / size.width >= finest * (1 - 1e-6))
+        return cls(slide, (0.0, 0.0, float(full.width), float(full.height)), kept or tuple(sizes[-1:]))
+
+    @classmethod
+    def cut(cls, slide: Slide, part: tuple[float, float, float, float], size: Size) -> Picture:
+        """A part of a slide as a picture of ``size``; the part lies inside the slide."""
+        return cls(slide, part, cls.levels_of(size))
+
+    @staticmethod
+    def levels_of(size: Size) -> tuple[Size, ...]:
+        """The levels of a picture that is cut out in this size."""
+        return tuple(_with_smaller([size]))
 
     def grid(self, level: int) -> tuple[int, int]:
         """Number of columns and rows of tiles of a level."""
@@ -92,9 +92,9 @@ class Picture:
             LookupError: there is no such tile.
         """
         box, size, full = self.box(level, col, row), self.levels[level], self.slide.levels[0]
-        x, y = self.part.width / size.width, self.part.height / size.height
-        left, right = (self.part.x + edge * x for edge in (box.x, box.right))
-        top, bottom = (self.part.y + edge * y for edge in (box.y, box.bottom))
+        x, y, width, height = self.part
+        left, right = (x + edge * (width / size.width) for edge in (box.x, box.right))
+        top, bottom = (y + edge * (height / size.height) for edge in (box.y, box.bottom))
         part = (left / full.width, top / full.height, right / full.width, bottom / full.height)
         try:
             return averaged(self.slide, part, Size(box.width, box.height))
@@ -108,10 +108,15 @@ class Picture:
             yield from ((level, col, row) for row in range(rows) for col in range(cols))
 
     def as_dict(self) -> dict[str, Any]:
-        """What a page needs to know: sizes of the levels, the coarsest first, tile side and overlap, full size."""
+        """What a page needs to know, see ``geometry``."""
+        return self.geometry(self.levels)
+
+    @staticmethod
+    def geometry(levels: tuple[Size, ...]) -> dict[str, Any]:
+        """Full size, sizes of the levels with the coarsest first, and side and overlap of the tiles."""
         return {
-            "size": [self.part.width, self.part.height],
-            "levels": [_sides(size) for size in reversed(self.levels)],
+            "size": [levels[0].width, levels[0].height],
+            "levels": [[size.width, size.height] for size in reversed(levels)],
             "tile": TILE_PX,
             "overlap": OVERLAP_PX,
         }
@@ -176,21 +181,30 @@ class TileCache:
         return False
 
 
-def _sides(size: Size) -> tuple[int, int]:
-    return size.width, size.height
-
-
 def _halved(size: Size) -> Size:
     return Size(math.ceil(size.width / 2), math.ceil(size.height / 2))
 
 
-def _decreasing(levels: tuple[Size, ...]) -> Iterator[Size]:
-    """The levels of a file that are smaller than those before them."""
-    last = None
-    for size in levels:
-        if last is None or (size.width < last.width and size.height <= last.height):
-            last = size
-            yield size
+def _without_gaps(levels: tuple[Size, ...]) -> Iterator[Size]:
+    """The levels of a file that are smaller than those before them, with halves where they are far apart."""
+    last = levels[0]
+    yield last
+    for size in levels[1:]:
+        if size.width >= last.width or size.height > last.height:
+            continue
+        ratio = last.width / size.width
+        for _ in range(round(math.log2(ratio)) - 1 if ratio >= _GAP else 0):
+            last = _halved(last)
+            yield last
+        last = size
+        yield last
+
+
+def _with_smaller(sizes: list[Size]) -> list[Size]:
+    """Levels, and halves of the last one until one fits a tile."""
+    while max(sizes[-1].width, sizes[-1].height) > TILE_PX and len(sizes) < _MOST_LEVELS:
+        sizes.append(_halved(sizes[-1]))
+    return sizes
 
 
 def _hatched(box: Box) -> Pixels:
