@@ -8,6 +8,7 @@ same image may agree, so an interval tells of these images and readers.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -132,7 +133,9 @@ def scored(study: Study, events: Mapping[tuple[str, int], Event]) -> Scores:
     return Scores(
         answers=answers,
         shares=tuple(shares),
-        ranks=tuple(rank for name in _datasets(answers, "quality") for rank in _ranks(answers, study.methods, name)),
+        ranks=tuple(
+            rank for name in _datasets(study, answers, "quality") for rank in _ranks(answers, study.methods, name)
+        ),
         between={challenge: _between(answers, challenge) for challenge in study.challenges},
         within={challenge: _within(answers, challenge) for challenge in study.challenges},
         readers={reader.name: _reader(reader.name, answers) for reader in study.readers},
@@ -165,15 +168,17 @@ def keyed_answers(study: Study, events: Mapping[tuple[str, int], Event]) -> Iter
             )
 
 
-def _datasets(answers: Sequence[Answer], challenge: str) -> list[str]:
-    names = list(dict.fromkeys(a.dataset for a in answers if a.counts and a.challenge == challenge))
+def _datasets(study: Study, answers: Sequence[Answer], challenge: str) -> list[str]:
+    """The data sets with answers, in the order of the items, and "all" if there are several."""
+    found = {a.dataset for a in answers if a.counts and a.challenge == challenge}
+    names = [name for name in dict.fromkeys(item.dataset for item in study.items) if name in found]
     return names if names == [_ALL] or not names else [*names, _ALL]
 
 
 def _shares(study: Study, answers: Sequence[Answer], challenge: str) -> list[Share]:
     """Shares of a challenge by data set and method, tested together."""
     found = []
-    for dataset in _datasets(answers, challenge):
+    for dataset in _datasets(study, answers, challenge):
         inside = [a for a in answers if a.counts and a.challenge == challenge and dataset in (a.dataset, _ALL)]
         for method in study.methods:
             about = [a for a in inside if (method in a.shown if challenge == "quality" else a.method == method)]
@@ -267,7 +272,9 @@ def bradley_terry(wins: Doubles) -> tuple[Doubles, Doubles]:
     # contrasts to the mean: the last strength is minus the sum of the others
     free = np.vstack([np.eye(count - 1), -np.ones(count - 1)])
     design = np.array(rows) @ free
-    fitted = api.GLM(np.column_stack([won, lost]), design, family=api.families.Binomial()).fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two methods are fitted perfectly, which is no fault
+        fitted = api.GLM(np.column_stack([won, lost]), design, family=api.families.Binomial()).fit()
     strengths = free @ np.asarray(fitted.params)
     covariance = free @ np.asarray(fitted.cov_params()) @ free.T
     return strengths, np.sqrt(np.diag(covariance))

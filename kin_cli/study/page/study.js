@@ -163,6 +163,11 @@
       const pane = new Pane(cell, 1), name = pane.element.appendChild(document.createElement("span"));
       name.className = "name left";
       name.textContent = { source: "Source", reference: "Reference, really stained" }[image.role] || LETTERS[number];
+      if (!image.role) {
+        const button = cell.appendChild(document.createElement("button"));
+        button.textContent = `Choose ${LETTERS[number]}`;
+        button.disabled = true;
+      }
       return { cell, pane, image };
     });
     const rows = [cells.filter(({ image }) => image.role), cells.filter(({ image }) => !image.role)].filter(row => row.length);
@@ -184,14 +189,16 @@
     const items = await Promise.all(cells.map(({ pane, image }) => pane.add({ ...image, place: [0, 0, 1] }, desk.image(image.id, state.trial))));
     let failed = false;
     for (const { pane } of cells) pane.viewer.addHandler("tile-load-failed", () => { failed = true; });
-    cells.forEach(({ pane, image }) => {
-      const ratio = image.size[1] / image.size[0], { clientWidth: w, clientHeight: h } = pane.element;
-      pane.show({ x: 0.5, y: ratio / 2, z: Math.min(w, h / ratio) });
-    });
+    // every image is seen whole at first, all in the same scale
+    const ratios = cells.map(({ image }) => image.size[1] / image.size[0]), tallest = Math.max(...ratios);
+    const z = 0.98 * Math.min(...cells.map(({ pane }) => Math.min(pane.element.clientWidth, pane.element.clientHeight / tallest)));
+    const whole = { x: 0.5, y: tallest / 2, z };
+    for (const { pane } of cells) pane.show(whole);
     for (let waited = 0; !items.every(item => item.getFullyLoaded()); waited += 30) {
       if (failed || waited > 1000 * LOADING_SECONDS) throw new Error("An image could not be loaded.");
       await sleep(30);
     }
+    for (const { pane } of cells) pane.show(whole);
     lock(cells.map(({ pane }) => pane));
   }
 
@@ -238,8 +245,8 @@
         event.preventDefault();
       };
       cells.slice(0, state.choices).forEach(({ cell }, number) => {
-        const button = cell.appendChild(document.createElement("button"));
-        button.textContent = `Choose ${LETTERS[number]}`;
+        const button = cell.querySelector("button");
+        button.disabled = false;
         button.addEventListener("click", () => done(number));
       });
       document.addEventListener("keydown", keys);

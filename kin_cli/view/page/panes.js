@@ -89,6 +89,7 @@ window.KinPanes = (() => {
       return [(x - cx) * z + this.element.clientWidth / 2, (y - cy) * z + this.element.clientHeight / 2];
     }
     destroy() {
+      this.viewer.imageLoader.clear();
       this.viewer.destroy();
       this.element.remove();
     }
