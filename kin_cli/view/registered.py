@@ -16,7 +16,10 @@ from kin_cli.slide.base import Slide
 from kin_cli.store.files import read_regular
 
 Mapping = Callable[[Doubles], Doubles]
-"""Points (n, 2), x and y in pixels of level 0 of the source, to pixels of level 0 of the real section."""
+"""Points (n, 2), x and y in pixels of level 0 of the source, to pixels of level 0 of the real section.
+
+NaN where it is not known.
+"""
 
 _STEP_PX = 16  # a registration is smooth: it is evaluated at every 16th pixel, and linearly between
 _MOST_PX = 1 << 24
@@ -38,22 +41,23 @@ class RegisteredSlide(Slide):
         self._real, self._mapping = real, mapping
 
     def _fetch(self, level: int, box: Box) -> Pixels:
+        found = np.full((box.height, box.width, 3), self.fill_colour, np.uint8)
         x, y = self._coordinates(level, box)
+        if not np.isfinite(x + y).any():
+            return found
         stretch = max(_stretch(x), _stretch(y))  # level-0 pixels of the real section per pixel of the box
         number = self._level(stretch, x, y)
         size, full = self._real.levels[number], self._real.levels[0]
         x, y = x * (size.width / full.width) - 0.5, y * (size.height / full.height) - 0.5
         needed = _around(x, y).clipped(size)
-        if needed.empty or not np.isfinite(x).all() or not np.isfinite(y).all():
-            return np.full((box.height, box.width, 3), self.fill_colour, np.uint8)
-        pixels, places = self._real.read(number, needed), np.stack([y - needed.y, x - needed.x])
-        found = np.empty((box.height, box.width, 3), np.uint8)
+        if needed.empty:
+            return found
+        pixels = self._real.read(number, needed).astype(np.float32)
+        inside = (x >= -0.5) & (y >= -0.5) & (x <= size.width - 0.5) & (y <= size.height - 0.5)  # NaN is not
+        places = np.stack([y[inside] - needed.y, x[inside] - needed.x])
         for channel in range(3):
-            ndimage.map_coordinates(
-                pixels[..., channel], places, output=found[..., channel], order=1, mode="nearest", prefilter=False
-            )
-        outside = (x < -0.5) | (y < -0.5) | (x > size.width - 0.5) | (y > size.height - 0.5)
-        found[outside] = self.fill_colour
+            values = ndimage.map_coordinates(pixels[..., channel], places, order=1, mode="nearest", prefilter=False)
+            found[inside, channel] = np.rint(values)
         return found
 
     def _coordinates(self, level: int, box: Box) -> tuple[Doubles, Doubles]:
@@ -76,7 +80,7 @@ class RegisteredSlide(Slide):
             if downsample <= max(1.0, stretch * 1.1):
                 number = candidate
         while number + 1 < len(self._real.levels):
-            span = np.ptp(x) * np.ptp(y) / self._real.downsamples[number] ** 2
+            span = (np.nanmax(x) - np.nanmin(x)) * (np.nanmax(y) - np.nanmin(y)) / self._real.downsamples[number] ** 2
             if span <= _MOST_PX:
                 break
             number += 1
@@ -110,13 +114,13 @@ def _knots(count: int) -> Doubles:
 
 def _stretch(values: Doubles) -> float:
     """Median length of the step of a coordinate from one pixel to the next, along whichever axis it changes most."""
-    steps = [np.median(np.abs(np.diff(values, axis=axis))) for axis in (0, 1) if values.shape[axis] > 1]
-    return float(max(steps, default=1.0))
+    steps = [np.abs(np.diff(values, axis=axis)) for axis in (0, 1) if values.shape[axis] > 1]
+    return float(max((np.median(step[np.isfinite(step)]) for step in steps if np.isfinite(step).any()), default=1.0))
 
 
 def _around(x: Doubles, y: Doubles) -> Box:
     """The box of pixels that interpolation at these positions needs; it may lie outside the image."""
     limit = 1e9
-    left, right, top, bottom = np.clip([x.min(), x.max(), y.min(), y.max()], -limit, limit)
+    left, right, top, bottom = np.clip([np.nanmin(x), np.nanmax(x), np.nanmin(y), np.nanmax(y)], -limit, limit)
     corner = math.floor(left) - _MARGIN_PX, math.floor(top) - _MARGIN_PX
     return Box(*corner, math.ceil(right) + _MARGIN_PX - corner[0] + 1, math.ceil(bottom) + _MARGIN_PX - corner[1] + 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,6 @@ from tests.helpers.processes import kin
 from tests.helpers.slides import write_slide
 from tests.helpers.translations import SMALL
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _CLIP = "picture => getComputedStyle(picture).clipPath"
 
 
@@ -24,18 +21,6 @@ class Opened:
     page: Any
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="the report is tested through playwright")
-    program = os.environ.get("KIN_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
-    if program is None:
-        pytest.skip("no Chromium is installed (apt-get install chromium, or name one by KIN_CHROMIUM)")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=program)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
