@@ -56,6 +56,8 @@ class Picture:
         """
         full = slide.levels[0]
         sizes = _with_smaller(list(_without_gaps(slide.levels)))
+        while full.width / sizes[-1].width < finest * (1 - 1e-6) and sizes[-1].width > 1:
+            sizes.append(_halved(sizes[-1]))
         kept = tuple(size for size in sizes if full.width / size.width >= finest * (1 - 1e-6))
         return cls(slide, (0.0, 0.0, float(full.width), float(full.height)), kept or tuple(sizes[-1:]))
 
