@@ -2,7 +2,7 @@
 
 Only answers that count are scored: not those for practice, not the second answer to a repeated trial, and not missed
 ones, whose number is told. The intervals are Clopper and Pearson's (1934), the tests binomial, corrected by Holm (1979)
-over all of a challenge. The answers of all readers are pooled: they are taken as independent, although readers of the
+over the whole study. The answers of all readers are pooled: they are taken as independent, although readers of the
 same image may agree, so an interval tells of these images and readers.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ def scored(study: Study, events: Mapping[tuple[str, int], Event]) -> Scores:
     shares = [share for challenge in study.challenges for share in _shares(study, answers, challenge)]
     return Scores(
         answers=answers,
-        shares=tuple(shares),
+        shares=tuple(_corrected(shares)),
         ranks=tuple(
             rank for name in _datasets(study, answers, "quality") for rank in _ranks(answers, study.methods, name)
         ),
@@ -176,7 +176,7 @@ def _datasets(study: Study, answers: Sequence[Answer], challenge: str) -> list[s
 
 
 def _shares(study: Study, answers: Sequence[Answer], challenge: str) -> list[Share]:
-    """Shares of a challenge by data set and method, tested together."""
+    """Shares of a challenge by data set and method, not yet corrected."""
     found = []
     for dataset in _datasets(study, answers, challenge):
         inside = [a for a in answers if a.counts and a.challenge == challenge and dataset in (a.dataset, _ALL)]
@@ -184,9 +184,13 @@ def _shares(study: Study, answers: Sequence[Answer], challenge: str) -> list[Sha
             about = [a for a in inside if (method in a.shown if challenge == "quality" else a.method == method)]
             if about:
                 found.append(_share(about, challenge, dataset, method))
-    tested = [share.p for share in found if share.p is not None]
-    corrected = iter(holm(tested))
-    return [share if share.p is None else Share(**{**asdict(share), "p_holm": next(corrected)}) for share in found]
+    return found
+
+
+def _corrected(shares: Sequence[Share]) -> list[Share]:
+    """The shares with p-values corrected over the whole study: of studies by guesses 5 % have one below 0.05."""
+    corrected = iter(holm([share.p for share in shares if share.p is not None]))
+    return [share if share.p is None else replace(share, p_holm=next(corrected)) for share in shares]
 
 
 def _share(about: Sequence[Answer], challenge: str, dataset: str, method: str) -> Share:

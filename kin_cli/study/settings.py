@@ -184,7 +184,7 @@ def _readers(table: _Table) -> tuple[str, ...]:
     given = table.values.get("readers", 1)
     if type(given) is int and 1 <= given <= _MOST_READERS:
         return tuple(f"reader-{number}" for number in range(1, given + 1))
-    names = table.texts("readers", [])
+    names = [] if type(given) is int else table.texts("readers", [])
     if not 1 <= len(names) <= _MOST_READERS or len(set(names)) < len(names):
         raise table.wrong("readers", f"is neither a number from 1 to {_MOST_READERS} nor a list of different names")
     for name in names:
