@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
-from kin_cli.commands.parameters import FILE, csv_option, json_option, overwrite_option, workers_option
+from kin_cli.commands.parameters import FILE, csv_option, examples, json_option, overwrite_option, workers_option
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import json_text, show
 from kin_cli.errors import UsageError
@@ -27,7 +28,7 @@ _HEAD = (
 )
 
 
-@click.group(short_help="Let readers judge translations, and score their answers.")
+@cloup.group(short_help="Let readers judge translations.")
 def study() -> None:
     """Reader studies: which translation is best, and which image is real.
 
@@ -38,9 +39,12 @@ def study() -> None:
     """
 
 
-@study.command(short_help="Make a study from slides and translations.")
+@study.command(
+    short_help="Make a study from slides and translations.",
+    epilog=examples("kin study make reading --config study.toml"),
+)
 @click.argument("folder", metavar="STUDY", type=FILE)
-@click.option("--config", type=FILE, required=True, help="TOML file that describes the study, see docs/study.md.")
+@cloup.option("--config", type=FILE, required=True, help="TOML file that describes the study, see docs/study.md.")
 def make(folder: Path, config: Path) -> None:
     """Make a study in the new folder STUDY: items, and the trials of every reader in an order of their own.
 
@@ -63,11 +67,14 @@ def make(folder: Path, config: Path) -> None:
     show(f"{folder}: {len(items)} items, {len(made.readers)} readers, {trials} trials")
 
 
-@study.command(short_help="Serve a study to its readers.")
+@study.command(
+    short_help="Serve a study to its readers.",
+    epilog=examples("kin study serve reading --port 8700 --address https://study.example.org"),
+)
 @click.argument("folder", metavar="STUDY", type=FILE)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0: all networks.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen at.  [default: any free one]")
-@click.option("--address", help="How readers reach the server, such as https://study.example.org.")
+@cloup.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0: all networks.")
+@cloup.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen at.  [default: any free one]")
+@cloup.option("--address", help="How readers reach the server, such as https://study.example.org.")
 def serve(folder: Path, host: str, port: int, address: str | None) -> None:
     """Serve the study in the folder STUDY until Ctrl-C, and print the personal link of each reader.
 
@@ -99,7 +106,10 @@ def serve(folder: Path, host: str, port: int, address: str | None) -> None:
         app.close()
 
 
-@study.command(short_help="Write a static version of a study.")
+@study.command(
+    short_help="Write a static version of a study.",
+    epilog=examples("kin study export reading for-readers"),
+)
 @click.argument("folder", metavar="STUDY", type=FILE)
 @click.argument("output", type=FILE)
 @workers_option
@@ -118,10 +128,13 @@ def export(folder: Path, output: Path, workers: int | None) -> None:
     show("\n".join([*links, f"{output}: {tiles} tiles"]))
 
 
-@study.command(short_help="Score the answers of a study.")
+@study.command(
+    short_help="Score the answers of a study.",
+    epilog=examples("kin study score reading --figure figure.pdf --csv answers.csv"),
+)
 @click.argument("folder", metavar="STUDY", type=FILE)
 @click.argument("returned", metavar="[ANSWERS]...", type=FILE, nargs=-1)
-@click.option("--figure", type=FILE, help="Also draw the shares, like the paper's Figure 8: .png, .pdf or .svg.")
+@cloup.option("--figure", type=FILE, help="Also draw the shares, like the paper's Figure 8: .png, .pdf or .svg.")
 @csv_option
 @json_option
 @overwrite_option

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
-from kin_cli.commands.parameters import FILE, workers_option
+from kin_cli.commands.parameters import FILE, examples, workers_option
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import show
 from kin_cli.errors import UsageError
@@ -16,18 +17,21 @@ if TYPE_CHECKING:
     from kin_cli.view.layers import Layer, ViewChoice
 
 
-@click.command(short_help="Look at a slide beside its translations.")
+@cloup.command(
+    short_help="Look at a slide beside its translations.",
+    epilog=examples("kin view slide.svs slide.kin.ome.tif", "kin view slide.svs slide.kin.ome.tif --export folder"),
+)
 @click.argument("slide", type=FILE)
 @click.argument("translated", type=FILE, nargs=-1)
-@click.option("--real", type=FILE, help="A real section of the other stain, shown in the place of SLIDE's pixels.")
-@click.option("--registration", type=FILE, help="How the real section lies on SLIDE, as kin register writes it.")
-@click.option("--source-mpp", type=float, help="µm per pixel of SLIDE, if its file states none or a wrong one.")
-@click.option("--mpp", type=float, help="Finest resolution to show, µm per pixel of SLIDE.  [default: all of it]")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen at.  [default: any free one]")
-@click.option("--browser/--no-browser", default=True, help="Whether to open the page.  [default: open it]")
-@click.option("--lossless", is_flag=True, help="Send tiles as PNG instead of JPEG of quality 92.")
-@click.option("--export", type=FILE, help="Write the page and all tiles to this new folder instead of serving them.")
-@click.option("--seams/--no-seams", default=True, help="Whether --export measures seams.  [default: measure]")
+@cloup.option("--real", type=FILE, help="A real section of the other stain, shown in the place of SLIDE's pixels.")
+@cloup.option("--registration", type=FILE, help="How the real section lies on SLIDE, as kin register writes it.")
+@cloup.option("--source-mpp", type=float, help="µm per pixel of SLIDE, if its file states none or a wrong one.")
+@cloup.option("--mpp", type=float, help="Finest resolution to show, µm per pixel of SLIDE.  [default: all of it]")
+@cloup.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen at.  [default: any free one]")
+@cloup.option("--browser/--no-browser", default=True, help="Whether to open the page.  [default: open it]")
+@cloup.option("--lossless", is_flag=True, help="Send tiles as PNG instead of JPEG of quality 92.")
+@cloup.option("--export", type=FILE, help="Write the page and all tiles to this new folder instead of serving them.")
+@cloup.option("--seams/--no-seams", default=True, help="Whether --export measures seams.  [default: measure]")
 @workers_option
 def view(slide: Path, translated: tuple[Path, ...], export: Path | None, **options: Any) -> None:
     """Show SLIDE and its translations in a browser: curtain, side by side or blended, at any zoom.

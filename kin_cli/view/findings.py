@@ -17,7 +17,7 @@ from kin_cli.errors import KinError, Stopped, explained
 from kin_cli.evaluation.seams import measure_slide_seams
 from kin_cli.evaluation.settings import SeamChoice
 from kin_cli.geometry import Mask
-from kin_cli.progress import Advance, Progress
+from kin_cli.progress import Advance, Progress, SilentProgress
 from kin_cli.slide.tissue import TissueMask, detect_tissue
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.view.layers import Layer
@@ -130,7 +130,7 @@ class Findings:
         }
 
 
-class _Reported:
+class _Reported(SilentProgress):
     """Progress as a number; a stage raises ``Stopped`` when the server ends."""
 
     def __init__(self, report: Callable[[float], None], stop: threading.Event) -> None:
@@ -149,9 +149,6 @@ class _Reported:
             self._report(min(done / max(total, 1), 1.0))
 
         yield advance
-
-    def note(self, message: str) -> None:
-        """Ignore a note."""
 
 
 def tissue_as_dict(mask: TissueMask) -> dict[str, Any]:
