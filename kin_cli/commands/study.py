@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,9 @@ def serve(folder: Path, host: str, port: int, address: str | None) -> None:
         server = WebServer(app, host=host, port=port, secrets=tuple(reader.secret for reader in made.readers))
         if base is not None:
             server.welcome([base.partition("://")[2].partition("/")[0]])
-        elif host in ("0.0.0.0", "::"):
+        elif host == "0.0.0.0":
             server.welcome(f"{name}:{server.port}" for name in _own_names())
+            base = f"http://{_own_address()}:{server.port}"
         done = {name: f"{answered} of {trials}" for name, answered, trials in app.progress()}
         links = [
             f"{reader.name} ({done[reader.name]}): {_link(server, base, reader.secret)}" for reader in made.readers
@@ -189,14 +191,21 @@ def _own_names() -> set[str]:
     import socket
 
     names = {"127.0.0.1", "localhost", socket.gethostname(), socket.getfqdn()}
-    try:
+    with suppress(OSError):
         names |= {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing
-            probe.connect(("192.0.2.1", 9))
-            names.add(str(probe.getsockname()[0]))
+    return names | {_own_address()}
+
+
+def _own_address() -> str:
+    """The address of this computer in its network; 127.0.0.1 if it is in none."""
+    import socket
+
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # an address for documentation: chooses a network, sends nothing
+            return str(probe.getsockname()[0])
     except OSError:
-        pass
-    return names
+        return "127.0.0.1"
 
 
 def _csv(answers: tuple[Answer, ...]) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -88,16 +90,19 @@ class RegisteredSlide(Slide):
 
 
 def registered_slide(real: Slide, source: Slide, registration: Path) -> RegisteredSlide:
-    """A real section as ``registration``, a JSON file, lays it on the source.
+    """A real section as ``registration`` lays it on the source: a file of ``kin register``, or an affine matrix.
 
-    ``affine`` in it is a matrix of two rows and three columns, from pixels of level 0 of the source to those of the
-    real section.
+    The matrix, two rows of three numbers, is ``affine`` in a JSON file and maps pixels of level 0 of the source to
+    those of the real section.
 
     Raises:
-        InputError: the file cannot be read or is no registration.
+        InputError: the file cannot be read or is no registration of these slides.
     """
     try:
-        matrix = np.array(json.loads(read_regular(registration))["affine"], np.float64)
+        record = json.loads(read_regular(registration))
+        if isinstance(record, dict) and "registration" in record:
+            return RegisteredSlide(real, source, _of_kin_register(real, source, registration))
+        matrix = np.array(record["affine"], np.float64)
         if matrix.shape != (2, 3) or not np.isfinite(matrix).all():
             raise ValueError(f"the affine matrix has the shape {matrix.shape}")
     except OSError as error:
@@ -105,6 +110,25 @@ def registered_slide(real: Slide, source: Slide, registration: Path) -> Register
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{registration}: not a registration: {error}", "kin register writes one") from None
     return RegisteredSlide(real, source, lambda points: points @ matrix[:, :2].T + matrix[:, 2])
+
+
+def _of_kin_register(real: Slide, source: Slide, file: Path) -> Mapping:
+    """The mapping in a file of ``kin register``, NaN where it is not known."""
+    if importlib.util.find_spec("kin_cli.registration") is None:
+        raise InputError(f"{file}: made by a kin that can register slides, which this one cannot", "update kin")
+    transform = importlib.import_module("kin_cli.registration.transform")
+    sides = []
+    for slide in (source, real):
+        if slide.mpp is None:
+            raise InputError(f"{slide.path}: its pixel size is not known, which a registration needs")
+        sides.append(transform.Side(slide.path, slide.levels[0], slide.mpp))
+    found = transform.read_registration(file, *sides)
+    mpp = sides[0].mpp
+
+    def mapping(points: Doubles) -> Doubles:
+        return np.where(found.known(points * mpp)[:, None], found.to_real(points), np.nan)
+
+    return mapping
 
 
 def _knots(count: int) -> Doubles:

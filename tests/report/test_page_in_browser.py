@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,3 +124,9 @@ def test_a_scale_bar_is_as_long_as_it_says(opened: Opened, width: int) -> None:
     assert bar.text_content() == "50 µm"
     pixels = bar.bounding_box()["width"] / picture.bounding_box()["width"] * 520  # the slide has 0.5 µm/px
     assert pixels * 0.5 == pytest.approx(50, rel=0.02)
+
+
+def test_it_tells_how_to_look_closer(opened: Opened, report: Path) -> None:
+    told = opened.page.locator("code", has_text="kin view").text_content()
+    assert "out.ome.tif" in shlex.split(told)[3]
+    assert opened.page.locator('a[href$="index.html"]').count() == 0

@@ -147,3 +147,23 @@ def test_what_the_real_section_does_not_have_or_know_is_empty(smooth: np.ndarray
     assert np.abs(found[:, :280].astype(int) - smooth[:500, :280]).max() <= 1
     assert (found[:, 320:] == 255).all()
     assert (RegisteredSlide(ArraySlide(smooth), source, lambda p: p * np.nan).read(0, Box(0, 0, 9, 9)) == 255).all()
+
+
+def test_a_registration_file_of_an_affine_matrix(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    file = tmp_path / "registration.json"
+    file.write_text('{"affine": [[1, 0, 64], [0, 1, 32]]}')
+    with opened_layers(ViewChoice(pair[0], real=pair[0], registration=file)) as layers:
+        slide, warped = layers[0].picture.slide, layers[1].picture.slide
+        assert layers[1].role == "real"
+        np.testing.assert_array_equal(warped.read(0, Box(0, 0, 500, 400)), slide.read(0, Box(64, 32, 500, 400)))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"affine": [[1, 0], [0, 1]]}', '{"affine": [[NaN, 0, 0], [0, 1, 0]]}']
+)
+def test_what_is_no_registration_is_told(pair: tuple[Path, Path], tmp_path: Path, content: str) -> None:
+    file = tmp_path / "registration.json"
+    file.write_text(content)
+    choice = ViewChoice(pair[0], real=pair[0], registration=file)
+    with pytest.raises(InputError, match=r"registration\.json: not a registration"), opened_layers(choice):
+        pass
