@@ -212,7 +212,7 @@ def save_study(study: Study, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         mask = os.umask(0o077)
         try:
-            made = create_atomic(folder / PLAN_FILE, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+            made = create_atomic(folder / PLAN_FILE, json.dumps(content, indent=1).encode() + b"\n")
         finally:
             os.umask(mask)
     if not made:

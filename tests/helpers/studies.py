@@ -31,7 +31,7 @@ def write_study(folder: Path, *, readers: int = 3, quality: float = 20, fidelity
     )
     file = folder / "study.toml"
     file.write_text(
-        f"title = 'A <b>study</b>'\nreaders = {readers}\nseed = 5\npractice = 1\nrepeat_every = 2\n{more}"
+        f"title = 'A <b>study</b>'\nreaders = {readers}\nseed = 5\npractice = 1\nrepeat_every = 4\n{more}"
         f"[quality]\nseconds = {quality}\n[fidelity]\nseconds = {fidelity}\n{items}"
     )
     return file
