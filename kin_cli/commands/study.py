@@ -53,9 +53,10 @@ def make(folder: Path, config: Path) -> None:
     to yourself.
     """
     from kin_cli.study.make import made_items
-    from kin_cli.study.plan import planned, save_study
+    from kin_cli.study.plan import check_new, planned, save_study
     from kin_cli.study.settings import read_settings
 
+    check_new(folder)
     settings, progress = read_settings(config), ConsoleProgress()
     items: list[Item] = []
     with progress.stage("items", len(settings.items), "entries") as advance:
@@ -148,16 +149,17 @@ def score(
     Shares with exact 95 % intervals, binomial tests against chance with Holm's correction, Bradley-Terry ranks,
     Fleiss' kappa between readers, Cohen's kappa within them, times. --csv writes every answer with its key.
     """
-    from kin_cli.figures.plots import check_figure_file, encoded_figure
     from kin_cli.outputs import check_files, write_outputs
     from kin_cli.study.answers import answers_of, read_events, returned_answers
-    from kin_cli.study.figure import study_figure
     from kin_cli.study.plan import ANSWERS_FILE, PLAN_FILE, load_study
     from kin_cli.study.score import scored
 
     inputs = [(folder / PLAN_FILE, "the study"), (folder / ANSWERS_FILE, "the answers")]
     inputs += [(file, "a file of answers") for file in returned]
     if figure is not None:
+        from kin_cli.figures.plots import check_figure_file, encoded_figure
+        from kin_cli.study.figure import study_figure
+
         check_figure_file(figure)
     check_files([("--figure", figure), ("--csv", csv_file)], inputs, overwrite=overwrite)
     made = load_study(folder)

@@ -199,6 +199,17 @@ def reader_key(secret: str) -> str:
 # The folder of a study
 
 
+def check_new(folder: Path) -> None:
+    """Raise ``OutputError`` unless a study can be made in ``folder``, before any work."""
+    with os_errors_as_output_errors(folder):
+        if folder.is_dir() and any(folder.iterdir()):
+            raise OutputError(f"{folder}: is not empty", "name a new folder for the study")
+        if not folder.parent.is_dir():
+            raise OutputError(f"{folder.parent}: no such folder", "create it, or choose another place")
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise OutputError(f"{folder}: is a file", "name a new folder for the study")
+
+
 def save_study(study: Study, folder: Path) -> None:
     """Write a study into a new or empty folder; only its owner may read it, since it holds the key and the links.
 
@@ -206,9 +217,8 @@ def save_study(study: Study, folder: Path) -> None:
         OutputError: the folder holds something, or cannot be written.
     """
     content = {"kin": __version__, "format": _FORMAT, **asdict(study)}
+    check_new(folder)
     with os_errors_as_output_errors(folder):
-        if folder.is_dir() and any(folder.iterdir()):
-            raise OutputError(f"{folder}: is not empty", "name a new folder for the study")
         folder.mkdir(mode=0o700, exist_ok=True)
         mask = os.umask(0o077)
         try:

@@ -176,10 +176,10 @@ def _placed(source: Slide, slide: Slide, made_from: SlideView | None) -> tuple[f
         right, bottom = made_from.out_to_l0(float(size.width), float(size.height))
         return x, y, right - x, bottom - y, "as recorded by kin"
     if size in source.levels:
-        return 0.0, 0.0, float(full.width), float(full.height), "it has the size of the source"
+        return 0.0, 0.0, float(full.width), float(full.height), "by its size, which is that of the source"
     ratio = (size.width / size.height) / (full.width / full.height)
     if abs(ratio - 1) < _SAME_SHAPE:
-        return 0.0, 0.0, float(full.width), float(full.height), "over the whole source: it has the same shape"
+        return 0.0, 0.0, float(full.width), float(full.height), "over the whole source, whose shape it has"
     if source.mpp is not None and slide.mpp is not None:
         scale = slide.mpp / source.mpp
         width, height = size.width * scale, size.height * scale

@@ -138,3 +138,10 @@ def test_slides_must_not_change_afterwards(tmp_path: Path) -> None:
     (tmp_path / "KIN.tif").unlink()
     assert_refused(kin("study", "export", tmp_path / "made", tmp_path / "out"), "KIN.tif", "put it back")
     assert not (tmp_path / "out").exists()
+
+
+def test_where_a_study_cannot_be_made_is_told_before_any_work(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    assert_refused(kin("study", "make", tmp_path / "no" / "x", "--config", file), "no such folder")
+    assert_refused(kin("study", "make", tmp_path, "--config", file), "is not empty")
+    assert_refused(kin("study", "make", file, "--config", file), "is a file")
