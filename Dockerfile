@@ -9,6 +9,7 @@ WORKDIR /opt/kin
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY configs configs
 COPY examples examples
+COPY scripts/wheel scripts/wheel
 COPY kin_cli kin_cli
 RUN pip install --no-cache-dir -c constraints.txt .
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1

@@ -75,6 +75,12 @@ def requested_stop() -> Stopped | None:
     return _requested
 
 
+def forget_stop() -> None:
+    """Take the signal as the ordinary end of a command that serves until Ctrl-C."""
+    global _requested
+    _requested = None
+
+
 def raise_if_requested() -> None:
     """Raise the ``Stopped`` of a signal again: Python swallows it if it is raised in a destructor or a callback."""
     if _requested is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tests.helpers.shared import shared_folder
 # As the command does it, and before anything imports torch: waiting threads must not spin on cores that others need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _SHARED_FIXTURES = {"shared_data", "shared_reference"}
 
 
@@ -102,3 +105,16 @@ def measured() -> dict[str, Any]:
     generator = ("--architecture", "cut", "--width", "2", "--blocks", "1", "--size", "1100x300")
     done = succeed("bench", *generator, "--patch-size", "64", "--quick", "--device", "cpu", "-j", "1", "--json")
     return json.loads(done)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A Chromium that playwright drives."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pages are tested through playwright")
+    program = os.environ.get("KIN_CHROMIUM") or next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if program is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium, or name one by KIN_CHROMIUM)")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=program)
+        yield running
+        running.close()

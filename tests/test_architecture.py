@@ -27,8 +27,9 @@ LAYERS = [
     {"job"},
     {"translation", "evaluation"},
     {"training"},
-    {"report", "face"},
+    {"report", "face", "view"},
     {"batch", "bench", "figures"},
+    {"study"},
     {"commands"},
     {"__main__"},
 ]

@@ -30,11 +30,13 @@ from kin_cli.commands.progress import add_verbosity
 from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
 from kin_cli.commands.streams import guard_streams, printable, stdout_failure
+from kin_cli.commands.study import study
 from kin_cli.commands.templates import templates
 from kin_cli.commands.tissue import tissue
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import assemble, translate
 from kin_cli.commands.variables import name_variables, refuse_unknown
+from kin_cli.commands.view import view
 from kin_cli.errors import Stopped, explained
 from kin_cli.signals import exit_now, ignore_signals, requested_stop, stop_on_signals
 
@@ -60,7 +62,7 @@ def cli(arguments: tuple[str, ...] | None, debug: bool) -> None:  # noqa: ARG001
 
 SECTIONS = {
     "Translate": (translate, batch, assemble),
-    "Look and measure": (info, check, tissue, seams, evaluate, compare, sweep, analyse),
+    "Look and measure": (info, check, view, tissue, seams, evaluate, compare, sweep, analyse, study),
     "Generators": (models, train),
     "This machine": (doctor, bench, sample, templates),
 }

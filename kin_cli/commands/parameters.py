@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import cloup
 
 from kin_cli.errors import KinError, UsageError
 from kin_cli.geometry import Box, Size
-from kin_cli.store.files import read_regular
+from kin_cli.store.files import read_toml
 
 CONFIG_FILE = "kin_cli.config"  # key of a click context's ``meta`` under which the file of --config is kept
 FILE = click.Path(path_type=Path)
@@ -211,7 +209,7 @@ def _load_config(ctx: click.Context, _param: click.Parameter, file: Path | None)
         return
     file = _found_config(file, ctx)
     ctx.meta[CONFIG_FILE] = file
-    values = _toml(file)
+    values = read_toml(file, hint="--config needs a TOML file")
     options = {name: option for option in _options(ctx.command) for name in _key_names(option)}
     given: dict[str, Any] = {}
     for key, value in values.items():
@@ -241,32 +239,6 @@ def _found_config(file: Path, ctx: click.Context) -> Path:
     if word not in known:
         raise UsageError(f"{file}: no such file, nor a configuration of kin", f"those are {', '.join(known)}")
     return folder / f"{word}.toml"
-
-
-def _toml(file: Path) -> dict[str, Any]:
-    """The keys and values of a TOML file."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    hint = "--config needs a TOML file"
-    try:
-        text = read_regular(file).decode("utf-8-sig")
-        values: dict[str, Any] = tomllib.loads(text)
-        return values
-    except FileNotFoundError:
-        raise UsageError(f"{file}: no such file", hint) from None
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror or error}", hint) from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: not UTF-8 (byte {error.start})", "save it as UTF-8") from None
-    except RecursionError:
-        raise UsageError(f"{file}: nested too deeply", hint) from None
-    except ValueError as error:  # tomllib's own, and of numbers that Python does not read
-        keys = re.findall(r"^[ \t]*([\w-]+)[ \t]*=", text, re.MULTILINE)
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise UsageError(f"{file}: the key '{twice[0]}' stands in it more than once", "keep one of them") from None
-        raise UsageError(f"{file}: not a readable TOML file: {error}", hint) from None
 
 
 def _options(command: click.Command) -> list[click.Option]:

@@ -14,7 +14,15 @@ from kin_cli.errors import UsageError
 
 PREFIX = "KIN_"
 # read by kin itself, by its scripts and by its job templates
-OTHERS = ("KIN_DEBUG", "KIN_MODELS", "KIN_VENV", "KIN_CHROMIUM", "KIN_SHARDS", "KIN_REQUEUE_SECONDS")
+OTHERS = (
+    "KIN_DEBUG",
+    "KIN_MODELS",
+    "KIN_VENV",
+    "KIN_CHROMIUM",
+    "KIN_SHARDS",
+    "KIN_REQUEUE_SECONDS",
+    "KIN_OPENSEADRAGON",
+)
 
 
 def name_variables(group: click.Group, prefix: str = PREFIX) -> None:

@@ -6,12 +6,14 @@ import base64
 import glob
 import html
 import json
+import shlex
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -117,7 +119,7 @@ def page(record: Record, evidence: Evidence, *, mark: str) -> str:
         lead=_lead(record, evidence),
         warnings=_warnings(record, evidence),
         summary=_summary(record, evidence),
-        overview=_overview(evidence),
+        overview=_overview(evidence) + _viewer(record),
         seams=_seams(evidence),
         closeups_heading="The worst borders" if measured else "Close-up",
         closeups=_close_ups(evidence),
@@ -182,6 +184,17 @@ def _scale(width_px: float, mpp: float | None) -> str:
     if bar is None:
         return ""
     return f'<span class="scale" style="--bar:{bar[0] / width_px:.5f}">{text(bar[1])}</span>'
+
+
+def _viewer(record: Record) -> str:
+    """How to look closer: the command, and the static copy that it made beside the output, if there is one."""
+    slide, output = Path(record["slide"]), Path(record["output"])
+    command = shlex.join(["kin", "view", str(slide), str(output)])
+    copy = f"{output.name}.view"
+    link = ""
+    if (output.parent / copy / "index.html").is_file():
+        link = f'<a href="{text(quote(copy, errors="surrogateescape"))}/index.html">The copy in {text(copy)}</a>; or: '
+    return f'<p class="soft">At any zoom: {link}<code>{text(command)}</code></p>'
 
 
 def _spot(number: int, place: Place, size: Size) -> str:

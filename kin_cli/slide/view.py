@@ -25,6 +25,7 @@ Number = TypeVar("Number", float, Doubles)
 _RESAMPLED_AT_ONCE_PX = 2 << 20
 _OVERVIEW_BLOCK_PX = 512
 _OVERVIEW_THREADS = 4
+_OWN_PIXELS = 1e-6  # distance of edges from those of stored pixels that is rounding
 
 
 @dataclass(frozen=True)
@@ -154,12 +155,34 @@ def overview(view: SlideView, max_side: int = 2048) -> Pixels:
     if factor >= 1:
         return view.read(Box(0, 0, view.size.width, view.size.height))
     out = Size(max(1, round(view.size.width * factor)), max(1, round(view.size.height * factor)))
-    level, rows, cols = _overview_source(view, out)
+    left, top = view.region.x / view.frame.width, view.region.y / view.frame.height
+    right, bottom = view.region.right / view.frame.width, view.region.bottom / view.frame.height
+    return averaged(view.slide, (left, top, right, bottom), out, workers=_OVERVIEW_THREADS)
+
+
+def averaged(slide: Slide, part: tuple[float, float, float, float], out: Size, *, workers: int = 1) -> Pixels:
+    """A part of a slide as ``out`` pixels, (h, w, 3) uint8, reduced by area averaging.
+
+    ``part`` is left, top, right and bottom as fractions of the slide's sides, 0 to 1. Read in blocks from the smallest
+    level that has enough pixels; where ``out`` is that level's own pixels, they are returned as they are.
+
+    Memory bound: 16 bytes per pixel of ``out``, and 3 MiB for each of ``workers`` threads.
+
+    Raises:
+        InputError: the slide is damaged.
+    """
+    level, rows, cols = _averaged_level(slide, part, out)
+    corner = Box(round(cols[0]), round(rows[0]), out.width, out.height)
+    own = np.arange(out.height + 1) + corner.y, np.arange(out.width + 1) + corner.x
+    if np.abs(rows - own[0]).max() < _OWN_PIXELS and np.abs(cols - own[1]).max() < _OWN_PIXELS:
+        return slide.read(level, corner)
     means = np.zeros((out.height, out.width, 3), np.float32)
     per_pixel = 1 / ((rows[1] - rows[0]) * (cols[1] - cols[0]))
-    sums = partial(_block_sums, view.slide, level, rows, cols)
-    for where, part in prefetch(sums, _blocks(rows, cols), workers=_OVERVIEW_THREADS, ahead=2 * _OVERVIEW_THREADS):
-        means[where] += part
+    sums = partial(_block_sums, slide, level, rows, cols)
+    blocks = _blocks(rows, cols)
+    parts = map(sums, blocks) if workers == 1 else prefetch(sums, blocks, workers=workers, ahead=2 * workers)
+    for where, found in parts:
+        means[where] += found
     means *= per_pixel
     return np.rint(means, out=means).astype(np.uint8)
 
@@ -214,12 +237,11 @@ def _checked_region(slide: Slide, frame: Size, region: Box | None) -> Box:
     return region
 
 
-def _overview_source(view: SlideView, out: Size) -> tuple[int, Doubles, Doubles]:
-    """The level to average, and the edges of the overview's rows and columns in pixels of this level."""
-    left, top = view.region.x / view.frame.width, view.region.y / view.frame.height
-    right, bottom = view.region.right / view.frame.width, view.region.bottom / view.frame.height
-    for level in reversed(range(len(view.slide.levels))):
-        size = view.slide.levels[level]
+def _averaged_level(slide: Slide, part: tuple[float, float, float, float], out: Size) -> tuple[int, Doubles, Doubles]:
+    """The level to average, and the edges of the rows and columns of ``out`` in pixels of this level."""
+    left, top, right, bottom = part
+    for level in reversed(range(len(slide.levels))):
+        size = slide.levels[level]
         ratio = min((right - left) * size.width / out.width, (bottom - top) * size.height / out.height)
         if ratio > 1 - 1e-9 or level == 0:
             break

@@ -7,12 +7,13 @@ import hashlib
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from kin_cli.errors import OutputError
+from kin_cli.errors import OutputError, UsageError
 
 WORK_ENDING = ".kin-work"
 _BLOCK_BYTES = 1 << 20
@@ -231,6 +232,31 @@ def file_sha256(path: Path, *, before_block: Callable[[], None] | None = None) -
                 before_block()
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_toml(file: Path, *, hint: str) -> dict[str, Any]:
+    """The keys and values of a TOML file. Raises ``UsageError`` with ``hint`` if it cannot be read or is none."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        text = read_regular(file).decode("utf-8-sig")
+        values: dict[str, Any] = tomllib.loads(text)
+        return values
+    except FileNotFoundError:
+        raise UsageError(f"{file}: no such file", hint) from None
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror or error}", hint) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 (byte {error.start})", "save it as UTF-8") from None
+    except RecursionError:
+        raise UsageError(f"{file}: nested too deeply", hint) from None
+    except ValueError as error:  # tomllib's own, and of numbers that Python does not read
+        keys = re.findall(r"^[ \t]*([\w-]+)[ \t]*=", text, re.MULTILINE)
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UsageError(f"{file}: the key '{twice[0]}' stands in it more than once", "keep one of them") from None
+        raise UsageError(f"{file}: not a readable TOML file: {error}", hint) from None
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,6 @@ from tests.helpers.processes import kin
 from tests.helpers.slides import write_slide
 from tests.helpers.translations import SMALL
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _CLIP = "picture => getComputedStyle(picture).clipPath"
 
 
@@ -24,18 +22,6 @@ class Opened:
     page: Any
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="the report is tested through playwright")
-    program = os.environ.get("KIN_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
-    if program is None:
-        pytest.skip("no Chromium is installed (apt-get install chromium, or name one by KIN_CHROMIUM)")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=program)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +124,9 @@ def test_a_scale_bar_is_as_long_as_it_says(opened: Opened, width: int) -> None:
     assert bar.text_content() == "50 µm"
     pixels = bar.bounding_box()["width"] / picture.bounding_box()["width"] * 520  # the slide has 0.5 µm/px
     assert pixels * 0.5 == pytest.approx(50, rel=0.02)
+
+
+def test_it_tells_how_to_look_closer(opened: Opened, report: Path) -> None:
+    told = opened.page.locator("code", has_text="kin view").text_content()
+    assert "out.ome.tif" in shlex.split(told)[3]
+    assert opened.page.locator('a[href$="index.html"]').count() == 0
