@@ -9,9 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 
+from kin_cli.commands.main import cli
 from tests.helpers.generators import write_generator
 from tests.helpers.processes import kin
 from tests.helpers.slides import write_slide
@@ -19,6 +21,8 @@ from tests.helpers.slides import write_slide
 ROOT = Path(__file__).resolve().parents[1]
 # these two record experiments, on slides that do not ship
 RECORDS = ("quality.md", "performance.md")
+# servers, and commands on whole studies and pairs of slides: their own tests run them
+PARSED = ("view.md", "study.md")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # small patches and networks, so that commands meant for slides run in seconds
 SMALL = {
@@ -85,6 +89,18 @@ def test_the_commands_of_a_page_run_one_after_another(folder: Path, page: Path) 
             assert kin("translate", "slide.svs", "-m", "latest_net_G.pth", **SMALL).code == 0
         run = kin(*shlex.split(line)[1:], **SMALL)
         assert run.code == 0, f"{page.name}: {line}\n{run.err}"
+
+
+@pytest.mark.parametrize("name", PARSED)
+def test_the_commands_of_other_pages_are_understood(name: str) -> None:
+    lines = commands(ROOT / "docs" / name)
+    assert lines
+    for line in lines:
+        command: Any = cli
+        words = shlex.split(line)[1:]
+        while isinstance(command, click.Group):
+            command = command.commands[words.pop(0)]
+        command.make_context(line, words)  # raises for an unknown option or a bad value
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
