@@ -14,12 +14,20 @@ from pathlib import Path
 
 from kin_cli.errors import InputError, OutputError, UsageError
 from kin_cli.models.named import NetworkChoice
+from kin_cli.pyramid.check import is_record
 from kin_cli.settings import OutputSettings, Settings
 from kin_cli.slide.files import slide_files
-from kin_cli.store.files import os_errors_as_output_errors, publish, remote_hint, work_folder, written_beside
+from kin_cli.store.files import (
+    WORK_ENDING,
+    os_errors_as_output_errors,
+    publish,
+    remote_hint,
+    work_folder,
+    written_beside,
+)
 
 _RECORD_BYTES = 1 << 24  # a record is a few kB; a larger JSON file is somebody else's
-_REPORT_MARK = b'<meta name="generator" content="kin '
+_REPORT_MARKS = (b'<meta name="generator" content="kin ', b'<meta name="kin-record" content="')
 _HEAD_BYTES = 4096
 _SYSTEM_FOLDERS = (Path("/dev"), Path("/proc"), Path("/sys"))
 
@@ -50,6 +58,19 @@ def check_outputs(settings: Settings) -> None:
         raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")
     for path in beside:
         refuse_strangers(path, output)
+
+
+def work_folder_of(place: Path) -> Path | None:
+    """The work folder of any output that a path is, or lies in, whatever links lead there; None if in none."""
+    found = (folder for folder in (place.resolve(), *place.resolve().parents) if folder.name.endswith(WORK_ENDING))
+    return next(found, None)
+
+
+def refuse_work_folders(*places: Path | None) -> None:
+    """Raise ``UsageError`` if one of the places that a user names is, or lies in, a work folder."""
+    for place in places:
+        if place is not None and (folder := work_folder_of(place)):
+            raise UsageError(f"{place}: is in {folder}, whose content kin removes", "choose another place")
 
 
 def refuse_strangers(path: Path, output: OutputSettings) -> None:
@@ -189,12 +210,13 @@ def is_ours(path: Path, output: Path) -> bool:
             return False
         if path.suffix == ".html":
             with path.open("rb") as file:
-                return _REPORT_MARK in file.read(_HEAD_BYTES)
+                head = file.read(_HEAD_BYTES)
+            return all(mark in head for mark in _REPORT_MARKS)
         if path.stat().st_size > _RECORD_BYTES:
             return False
         content = path.read_bytes()
     try:
         record = json.loads(content)
-        return "kin" in record and Path(record["output"]).name == output.name
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, RecursionError):
         return False
+    return is_record(record) and Path(record["output"]).name == output.name

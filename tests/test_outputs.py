@@ -37,6 +37,68 @@ def test_a_file_of_the_records_name_is_kept(picture: Path, tiny_generator: Path)
     assert json.loads(mine.read_text())["schema"] == 1
 
 
+@pytest.mark.parametrize("left_out", ["schema", "settings", "output_sha256", "slide_files", "output"])
+def test_what_only_resembles_a_record_is_kept(picture: Path, tiny_generator: Path, left_out: str) -> None:
+    output = picture.with_name("x.ome.tif")
+    common = ("translate", picture, "-m", tiny_generator, "-o", output, *SMALL)
+    assert kin(*common).code == 0
+    mine = picture.with_name("x.ome.tif.json")
+    record = json.loads(mine.read_text())
+    output.unlink()
+    mine.write_text(json.dumps({name: value for name, value in record.items() if name != left_out}))
+    before = mine.read_text()
+    assert_refused(kin(*common), str(mine), "did not write it")
+    assert mine.read_text() == before
+    mine.write_text(json.dumps(record))
+    assert kin(*common).code == 0
+
+
+def test_no_output_goes_into_a_work_folder(picture: Path, tiny_generator: Path) -> None:
+    work = picture.with_name("a.tif.kin-work")
+    work.mkdir()
+    picture.with_name("link").symlink_to(work)
+    for place in (work, picture.with_name("link")):
+        for options in (("-o", place / "x.tif"), ("-o", picture.with_name("x.tif"), "--table", place / "t")):
+            refused = kin("translate", picture, "-m", tiny_generator, *SMALL, *options)
+            assert_refused(refused, str(place), "whose content kin removes", code=2)
+        assert_refused(kin("batch", picture, "-m", tiny_generator, *SMALL, "-o", place), "kin removes", code=2)
+    assert list(work.iterdir()) == []
+
+
+def test_kin_check_tells_what_it_knows_of_the_record(picture: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    output, record = picture.with_name("x.png"), picture.with_name("x.png.json")
+    assert kin("translate", picture, "-m", tiny_generator, "-o", output, *SMALL).code == 0
+    whole = record.read_bytes()
+
+    def checked(file: Path = output) -> tuple[int, str]:
+        done = kin("check", file)
+        return done.code, done.out
+
+    assert checked() == (0, f"{output}: sound: identical to its record\n")
+    for content in (whole[:-200], whole.replace(b'"schema": 1', b'"schema": null'), whole.replace(b"{", b"", 1)):
+        record.write_bytes(content)
+        code, said = checked()
+        assert (code, "its record x.png.json is damaged" in said) == (1, True)
+    record.write_text('{"patient": 7}')
+    code, said = checked()
+    assert (code, "without its record (x.png.json is something else)" in said) == (0, True)
+    record.unlink()
+    code, said = checked()
+    assert (code, "without its record (there is no x.png.json beside it)" in said) == (0, True)
+    renamed = output.rename(tmp_path / "y.png")
+    (tmp_path / "y.png.json").write_bytes(whole)
+    assert checked(renamed) == (
+        0,
+        f"{renamed}: sound: identical to its record, of the time when it was named x.png\n",
+    )
+    shutil.copy(picture, renamed)
+    code, said = checked(renamed)
+    assert (code, "differs from its record" in said, "is that of x.png" in said) == (1, True, True)
+    (tmp_path / "y.png.json").unlink()
+    (tmp_path / "y.png.json").mkdir()
+    assert checked(renamed)[0] == 1
+
+
 def test_a_file_of_the_reports_name_is_kept(picture: Path, tiny_generator: Path) -> None:
     output, mine = picture.with_name("x.png"), picture.with_name("x.png.report.html")
     mine.write_text("<html>mine</html>")

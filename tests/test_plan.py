@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,31 @@ def test_a_photograph_of_a_single_colour_has_no_tissue(
     plan = make_plan(settings(plain, tiny_generator, tmp_path / "o.tif", tissue="none"))
     with plan.view.slide:
         assert plan.translated_patches == 20
+
+
+def test_the_memory_of_a_job_is_kept_to_where_threads_decide_and_told_where_not(
+    photo: Path, tiny_generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = settings(photo, tiny_generator, tmp_path / "o.tif")
+    monkeypatch.setattr("kin_cli.plan.available_cores", lambda: 8)
+    free = make_plan(wanted)
+    assert free.workers == 8
+    one = dataclasses.replace(free, workers=1).host_bytes
+    for limit, workers in ((free.host_bytes, 8), (free.host_bytes - 1, 4), (one, 1), (one - 1, 1)):
+        monkeypatch.setattr("kin_cli.plan.memory_limit", lambda limit=limit: limit)
+        plan = make_plan(wanted)
+        assert plan.workers == workers
+        assert plan.summary()["memory_limit_bytes"] == limit
+        assert any("cgroup" in note for note in plan.notes()) == (limit < one)
+    fixed = settings(photo, tiny_generator, tmp_path / "o.tif", workers=8)
+    assert make_plan(fixed).workers == 8
+
+
+def test_masks_and_thumbnails_are_known_by_their_bytes(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.full((20, 30), 255, np.uint8)).save(mask)
+    plan = make_plan(
+        settings(photo, tiny_generator, tmp_path / "o.tif", tissue=mask, method="tin", thumbnail=photo, kernel=None)
+    )
+    for name, file in (("tissue", mask), ("thumbnail", photo)):
+        assert plan.fingerprint()[name] == f"{file.name} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()})"

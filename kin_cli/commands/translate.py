@@ -68,7 +68,7 @@ def translate(
     """
     _refuse_several(slide)
     check_file(slide)
-    settings = settings_from(slide, options)
+    settings = _settings(slide, options)
     if shard is not None and only_pass is None:
         raise UsageError("--shard needs a pass", "--pass measure for all shards, then --pass apply, then kin assemble")
     # Importing torch takes seconds, so it comes after all checks of options.
@@ -93,6 +93,15 @@ def _refuse_several(slide: Path) -> None:
         raise UsageError(f"{len(more) + 1} slides were given, kin translate takes one", f"translate all: {named}")
     if slide.is_dir() and not any(slide.glob("*.dcm")) and not slide.with_name(f"{slide.name}.mrxs").is_file():
         raise InputError(f"{slide}: a folder, not a slide", f"translate all slides in it: kin batch {slide} -o FOLDER")
+
+
+def _settings(slide: Path, options: dict[str, Any]) -> Settings:
+    """The settings that the options make, refused if an output or a table would lie in a work folder."""
+    from kin_cli.outputs import refuse_work_folders
+
+    settings = settings_from(slide, options)
+    refuse_work_folders(settings.output.path, settings.table)
+    return settings
 
 
 def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Settings:
@@ -175,7 +184,7 @@ def assemble(slide: Path, as_json: bool, **options: Any) -> int:
     same options as there. On equal hardware the file is the same, byte for byte, as that of one process.
     """
     check_file(slide)
-    settings = settings_from(slide, options)
+    settings = _settings(slide, options)
     if settings.output.overwrite:
         raise UsageError("--overwrite has no meaning for kin assemble", "remove the old output before the passes")
     from kin_cli.batch.one_slide import assemble as run
