@@ -35,6 +35,7 @@ from kin_cli.pyramid.check import finished_record, verified_record
 from kin_cli.pyramid.levels import build_levels
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_flat, write_pyramid
+from kin_cli.signals import finishing
 from kin_cli.slide.shared import SharedIdentity
 from kin_cli.slide.unreadable import Faults, strict
 from kin_cli.store.blobs import BlobStore
@@ -240,7 +241,9 @@ class Job:
         """Remove the work folder of a complete output."""
         self._stores.close()
         self.plan.identity.close()  # its thread writes into the work folder
-        if foreign := self._work.remove():
+        with finishing():
+            foreign = self._work.remove()
+        if foreign:
             self._progress.note(f"{self._work.folder}: is left, it holds {', '.join(foreign[:3])}, not made by kin")
 
     def _before_naming(self, finished: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from kin_cli.commands.parameters import FILE, examples
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import json_text, show, tell_output
 from kin_cli.errors import InputError, UsageError
+from kin_cli.signals import last_work, more_work
 from kin_cli.slide.files import check_file
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ def translate(
         from kin_cli.translation import translate as run
 
         progress = ConsoleProgress()
-        settings = _with_missing_report(settings, progress)
+        settings = _goes_on(settings, progress)
+        last_work()
         return show_record(run(settings, progress), settings, as_json)
     return 0
 
@@ -104,11 +107,21 @@ def _settings(slide: Path, options: dict[str, Any]) -> Settings:
     return settings
 
 
-def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Settings:
-    """The settings that verify a finished output and make only its report, if just that is missing.
+def _goes_on(settings: Settings, progress: ConsoleProgress) -> Settings:
+    """The settings that verify a finished output and make what is missing, where the same command made the output.
 
-    A signal can end a run between the output and its report: the same command then completes it.
+    A scheduler can start a job anew that has just finished; a signal can end a run between its output and its report.
     """
+    output = settings.output
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "")
+    if restarts.isdecimal() and int(restarts) > 0 and output.path.is_file() and not output.overwrite:
+        progress.note(f"{output.path} exists, and this job was started anew: it is verified")
+        return replace(settings, output=replace(output, skip_existing=True))
+    return _with_missing_report(settings, progress)
+
+
+def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Settings:
+    """The settings that verify a finished output and make only its report, if just that is missing."""
     output = settings.output
     if not output.report or output.overwrite or output.skip_existing or not output.path.is_file():
         return settings
@@ -133,6 +146,7 @@ def show_record(record: dict[str, Any], settings: Settings, as_json: bool) -> in
     """
     tell_output(json_text(record) if as_json else str(settings.output.path))
     if settings.output.report:
+        more_work()
         from kin_cli.report.page import report_if_asked
 
         report_if_asked(settings, record, ConsoleProgress())
@@ -190,5 +204,6 @@ def assemble(slide: Path, as_json: bool, **options: Any) -> int:
     from kin_cli.batch.one_slide import assemble as run
 
     progress = ConsoleProgress()
-    settings = _with_missing_report(settings, progress)
+    settings = _goes_on(settings, progress)
+    last_work()
     return show_record(run(settings, progress), settings, as_json)
