@@ -13,8 +13,7 @@ from PIL import Image
 
 from kin_cli.errors import NoTissueError, OutputError, UsageError
 from kin_cli.geometry import Box
-from kin_cli.models.architectures import build
-from kin_cli.models.checkpoint import Generator, load_generator, save_generator
+from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.plan import activation_bytes, auto_batch, auto_window, make_plan
 from tests.helpers.pictures import random_pixels
 from tests.helpers.translations import PATCH, settings
@@ -152,16 +151,15 @@ def test_a_mask_that_selects_nothing_is_told(
         make_plan(settings(photo, tiny_generator, tmp_path / "o.tif", tissue=tmp_path / "mask.png", region=region))
 
 
-def test_what_loading_changed_is_told_before_the_work(photo: Path, tmp_path: Path) -> None:
-    from tests.helpers.generators import TINY
-
-    model = tmp_path / "G.safetensors"
-    save_generator(build(TINY), model, spec=TINY, metadata={"mpp": "abc"})
+def test_what_loading_changed_is_told_before_the_work(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    model = tmp_path / "half.pth"
+    state = torch.load(tiny_generator, weights_only=True)
+    torch.save({name: value.half() for name, value in state.items()}, model)
     plan = make_plan(settings(photo, model, tmp_path / "o.tif", source_mpp=0.5))
     with plan.view.slide:
         borders = plan.border_warning()
         assert plan.warnings() == [borders]
-        assert plan.notes() == [borders, f"{model}: ignored its pixel size 'abc', which is not a number of µm"]
+        assert plan.notes() == [borders, f"{model}: converted weights from float16 to float32"]
 
 
 @pytest.mark.parametrize(
