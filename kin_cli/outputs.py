@@ -21,6 +21,7 @@ from kin_cli.store.files import (
     WORK_ENDING,
     os_errors_as_output_errors,
     publish,
+    real,
     remote_hint,
     work_folder,
     written_beside,
@@ -47,7 +48,7 @@ def check_outputs(settings: Settings) -> None:
     refuse_inputs([output.path, *beside], inputs_of(settings))
     work = work_folder(output.path)
     written = (output.path, output.record_path, output.report_path, work)
-    if settings.table is not None and settings.table.resolve() in {path.resolve() for path in written}:
+    if settings.table is not None and real(settings.table) in {real(path) for path in written}:
         raise UsageError(f"{settings.table}: is the table's folder and a file of the output", "name another --table")
     for path in (output.path, *beside):
         if path.is_dir():
@@ -62,7 +63,7 @@ def check_outputs(settings: Settings) -> None:
 
 def work_folder_of(place: Path) -> Path | None:
     """The work folder of any output that a path is, or lies in, whatever links lead there; None if in none."""
-    found = (folder for folder in (place.resolve(), *place.resolve().parents) if folder.name.endswith(WORK_ENDING))
+    found = (folder for folder in (real(place), *real(place).parents) if folder.name.endswith(WORK_ENDING))
     return next(found, None)
 
 
@@ -142,7 +143,7 @@ def refuse_same(given: Iterable[tuple[str, Path]]) -> None:
     """Raise ``UsageError`` if two options name the same file or folder, whatever names lead to it."""
     known: dict[Path, str] = {}
     for option, path in given:
-        place = path.resolve()
+        place = real(path)
         if place in known:
             raise UsageError(f"{path}: is named by {known[place]} and by {option}", "give each a name of its own")
         known[place] = option
@@ -193,14 +194,14 @@ def _refuse_place(option: str, path: Path) -> None:
         raise OutputError(f"{folder}: no such folder", hint)
     if path.is_dir():
         raise OutputError(f"{path}: is a folder", f"name a file with {option}")
-    if (path.exists() and not path.is_file()) or folder.resolve() in _SYSTEM_FOLDERS or _in_proc(folder):
+    if (path.exists() and not path.is_file()) or real(folder) in _SYSTEM_FOLDERS or _in_proc(folder):
         raise OutputError(f"{path}: is a device or a pipe, which a file would replace", f"name a file with {option}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: no permission to write to it", f"choose another folder with {option}")
 
 
 def _in_proc(folder: Path) -> bool:
-    return Path("/proc") in folder.resolve().parents
+    return Path("/proc") in real(folder).parents
 
 
 def is_ours(path: Path, output: Path) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +335,28 @@ def test_a_link_to_nowhere_is_kept(picture: Path, tiny_generator: Path, option: 
     link.symlink_to("/nonexistent/archive.ome.tif")
     assert_refused(kin("translate", picture, "-m", tiny_generator, "-o", link, *SMALL, *option), str(link))
     assert link.is_symlink()
+
+
+def test_loops_of_links_are_told(picture: Path, tiny_generator: Path) -> None:
+    for name in ("loop", "loop.tif"):
+        picture.with_name(name).symlink_to(name)
+    common = ("-m", tiny_generator, *SMALL)
+    loop, new = picture.with_name("loop"), picture.with_name("new.tif")
+    assert_refused(kin("translate", loop, "-o", new, *common), "loop: cannot be opened: Too many levels")
+    assert_refused(kin("translate", picture, "-o", new, *common, "--table", loop), "loop: is a link to nowhere")
+    assert_refused(kin("translate", picture, "-o", picture.with_name("loop.tif"), *common), "exists already")
+    assert_refused(kin("batch", picture, "-o", loop, *common), "a loop of symbolic links")
+    assert_refused(kin("translate", "", "-o", "", *common), "a folder, not a slide")
+    assert {path.name for path in picture.parent.iterdir()} == {"case1.png", "loop", "loop.tif"}
+
+
+def test_a_folder_that_is_gone_is_told_before_torch_ends_the_process(picture: Path) -> None:
+    gone = picture.with_name("gone")
+    gone.mkdir()
+    script = f"cd {gone} && rmdir {gone} && {sys.executable} -m kin_cli translate {picture}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "the current folder does not exist any more" in done.stderr
 
 
 def test_a_table_in_the_place_of_an_output_is_refused_before_any_work(picture: Path, tiny_generator: Path) -> None:

@@ -12,7 +12,7 @@ from kin_cli.batch.tasks import SlideTask, Worklist
 from kin_cli.errors import InputError, UsageError
 from kin_cli.settings import default_output
 from kin_cli.slide.files import dicom_series, slide_files
-from kin_cli.store.files import WORK_ENDING
+from kin_cli.store.files import WORK_ENDING, real
 
 EXTENSIONS = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
 STATUS_FOLDER = "kin-batch"
@@ -82,7 +82,7 @@ class _Walk:
 
     def __init__(self, search: Search, outputs: Path) -> None:
         self._search = search
-        self._outputs = outputs.resolve()
+        self._outputs = real(outputs)
         self._endings: Counter[str] = Counter()
         self._ours = self._folders = self._work = self._hidden = 0
         self._skipped: list[str] = []
@@ -154,7 +154,7 @@ class _Walk:
         if f"{name}.mrxs" in beside and _is_mirax_data(folder):
             self._note_if_slides(folder, f"not searched, since it holds the data of {folder.name}.mrxs")
             return False
-        place = folder.resolve()
+        place = real(folder)
         if place in (self._outputs, self._outputs / STATUS_FOLDER):
             if place == self._outputs:
                 self._note_if_slides(folder, "not searched, since the outputs go there")

@@ -94,7 +94,7 @@ def _refuse_several(slide: Path) -> None:
     if more:
         named = f"kin batch {slide.name} {Path(more[0]).name}{' …' if len(more) > 1 else ''} -o FOLDER"
         raise UsageError(f"{len(more) + 1} slides were given, kin translate takes one", f"translate all: {named}")
-    if slide.is_dir() and not any(slide.glob("*.dcm")) and not slide.with_name(f"{slide.name}.mrxs").is_file():
+    if slide.is_dir() and not any(slide.glob("*.dcm")) and not (slide.parent / f"{slide.name}.mrxs").is_file():
         raise InputError(f"{slide}: a folder, not a slide", f"translate all slides in it: kin batch {slide} -o FOLDER")
 
 

@@ -159,7 +159,7 @@ def _mirax(path: Path) -> InputError:
 
 
 def _folder_hint(path: Path) -> str:
-    beside = path.with_name(path.name + ".mrxs")
+    beside = path.parent / f"{path.name}.mrxs"
     if beside.is_file():
         return f"a MIRAX slide is named by its .mrxs file: {beside}"
     inside = sorted(path.glob("*.dcm"))

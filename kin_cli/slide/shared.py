@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from kin_cli.errors import OutputError
 from kin_cli.slide.files import NOTED_BYTES, SlideIdentity
 from kin_cli.store.files import create_atomic, os_errors_as_output_errors, output_error, read_regular, write_atomic
 from kin_cli.store.work import as_text, parsed
+
+_FILE = re.compile(r"slide-[0-9a-f]{16}\.json")
 
 
 class SharedIdentity:
@@ -77,7 +80,9 @@ class SharedIdentity:
         """The digest, if it is known, of the slide under each set of stamps."""
         found: dict[str, str | None] = {}
         with os_errors_as_output_errors(self._folder):
-            for file in sorted(self._folder.glob("slide-*.json")):
+            for file in sorted(self._folder.iterdir()):
+                if not _FILE.fullmatch(file.name):
+                    continue
                 recorded = parsed(file, read_regular(file), hint=self._hint)
                 sha256 = recorded.get("sha256")
                 found[_key(recorded.get("files"))] = None if sha256 is None else str(sha256)

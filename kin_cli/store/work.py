@@ -283,6 +283,8 @@ def kept_store(
 
 def refuse_other_folder(folder: Path, name: str) -> None:
     """Raise ``OutputError`` if there is a ``folder`` that is neither empty nor that of the kept store ``name``."""
+    if folder.is_symlink() and not folder.exists():
+        raise OutputError(f"{folder}: is a link to nowhere", "remove the link, or name another folder")
     if not folder.exists():
         return
     if not folder.is_dir():
