@@ -55,6 +55,16 @@ def test_what_only_resembles_a_record_is_kept(picture: Path, tiny_generator: Pat
     assert kin(*common).code == 0
 
 
+def test_a_record_that_is_nested_too_deeply_is_named(picture: Path, tiny_generator: Path) -> None:
+    output, record = picture.with_name("x.png"), picture.with_name("x.png.json")
+    common = ("translate", picture, "-m", tiny_generator, "-o", output, *SMALL)
+    assert kin(*common).code == 0
+    record.write_text("[" * 100_000)
+    for options, named in ((("--report",), output), (("--skip-existing",), output), ((), output)):
+        assert_refused(kin(*common, *options), str(named), code=1)
+    assert "x.png.json is something else" in kin("check", output).out
+
+
 def test_no_output_goes_into_a_work_folder(picture: Path, tiny_generator: Path) -> None:
     work = picture.with_name("a.tif.kin-work")
     work.mkdir()

@@ -227,7 +227,7 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
         agreed = json.loads(content)
         slides = [[str(text) for text in pair] for pair in agreed["slides"]]
         return {"shards": int(agreed["shards"]), "slides": slides}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise OutputError(f"{path}: is damaged", "remove it if no shard is running any more") from None
 
 

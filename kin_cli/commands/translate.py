@@ -130,7 +130,7 @@ def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Setti
 
     try:
         record = json.loads(read_regular(output.record_path))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return settings
     if not isinstance(record, dict) or is_report_of(record, output.report_path):
         return settings
