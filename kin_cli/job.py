@@ -106,6 +106,9 @@ class Job:
                     with suppress(OutputError):  # other jobs are at work, and will meet the same
                         job.clean_up()
                     raise
+                except BaseException:
+                    slide.spoil_if_changed()
+                    raise
 
     def _open_table(self, *, fresh: bool) -> None:
         """Open a table that the user keeps, before any work; if it is refused, a ``fresh`` work folder is removed."""
@@ -338,7 +341,12 @@ def kept_table(plan: Plan, folder: Path, *, note: Callable[[str], None], shard: 
             others_live=lambda: shard != ALONE,
         )
         slide.join()
-        yield store
+        try:
+            yield store
+        except BaseException:
+            if store.writable:
+                slide.spoil_if_changed()
+            raise
         slide.settle(whole=shard == ALONE)
         if shard == ALONE:
             plan.identity.sha256()  # the table outlives this process, which records the digest for those to come

@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from kin_cli.errors import OutputError
+from kin_cli.errors import InputError, OutputError
 from kin_cli.slide.files import NOTED_BYTES, SlideIdentity
 from kin_cli.store.files import create_atomic, os_errors_as_output_errors, output_error, read_regular, write_atomic
 from kin_cli.store.work import as_text, parsed
@@ -51,7 +52,7 @@ class SharedIdentity:
         mine = _key(identity.stamps)
         is_new, alone = mine not in known, not self._others_live()
         identity.adopt(known.get(mine))
-        if is_new and any(known.values()):
+        if identity.as_dict()["sha256"] is None and any(known.values()) and (is_new or alone):
             if identity.bytes > NOTED_BYTES:
                 self._note(f"{identity.path}: comparing its checksum with that of earlier work")
             identity.sha256()
@@ -69,12 +70,27 @@ class SharedIdentity:
         """
         if self._identity.begun and not whole:
             self._identity.sha256()  # for the other processes
-        self._identity.check_unchanged()
+        try:
+            self._identity.check_unchanged()
+        except InputError:
+            self.spoil_if_changed()
+            raise
         known = self._known()
         self._identity.adopt(known.get(_key(self._identity.stamps)))
         if whole and len(known) > 1:
             self._identity.sha256()
         self._require_one(known, whole=whole)
+
+    def spoil_if_changed(self) -> None:
+        """Record the stamps that the slide has now, if they are others: for work that ends before it is settled.
+
+        The work may hold what was read of other bytes. So it is not continued when the slide is as it was before, only
+        if the bytes of these stamps turn out to be the same.
+        """
+        with suppress(InputError, OSError):
+            now = SlideIdentity(self._identity.path)
+            if now.stamps != self._identity.stamps:
+                create_atomic(self._folder / f"slide-{_key(now.stamps)}.json", as_text(now.as_dict()))
 
     def _known(self) -> dict[str, str | None]:
         """The digest, if it is known, of the slide under each set of stamps."""

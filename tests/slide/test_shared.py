@@ -140,17 +140,58 @@ def test_a_touch_during_the_work_does_no_harm(photo: Path, tiny_generator: Path,
     assert digest(output) == made(photo, tiny_generator, tmp_path / "plain")
 
 
-def test_a_change_during_the_work_fails_it(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out.ome.tif"
-    before = photo.read_bytes()
-    with pytest.raises(InputError, match="was changed while it was read"):
-        translate(command_settings(photo, tiny_generator, output), meanwhile(photo, output, changed))
+@pytest.mark.parametrize("killed", [False, True])
+def test_work_from_changed_bytes_is_never_continued(
+    photo: Path, tiny_generator: Path, tmp_path: Path, killed: bool
+) -> None:
+    """Not even when the slide is as it was before: nobody knows which tiles were made meanwhile."""
+    output, before = tmp_path / "out.ome.tif", photo.read_bytes()
+
+    def change(slide: Path) -> None:
+        changed(slide)
+        if killed:
+            raise Killed
+
+    with pytest.raises(Killed if killed else InputError, match=None if killed else "was changed while it was read"):
+        translate(command_settings(photo, tiny_generator, output), meanwhile(photo, output, change))
     with pytest.raises(OutputError, match="another slide") as caught:
         translate(command_settings(photo, tiny_generator, output), Watcher())
     assert "--overwrite" in (caught.value.hint or "")
     photo.write_bytes(before)
-    translate(command_settings(photo, tiny_generator, output), Watcher())
+    with pytest.raises(OutputError, match=r"another slide|before its checksum"):
+        translate(command_settings(photo, tiny_generator, output), Watcher())
+    translate(command_settings(photo, tiny_generator, output, "--overwrite"), Watcher())
     assert digest(output) == made(photo, tiny_generator, tmp_path / "plain")
+
+
+def test_work_that_was_stopped_after_a_touch_goes_on(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.ome.tif"
+
+    def touch_and_die(slide: Path) -> None:
+        touched(slide)
+        raise Killed
+
+    with pytest.raises(Killed):
+        translate(command_settings(photo, tiny_generator, output), meanwhile(photo, output, touch_and_die))
+    again = Watcher()
+    translate(command_settings(photo, tiny_generator, output), again)
+    assert any("patches are measured" in note for note in again.notes)
+    assert digest(output) == made(photo, tiny_generator, tmp_path / "plain")
+
+
+def test_a_change_is_noticed_before_the_work_goes_on(slide: Path, tmp_path: Path) -> None:
+    """The stamps of the changed slide are known, but not yet its bytes."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    with SlideIdentity(slide) as first:
+        work = shared(folder, first)
+        work.join()
+        first.sha256()
+        changed(slide)
+        work.spoil_if_changed()
+    with pytest.raises(OutputError, match="another slide"):
+        shared(folder, SlideIdentity(slide)).join()
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_shards_on_nodes_with_copies_of_the_slide(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
