@@ -64,11 +64,11 @@ def translate(
 
 def carry_out(plan: Plan, progress: Progress) -> dict[str, object]:
     """Carry out a plan and return the run record."""
-    for note in plan.notes():
-        progress.note(note)
     with Job.begin(plan, progress) as job:
         record = job.left_over()
         if record is None:
+            for note in plan.notes():  # not before: a refusal is one line
+                progress.note(note)
             progress.note(plan.headline())
             progress.outlook(plan.outlook())
             sink = job.sink()
