@@ -35,14 +35,13 @@ from kin_cli.pyramid.check import finished_record, verified_record
 from kin_cli.pyramid.levels import build_levels
 from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_flat, write_pyramid
-from kin_cli.slide.files import SlideIdentity
+from kin_cli.signals import finishing
+from kin_cli.slide.shared import SharedIdentity
 from kin_cli.slide.unreadable import Faults, strict
 from kin_cli.store.blobs import BlobStore
 from kin_cli.store.files import (
-    create_atomic,
     file_sha256,
     os_errors_as_output_errors,
-    read_regular,
     sync_folder,
     work_folder,
     write_atomic,
@@ -51,16 +50,13 @@ from kin_cli.store.work import (
     ALONE,
     WorkFolder,
     about_to_name,
-    as_text,
     check_disk,
     kept_store,
     made_by,
     open_work,
-    parsed,
 )
 
 RECORD_SCHEMA = 1
-SLIDE_FILE = "slide.json"  # identity of the slide, in a work folder and in the folder of a kept table
 
 
 class Job:
@@ -69,8 +65,8 @@ class Job:
     Several jobs, each with a ``shard`` of its own, can fill the stores of one output together.
     """
 
-    def __init__(self, plan: Plan, work: WorkFolder, shard: str, progress: Progress) -> None:
-        self.plan, self._work, self._shard, self._progress = plan, work, shard, progress
+    def __init__(self, plan: Plan, work: WorkFolder, shard: str, progress: Progress, slide: SharedIdentity) -> None:
+        self.plan, self._work, self._shard, self._progress, self._slide = plan, work, shard, progress, slide
         self._sha256 = ""  # digest of the output
         self._stores = ExitStack()
         self._clock = _Clock()
@@ -89,18 +85,29 @@ class Job:
         output = plan.settings.output
         check_disk(output.path, plan.disk_bytes)
         with open_work(output.path, plan.fingerprint(), overwrite=output.overwrite, shard=shard) as work:
-            agree_on_slide(work.path(SLIDE_FILE), plan.identity, contents="unfinished work", note=progress.note)
-            if shard == ALONE:  # the process that writes the record
-                plan.identity.begin()
+            slide = SharedIdentity(
+                work.folder,
+                plan.identity,
+                contents="unfinished work",
+                hint=f"remove {work.folder} and start afresh" + ("; so does --overwrite" if shard == ALONE else ""),
+                note=progress.note,
+                others_live=work.others_live,
+            )
+            slide.join()
             fresh = next(work.folder.glob("*.journal"), None) is None
-            job = cls(plan, work, shard, progress)
+            job = cls(plan, work, shard, progress, slide)
             with job._stores:
                 job._open_table(fresh=fresh)
                 try:
                     yield job
+                    if shard != ALONE:
+                        slide.settle(whole=False)
                 except ModelError:  # nothing of this work can be used
                     with suppress(OutputError):  # other jobs are at work, and will meet the same
                         job.clean_up()
+                    raise
+                except BaseException:
+                    slide.spoil_if_changed()
                     raise
 
     def _open_table(self, *, fresh: bool) -> None:
@@ -213,7 +220,7 @@ class Job:
         plan, output = self.plan, self.plan.settings.output
         with self._clock("background"):
             fill_background(plan.view, sink, mode=output.background, workers=plan.workers, progress=progress)
-        plan.identity.check_unchanged()
+        self._slide.settle(whole=True)
         with self._clock("pyramid"):
             finish_pyramid(sink.stores.tiles, plan, progress, before_naming=self._before_naming)
         if self._patches_not_finite is None:
@@ -237,7 +244,9 @@ class Job:
         """Remove the work folder of a complete output."""
         self._stores.close()
         self.plan.identity.close()  # its thread writes into the work folder
-        if foreign := self._work.remove():
+        with finishing():
+            foreign = self._work.remove()
+        if foreign:
             self._progress.note(f"{self._work.folder}: is left, it holds {', '.join(foreign[:3])}, not made by kin")
 
     def _before_naming(self, finished: Path) -> bool:
@@ -323,42 +332,24 @@ def kept_table(plan: Plan, folder: Path, *, note: Callable[[str], None], shard: 
         capacity=len(plan.grid),
         wanted=(int(key) for key in selected.nonzero()[0]),
     ) as store:
-        known = folder / SLIDE_FILE
-        recorded = agree_on_slide(known, plan.identity, contents="a table", note=note)
-        yield store
-        if recorded["sha256"] is None:
-            _write_slide(known, plan.identity, plan.identity.sha256())
-
-
-def agree_on_slide(
-    known: Path, identity: SlideIdentity, *, contents: str, note: Callable[[str], None]
-) -> dict[str, Any]:
-    """Record the slide's identity in the file ``known``, or raise ``OutputError`` if another slide is recorded there.
-
-    Returns what is recorded. The digest is added to the file as soon as it is known, if ``SlideIdentity.begin`` is
-    called.
-    """
-    folder, hint = known.parent, f"--overwrite starts afresh, or remove {known.parent}"
-    with os_errors_as_output_errors(known):
-        if not known.exists():  # a complete table may lie where nothing can be written
-            create_atomic(known, as_text(identity.as_dict()))
-        recorded = parsed(known, read_regular(known), hint=hint)
-    same = identity.is_recorded(recorded, note=note)
-    if same is None:
-        raise OutputError(
-            f"{folder}: holds {contents} of a slide that was changed, copied or moved before its checksum was known",
-            hint,
+        slide = SharedIdentity(
+            folder,
+            plan.identity,
+            contents="a table",
+            hint=f"name another folder with --table, or remove {folder}",
+            note=note,
+            others_live=lambda: shard != ALONE,
         )
-    if not same:
-        raise OutputError(f"{folder}: holds {contents} of another slide of this name (its bytes differ)", hint)
-    if recorded.get("sha256") is None:
-        identity.when_known(lambda sha256: _write_slide(known, identity, sha256))
-    return recorded
-
-
-def _write_slide(known: Path, identity: SlideIdentity, sha256: str) -> None:
-    with os_errors_as_output_errors(known):
-        write_atomic(known, as_text({**identity.as_dict(), "sha256": sha256}))
+        slide.join()
+        try:
+            yield store
+        except BaseException:
+            if store.writable:
+                slide.spoil_if_changed()
+            raise
+        slide.settle(whole=shard == ALONE)
+        if shard == ALONE:
+            plan.identity.sha256()  # the table outlives this process, which records the digest for those to come
 
 
 def table_fingerprint(plan: Plan) -> dict[str, object]:

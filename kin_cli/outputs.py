@@ -14,12 +14,21 @@ from pathlib import Path
 
 from kin_cli.errors import InputError, OutputError, UsageError
 from kin_cli.models.named import NetworkChoice
+from kin_cli.pyramid.check import is_record
 from kin_cli.settings import OutputSettings, Settings
 from kin_cli.slide.files import slide_files
-from kin_cli.store.files import os_errors_as_output_errors, publish, remote_hint, work_folder, written_beside
+from kin_cli.store.files import (
+    WORK_ENDING,
+    os_errors_as_output_errors,
+    publish,
+    real,
+    remote_hint,
+    work_folder,
+    written_beside,
+)
 
 _RECORD_BYTES = 1 << 24  # a record is a few kB; a larger JSON file is somebody else's
-_REPORT_MARK = b'<meta name="generator" content="kin '
+_REPORT_MARKS = (b'<meta name="generator" content="kin ', b'<meta name="kin-record" content="')
 _HEAD_BYTES = 4096
 _SYSTEM_FOLDERS = (Path("/dev"), Path("/proc"), Path("/sys"))
 
@@ -39,7 +48,7 @@ def check_outputs(settings: Settings) -> None:
     refuse_inputs([output.path, *beside], inputs_of(settings))
     work = work_folder(output.path)
     written = (output.path, output.record_path, output.report_path, work)
-    if settings.table is not None and settings.table.resolve() in {path.resolve() for path in written}:
+    if settings.table is not None and real(settings.table) in {real(path) for path in written}:
         raise UsageError(f"{settings.table}: is the table's folder and a file of the output", "name another --table")
     for path in (output.path, *beside):
         if path.is_dir():
@@ -50,6 +59,19 @@ def check_outputs(settings: Settings) -> None:
         raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")
     for path in beside:
         refuse_strangers(path, output)
+
+
+def work_folder_of(place: Path) -> Path | None:
+    """The work folder of any output that a path is, or lies in, whatever links lead there; None if in none."""
+    found = (folder for folder in (real(place), *real(place).parents) if folder.name.endswith(WORK_ENDING))
+    return next(found, None)
+
+
+def refuse_work_folders(*places: Path | None) -> None:
+    """Raise ``UsageError`` if one of the places that a user names is, or lies in, a work folder."""
+    for place in places:
+        if place is not None and (folder := work_folder_of(place)):
+            raise UsageError(f"{place}: is in {folder}, whose content kin removes", "choose another place")
 
 
 def refuse_strangers(path: Path, output: OutputSettings) -> None:
@@ -121,7 +143,7 @@ def refuse_same(given: Iterable[tuple[str, Path]]) -> None:
     """Raise ``UsageError`` if two options name the same file or folder, whatever names lead to it."""
     known: dict[Path, str] = {}
     for option, path in given:
-        place = path.resolve()
+        place = real(path)
         if place in known:
             raise UsageError(f"{path}: is named by {known[place]} and by {option}", "give each a name of its own")
         known[place] = option
@@ -172,14 +194,14 @@ def _refuse_place(option: str, path: Path) -> None:
         raise OutputError(f"{folder}: no such folder", hint)
     if path.is_dir():
         raise OutputError(f"{path}: is a folder", f"name a file with {option}")
-    if (path.exists() and not path.is_file()) or folder.resolve() in _SYSTEM_FOLDERS or _in_proc(folder):
+    if (path.exists() and not path.is_file()) or real(folder) in _SYSTEM_FOLDERS or _in_proc(folder):
         raise OutputError(f"{path}: is a device or a pipe, which a file would replace", f"name a file with {option}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: no permission to write to it", f"choose another folder with {option}")
 
 
 def _in_proc(folder: Path) -> bool:
-    return Path("/proc") in folder.resolve().parents
+    return Path("/proc") in real(folder).parents
 
 
 def is_ours(path: Path, output: Path) -> bool:
@@ -189,12 +211,13 @@ def is_ours(path: Path, output: Path) -> bool:
             return False
         if path.suffix == ".html":
             with path.open("rb") as file:
-                return _REPORT_MARK in file.read(_HEAD_BYTES)
+                head = file.read(_HEAD_BYTES)
+            return all(mark in head for mark in _REPORT_MARKS)
         if path.stat().st_size > _RECORD_BYTES:
             return False
         content = path.read_bytes()
     try:
         record = json.loads(content)
-        return "kin" in record and Path(record["output"]).name == output.name
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, RecursionError):
         return False
+    return is_record(record) and Path(record["output"]).name == output.name

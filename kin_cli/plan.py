@@ -6,7 +6,6 @@ The memory estimates of a network, and the windows and batches chosen from them,
 from __future__ import annotations
 
 import math
-import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from kin_cli import __version__
 from kin_cli.concurrency import available_cores
 from kin_cli.errors import NoTissueError, OutputError, UsageError
 from kin_cli.geometry import Cell, Floats, Grid
+from kin_cli.memory import memory_limit
 from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.models.named import FULL_RANGE
 from kin_cli.models.own import load_network
@@ -34,7 +34,7 @@ from kin_cli.slide.files import SlideIdentity
 from kin_cli.slide.open import open_source
 from kin_cli.slide.tissue import TissueMask, tissue_mask
 from kin_cli.slide.view import SlideView, overview
-from kin_cli.store.files import bytes_text, read_regular
+from kin_cli.store.files import bytes_text, file_sha256, os_errors_as_output_errors
 
 _MIN_PATCHES_TO_COMPILE = 256
 _PRIOR = 0.01  # relative to a kernel full of tissue: 1 % of the statistics inside tissue, most of them around dust
@@ -122,6 +122,16 @@ class Plan:
         0 if all patches weigh the same, as in the paper, and for kernel 1, which is the network as trained.
         """
         return _PRIOR if self._masked and self.settings.norm.effective_kernel.radius else 0.0
+
+    @cached_property
+    def _tissue_id(self) -> str:
+        tissue = self.settings.source.tissue
+        return _file_id(tissue) if isinstance(tissue, Path) else tissue
+
+    @cached_property
+    def _thumbnail_id(self) -> str | None:
+        thumbnail = self.settings.norm.thumbnail
+        return None if thumbnail is None else _file_id(thumbnail)
 
     @property
     def _masked(self) -> bool:
@@ -256,8 +266,15 @@ class Plan:
         return {"measure": (measured, 1.0), "apply": (self.windows.translated_tiles, cost)}
 
     def notes(self) -> list[str]:
-        """What to tell the user before the work: ``warnings``, and what loading changed in the generator."""
-        return [*self.warnings(), *(f"{self.settings.model_name}: {note}" for note in self.generator.notes)]
+        """What to tell the user before the work: ``warnings``, what loading changed in the generator, scarce memory."""
+        notes = [*self.warnings(), *(f"{self.settings.model_name}: {note}" for note in self.generator.notes)]
+        if self.host_bytes > memory_limit():
+            needed, allowed = bytes_text(self.host_bytes), bytes_text(memory_limit())
+            notes.append(
+                f"may need {needed} of memory, but the machine or the job (its cgroup) has {allowed}, and what takes"
+                " more is killed: ask the scheduler for more, or give a smaller --window or --batch-size"
+            )
+        return notes
 
     def fingerprint(self) -> dict[str, object]:
         """All settings and inputs that change the bytes of the output, as a JSON object."""
@@ -271,7 +288,7 @@ class Plan:
             "level": self.view.level,
             "mpp": self.view.mpp,
             "region": None if source.region is None else list(vars(source.region).values()),
-            "tissue": _file_id(source.tissue) if isinstance(source.tissue, Path) else source.tissue,
+            "tissue": self._tissue_id,
             "model sha256": self.generator.sha256,
             "method": norm.method,
             "kernel": str(norm.effective_kernel),
@@ -282,7 +299,7 @@ class Plan:
             "halo": self.halo_px,
             "correction": norm.correction,
             "eps": norm.eps,
-            "thumbnail": "squashed" if norm.squash else None if norm.thumbnail is None else _file_id(norm.thumbnail),
+            "thumbnail": "squashed" if norm.squash else self._thumbnail_id,
             "device": self.device.type,
             "precision": self.precision,
             "compiled": self.compiled,
@@ -323,6 +340,7 @@ class Plan:
             "workers": self.workers,
             "table_bytes": self.table_bytes,
             "memory_bound_bytes": self.host_bytes,
+            "memory_limit_bytes": memory_limit(),
             "disk_bytes": self.disk_bytes,
             **({"temporary_bytes": decoded} if (decoded := self.view.slide.temporary_bytes) else {}),
         }
@@ -377,6 +395,8 @@ def make_plan(settings: Settings) -> Plan:
             identity=identity,
         )
         _check_tissue(plan)
+        while settings.compute.workers is None and plan.workers > 1 and plan.host_bytes > memory_limit():
+            plan = replace(plan, workers=plan.workers // 2)
         if settings.norm.thumbnail is not None:
             thumbnail_of(settings.norm.thumbnail)  # or the work would begin before it is found unreadable
         return plan
@@ -476,4 +496,5 @@ def _check_size(view: SlideView) -> None:
 
 def _file_id(path: Path) -> str:
     """Name and checksum of a file: its content may change under the same name."""
-    return f"{path.name} (crc32 {zlib.crc32(read_regular(path)):08x})"
+    with os_errors_as_output_errors(path):
+        return f"{path.name} (sha256 {file_sha256(path)})"

@@ -354,7 +354,8 @@ _PARTS = {
 
 
 def default_output(slide: Path) -> Path:
-    """The default output beside a slide: ``slide.kin.ome.tif`` for ``slide.svs``."""
+    """The default output beside a slide: ``slide.kin.ome.tif`` for ``slide.svs``; a name too long for a file is cut."""
     name = slide.name
     ending = next((kind for kind in _OUTPUT_KINDS if name.lower().endswith(kind)), slide.suffix)
-    return slide.with_name(name[: len(name) - len(ending)] + ".kin.ome.tif")
+    stem = name[: len(name) - len(ending)]
+    return named_beside(slide.with_name(stem), ".kin.ome.tif") if stem else slide.with_name(".kin.ome.tif")

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 from weakref import WeakSet
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 RESUME_HINT = "the same command continues where it stopped"
 _requested: Stopped | None = None
+_late: Stopped | None = None  # requested when nothing was left to stop
+_finishing = _is_last = False
 _children: WeakSet[subprocess.Popen[bytes]] = WeakSet()
 
 
@@ -56,6 +59,37 @@ def ignore_signals() -> None:
     """Ignore SIGTERM from now on, because the exit code is decided; let Ctrl-C end the process without a message."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Let the block, which ends some work and takes no time, end in spite of a request to stop; raise it afterwards.
+
+    After ``last_work`` it is not raised at all.
+    """
+    global _finishing
+    _finishing = True
+    try:
+        yield
+    except BaseException:
+        _finishing = False
+        raise
+    if not _is_last:
+        more_work()
+
+
+def last_work() -> None:
+    """Say that the process does nothing more after the next ``finishing``: a stop after it would be none."""
+    global _is_last
+    _is_last = True
+
+
+def more_work() -> None:
+    """Say that there is something to stop again. Raises the ``Stopped`` of a signal that came meanwhile."""
+    global _finishing, _is_last, _late
+    late, _finishing, _is_last, _late = _late, False, False, None
+    if late is not None:
+        _stop(late)
 
 
 def exit_now(code: int) -> NoReturn:
@@ -106,8 +140,10 @@ def _interrupted(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _stop(reason: Stopped) -> None:
-    global _requested
-    if _requested is None:
+    global _requested, _late
+    if _finishing:
+        _late = _late or reason
+    elif _requested is None:
         _requested = reason
         raise reason
 

@@ -26,6 +26,8 @@ def carry_out(plan: Plan, progress: Progress) -> dict[str, object]:
             progress.note(note)
         record = job.left_over()
         if record is None:
+            for note in plan.notes():  # not before: a refusal is one line
+                progress.note(note)
             progress.note(plan.headline())
             progress.outlook(plan.outlook())
             sink = job.sink()

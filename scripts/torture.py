@@ -111,6 +111,9 @@ def _child(arguments: list[str], report_to: int) -> None:
             if name in ("write", "tiles"):  # the record follows, or the report's file
                 os.write(report_to, b"end\n" if name == "write" else b"report\n")
 
+        def outlook(self, work: object) -> None:
+            pass
+
         def note(self, message: str) -> None:
             pass
 

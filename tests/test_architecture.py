@@ -16,7 +16,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "kin_cli"
 LAYERS = [
-    {"errors", "geometry", "concurrency", "progress"},
+    {"errors", "geometry", "concurrency", "memory", "progress"},
     {"signals", "store"},
     {"slide", "norm", "pyramid"},
     {"models", "metrics"},
@@ -35,7 +35,18 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {"click": "commands", "tqdm": "commands", "openslide": "slide"}
-TORCH_FREE = ("geometry", "errors", "concurrency", "progress", "signals", "store", "slide", "pyramid", "commands")
+TORCH_FREE = (
+    "geometry",
+    "errors",
+    "concurrency",
+    "memory",
+    "progress",
+    "signals",
+    "store",
+    "slide",
+    "pyramid",
+    "commands",
+)
 HEAVY = ("torch", "numpy", "scipy", "PIL", "openslide", "tifffile", "pyvips", "tqdm", "matplotlib")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 MIN_MEDIAN_LINES, MAX_FILES = 110, 200

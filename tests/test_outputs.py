@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,78 @@ def test_a_file_of_the_records_name_is_kept(picture: Path, tiny_generator: Path)
     assert not output.exists()
     assert kin("translate", picture, "-m", tiny_generator, "-o", output, *SMALL, "--overwrite").code == 0
     assert json.loads(mine.read_text())["schema"] == 1
+
+
+@pytest.mark.parametrize("left_out", ["schema", "settings", "output_sha256", "slide_files", "output"])
+def test_what_only_resembles_a_record_is_kept(picture: Path, tiny_generator: Path, left_out: str) -> None:
+    output = picture.with_name("x.ome.tif")
+    common = ("translate", picture, "-m", tiny_generator, "-o", output, *SMALL)
+    assert kin(*common).code == 0
+    mine = picture.with_name("x.ome.tif.json")
+    record = json.loads(mine.read_text())
+    output.unlink()
+    mine.write_text(json.dumps({name: value for name, value in record.items() if name != left_out}))
+    before = mine.read_text()
+    assert_refused(kin(*common), str(mine), "did not write it")
+    assert mine.read_text() == before
+    mine.write_text(json.dumps(record))
+    assert kin(*common).code == 0
+
+
+def test_a_record_that_is_nested_too_deeply_is_named(picture: Path, tiny_generator: Path) -> None:
+    output, record = picture.with_name("x.png"), picture.with_name("x.png.json")
+    common = ("translate", picture, "-m", tiny_generator, "-o", output, *SMALL)
+    assert kin(*common).code == 0
+    record.write_text("[" * 100_000)
+    for options, named in ((("--report",), output), (("--skip-existing",), output), ((), output)):
+        assert_refused(kin(*common, *options), str(named), code=1)
+    assert "x.png.json is something else" in kin("check", output).out
+
+
+def test_no_output_goes_into_a_work_folder(picture: Path, tiny_generator: Path) -> None:
+    work = picture.with_name("a.tif.kin-work")
+    work.mkdir()
+    picture.with_name("link").symlink_to(work)
+    for place in (work, picture.with_name("link")):
+        for options in (("-o", place / "x.tif"), ("-o", picture.with_name("x.tif"), "--table", place / "t")):
+            refused = kin("translate", picture, "-m", tiny_generator, *SMALL, *options)
+            assert_refused(refused, str(place), "whose content kin removes", code=2)
+        assert_refused(kin("batch", picture, "-m", tiny_generator, *SMALL, "-o", place), "kin removes", code=2)
+    assert list(work.iterdir()) == []
+
+
+def test_kin_check_tells_what_it_knows_of_the_record(picture: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    output, record = picture.with_name("x.png"), picture.with_name("x.png.json")
+    assert kin("translate", picture, "-m", tiny_generator, "-o", output, *SMALL).code == 0
+    whole = record.read_bytes()
+
+    def checked(file: Path = output) -> tuple[int, str]:
+        done = kin("check", file)
+        return done.code, done.out
+
+    assert checked() == (0, f"{output}: sound: identical to its record\n")
+    for content in (whole[:-200], whole.replace(b'"schema": 1', b'"schema": null'), whole.replace(b"{", b"", 1)):
+        record.write_bytes(content)
+        code, said = checked()
+        assert (code, "its record x.png.json is damaged" in said) == (1, True)
+    record.write_text('{"patient": 7}')
+    code, said = checked()
+    assert (code, "without its record (x.png.json is something else)" in said) == (0, True)
+    record.unlink()
+    code, said = checked()
+    assert (code, "without its record (there is no x.png.json beside it)" in said) == (0, True)
+    renamed = output.rename(tmp_path / "y.png")
+    (tmp_path / "y.png.json").write_bytes(whole)
+    assert checked(renamed) == (
+        0,
+        f"{renamed}: sound: identical to its record, of the time when it was named x.png\n",
+    )
+    shutil.copy(picture, renamed)
+    code, said = checked(renamed)
+    assert (code, "differs from its record" in said, "is that of x.png" in said) == (1, True, True)
+    (tmp_path / "y.png.json").unlink()
+    (tmp_path / "y.png.json").mkdir()
+    assert checked(renamed)[0] == 1
 
 
 def test_a_file_of_the_reports_name_is_kept(picture: Path, tiny_generator: Path) -> None:
@@ -271,6 +345,28 @@ def test_a_link_to_nowhere_is_kept(picture: Path, tiny_generator: Path, option: 
     link.symlink_to("/nonexistent/archive.ome.tif")
     assert_refused(kin("translate", picture, "-m", tiny_generator, "-o", link, *SMALL, *option), str(link))
     assert link.is_symlink()
+
+
+def test_loops_of_links_are_told(picture: Path, tiny_generator: Path) -> None:
+    for name in ("loop", "loop.tif"):
+        picture.with_name(name).symlink_to(name)
+    common = ("-m", tiny_generator, *SMALL)
+    loop, new = picture.with_name("loop"), picture.with_name("new.tif")
+    assert_refused(kin("translate", loop, "-o", new, *common), "loop: cannot be opened: Too many levels")
+    assert_refused(kin("translate", picture, "-o", new, *common, "--table", loop), "loop: is a link to nowhere")
+    assert_refused(kin("translate", picture, "-o", picture.with_name("loop.tif"), *common), "exists already")
+    assert_refused(kin("batch", picture, "-o", loop, *common), "a loop of symbolic links")
+    assert_refused(kin("translate", "", "-o", "", *common), "a folder, not a slide")
+    assert {path.name for path in picture.parent.iterdir()} == {"case1.png", "loop", "loop.tif"}
+
+
+def test_a_folder_that_is_gone_is_told_before_torch_ends_the_process(picture: Path) -> None:
+    gone = picture.with_name("gone")
+    gone.mkdir()
+    script = f"cd {gone} && rmdir {gone} && {sys.executable} -m kin_cli translate {picture}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "the current folder does not exist any more" in done.stderr
 
 
 def test_a_table_in_the_place_of_an_output_is_refused_before_any_work(picture: Path, tiny_generator: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,7 @@ from PIL import Image
 
 from kin_cli.errors import NoTissueError, OutputError, UsageError
 from kin_cli.geometry import Box
-from kin_cli.models.architectures import build
-from kin_cli.models.checkpoint import Generator, load_generator, save_generator
+from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.plan import activation_bytes, auto_batch, auto_window, make_plan
 from tests.helpers.pictures import random_pixels
 from tests.helpers.translations import PATCH, settings
@@ -151,16 +151,15 @@ def test_a_mask_that_selects_nothing_is_told(
         make_plan(settings(photo, tiny_generator, tmp_path / "o.tif", tissue=tmp_path / "mask.png", region=region))
 
 
-def test_what_loading_changed_is_told_before_the_work(photo: Path, tmp_path: Path) -> None:
-    from tests.helpers.generators import TINY
-
-    model = tmp_path / "G.safetensors"
-    save_generator(build(TINY), model, spec=TINY, metadata={"mpp": "abc"})
+def test_what_loading_changed_is_told_before_the_work(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    model = tmp_path / "half.pth"
+    state = torch.load(tiny_generator, weights_only=True)
+    torch.save({name: value.half() for name, value in state.items()}, model)
     plan = make_plan(settings(photo, model, tmp_path / "o.tif", source_mpp=0.5))
     with plan.view.slide:
         borders = plan.border_warning()
         assert plan.warnings() == [borders]
-        assert plan.notes() == [borders, f"{model}: ignored its pixel size 'abc', which is not a number of µm"]
+        assert plan.notes() == [borders, f"{model}: converted weights from float16 to float32"]
 
 
 @pytest.mark.parametrize(
@@ -199,3 +198,31 @@ def test_a_photograph_of_a_single_colour_has_no_tissue(
     plan = make_plan(settings(plain, tiny_generator, tmp_path / "o.tif", tissue="none"))
     with plan.view.slide:
         assert plan.translated_patches == 20
+
+
+def test_the_memory_of_a_job_is_kept_to_where_threads_decide_and_told_where_not(
+    photo: Path, tiny_generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = settings(photo, tiny_generator, tmp_path / "o.tif")
+    monkeypatch.setattr("kin_cli.plan.available_cores", lambda: 8)
+    free = make_plan(wanted)
+    assert free.workers == 8
+    one = dataclasses.replace(free, workers=1).host_bytes
+    for limit, workers in ((free.host_bytes, 8), (free.host_bytes - 1, 4), (one, 1), (one - 1, 1)):
+        monkeypatch.setattr("kin_cli.plan.memory_limit", lambda limit=limit: limit)
+        plan = make_plan(wanted)
+        assert plan.workers == workers
+        assert plan.summary()["memory_limit_bytes"] == limit
+        assert any("cgroup" in note for note in plan.notes()) == (limit < one)
+    fixed = settings(photo, tiny_generator, tmp_path / "o.tif", workers=8)
+    assert make_plan(fixed).workers == 8
+
+
+def test_masks_and_thumbnails_are_known_by_their_bytes(photo: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.full((20, 30), 255, np.uint8)).save(mask)
+    plan = make_plan(
+        settings(photo, tiny_generator, tmp_path / "o.tif", tissue=mask, method="tin", thumbnail=photo, kernel=None)
+    )
+    for name, file in (("tissue", mask), ("thumbnail", photo)):
+        assert plan.fingerprint()[name] == f"{file.name} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()})"

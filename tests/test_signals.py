@@ -150,6 +150,55 @@ def test_after_a_signal_during_the_report_the_same_command_makes_it(
     assert (other.code, digest(output)) == (1, digest(wanted))
 
 
+STOPPED_AT_THE_END = """
+import os, signal, sys
+from kin_cli.commands import main, translate
+from kin_cli.store.work import WorkFolder
+remove, show = WorkFolder.remove, translate.show_record
+def stopped_while_removing(work):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return remove(work)
+def stopped_while_showing(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return show(*arguments)
+WorkFolder.remove, translate.show_record = stopped_while_removing, stopped_while_showing
+main.main()
+"""
+
+
+@pytest.mark.parametrize("report", [(), ("--report",)])
+def test_a_stop_after_the_work_is_done_is_none(
+    slide: Path, tiny_generator: Path, wanted: Path, tmp_path: Path, report: tuple[str, ...]
+) -> None:
+    output = tmp_path / "out.ome.tif"
+    arguments = ("translate", slide, "-m", tiny_generator, "-o", output, *SMALL, *report)
+    command = [sys.executable, "-c", STOPPED_AT_THE_END, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (75 if report else 0, False), done.stderr
+    assert digest(output) == digest(wanted)
+    assert not output.with_name("out.ome.tif.kin-work").exists()
+    again = kin(*arguments)
+    assert (again.code, "exists already" in again.err) == ((0, False) if report else (1, True))
+
+
+def test_a_job_that_is_started_anew_after_its_end_has_nothing_to_do(
+    slide: Path, tiny_generator: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.ome.tif"
+    arguments = ("translate", slide, "-m", tiny_generator, "-o", output, *SMALL)
+    assert kin(*arguments, SLURM_RESTART_COUNT="1").code == 0
+    made = output.stat().st_mtime_ns
+    assert kin(*arguments, SLURM_RESTART_COUNT="0").code == 1
+    again = kin(*arguments, SLURM_RESTART_COUNT="1")
+    assert (again.code, output.stat().st_mtime_ns) == (0, made)
+    assert "started anew" in again.err
+    assert kin(*arguments, "--quality", 70, SLURM_RESTART_COUNT="1").code == 1
+    with output.open("r+b") as file:
+        file.seek(-10, os.SEEK_END)
+        file.write(b"damage")
+    assert kin(*arguments, SLURM_RESTART_COUNT="1").code == 1
+
+
 IN_A_LIBRARY = """
 import hashlib
 from kin_cli.errors import Stopped

@@ -16,6 +16,7 @@ from typing import Literal
 
 from kin_cli.batch.tasks import SlideTask, Worklist
 from kin_cli.errors import UsageError
+from kin_cli.outputs import work_folder_of
 from kin_cli.settings import OutputSettings, SourceSettings, default_output
 
 COLUMNS = ("wsi", "mpp", "output", "model", "mask")
@@ -271,6 +272,8 @@ def _output(value: str, slide: Path, folder: Path, where: str) -> Path:
     output = folder / (value.replace("\\", "/") or default_output(Path(slide.name)))
     if Path(os.path.realpath(folder)) not in Path(os.path.realpath(output)).parents:
         raise UsageError(f"{where}: the output {output} would leave {folder}", "outputs are written within -o")
+    if work_folder_of(output) is not None:
+        raise UsageError(f"{where}: the output {output} lies in a work folder", "kin removes what is in there")
     return output
 
 

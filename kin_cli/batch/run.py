@@ -32,7 +32,7 @@ from kin_cli.errors import KinError, ModelError, NoTissueError, OutputError, Sto
 from kin_cli.passes.quality import flaws
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
-from kin_cli.store.files import create_atomic, os_errors_as_output_errors, write_atomic
+from kin_cli.store.files import create_atomic, os_errors_as_output_errors, real, write_atomic
 
 AGREED_FILE = "slides.json"
 RUNS_FOLDER = "runs"
@@ -167,7 +167,7 @@ def run_batch(batch: SlideBatch, progress: Progress) -> BatchStatus:
     refuse_collisions(batch.tasks, manifest=batch.manifest)
     settings = {task: batch.settings(task) for task in batch.tasks}
     folder = batch.outputs / STATUS_FOLDER
-    if batch.manifest is not None and folder.resolve() in batch.manifest.resolve().parents:
+    if batch.manifest is not None and real(folder) in real(batch.manifest).parents:
         raise UsageError(
             f"{batch.manifest}: lies where the status of this batch is written", "move it, or choose another -o"
         )
@@ -227,7 +227,7 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
         agreed = json.loads(content)
         slides = [[str(text) for text in pair] for pair in agreed["slides"]]
         return {"shards": int(agreed["shards"]), "slides": slides}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise OutputError(f"{path}: is damaged", "remove it if no shard is running any more") from None
 
 

@@ -12,7 +12,7 @@ from kin_cli.batch.tasks import SlideTask, Worklist
 from kin_cli.errors import InputError, UsageError
 from kin_cli.settings import default_output
 from kin_cli.slide.files import dicom_series, slide_files
-from kin_cli.store.files import WORK_ENDING
+from kin_cli.store.files import WORK_ENDING, real
 
 EXTENSIONS = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
 STATUS_FOLDER = "kin-batch"
@@ -82,9 +82,9 @@ class _Walk:
 
     def __init__(self, search: Search, outputs: Path) -> None:
         self._search = search
-        self._outputs = outputs.resolve()
+        self._outputs = real(outputs)
         self._endings: Counter[str] = Counter()
-        self._ours = self._folders = 0
+        self._ours = self._folders = self._work = self._hidden = 0
         self._skipped: list[str] = []
         self.unreadable: list[str] = []
 
@@ -97,6 +97,10 @@ class _Walk:
             notes.append(f"left out: {', '.join(counts)}{f' and {more} more kinds' if more > 0 else ''} (see --ext)")
         if self._ours:
             notes.append(f"left out: {_counted(self._ours, 'output')} of kin ({_OWN_ENDING})")
+        if self._work:
+            notes.append(f"left out: {_counted(self._work, 'work folder')} of kin (*{WORK_ENDING})")
+        if self._hidden:
+            notes.append(f"left out: {_counted(self._hidden, 'hidden slide')} or folders of slides (.*)")
         if self._folders:
             notes.append(f"not searched: {_counted(self._folders, 'sub-folder')} (see --recursive)")
         return notes
@@ -105,8 +109,8 @@ class _Walk:
         """The slides in a folder: those of each folder by name, before those of its sub-folders.
 
         Hidden files, outputs and work folders of kin, data folders of MIRAX and the folder of the outputs are no
-        slides. Symbolic links to folders are followed after all else, each folder is searched once. The files of one
-        DICOM series in a folder are one slide; the first of them stands for it.
+        slides; they are counted. Symbolic links to folders are followed after all else, each folder is searched once.
+        The files of one DICOM series in a folder are one slide; the first of them stands for it.
         """
         slides: list[Path] = []
         seen: set[tuple[int, int]] = set()
@@ -141,19 +145,31 @@ class _Walk:
     def _is_searched(self, folder: Path, beside: set[str]) -> bool:
         """Whether to search a sub-folder; ``beside``: lower-case names of the files and folders beside it."""
         name = folder.name.lower()
-        if name.startswith(".") or name.endswith(WORK_ENDING) or f"{name}.mrxs" in beside:
+        if name.startswith("."):
+            self._hidden += _holds_slides(folder, self._search)
             return False
-        place = folder.resolve()
+        if name.endswith(WORK_ENDING):
+            self._work += 1
+            return False
+        if f"{name}.mrxs" in beside and _is_mirax_data(folder):
+            self._note_if_slides(folder, f"not searched, since it holds the data of {folder.name}.mrxs")
+            return False
+        place = real(folder)
         if place in (self._outputs, self._outputs / STATUS_FOLDER):
-            if place == self._outputs and _holds_slides(place, self._search):
-                self._skipped.append(f"{folder}: not searched, since the outputs go there")
+            if place == self._outputs:
+                self._note_if_slides(folder, "not searched, since the outputs go there")
             return False
         self._folders += not self._search.recursive
         return self._search.recursive
 
+    def _note_if_slides(self, folder: Path, why: str) -> None:
+        if _holds_slides(folder, self._search):
+            self._skipped.append(f"{folder}: {why}")
+
     def _slides_of(self, folder: Path, names: list[str]) -> list[Path]:
         """The slides among the files of one folder; counts the others."""
         shown = [name for name in names if not name.startswith(".")]
+        self._hidden += sum(name.startswith(".") and name.lower().endswith(self._search.extensions) for name in names)
         companions = {file.name for name in shown if name.lower().endswith(_INDICES) for file in _parts(folder / name)}
         slides = []
         for name in shown:
@@ -166,6 +182,14 @@ class _Walk:
             else:
                 self._endings[Path(name).suffix.lower() or "without ending"] += 1
         return list(_first_of_series(slides))
+
+
+def _is_mirax_data(folder: Path) -> bool:
+    try:
+        names = [name.lower() for name in os.listdir(folder)]  # noqa: PTH208 - names are enough
+    except OSError:
+        return False  # its search fails, and that is told
+    return any(name == "slidedat.ini" or name.endswith(".dat") for name in names)
 
 
 def _holds_slides(folder: Path, search: Search) -> bool:

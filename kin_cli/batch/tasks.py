@@ -12,6 +12,7 @@ from typing import Literal
 
 from kin_cli.errors import UsageError
 from kin_cli.settings import OutputSettings
+from kin_cli.store.files import real
 
 
 @dataclass(frozen=True)
@@ -67,4 +68,4 @@ def _written(task: SlideTask) -> Iterator[Path]:
 
 
 def _key(path: Path) -> str:
-    return str(path.resolve()).lower()
+    return str(real(path)).lower()

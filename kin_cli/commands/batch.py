@@ -62,7 +62,9 @@ def batch(
     """
     from kin_cli.batch.run import INCOMPLETE, SlideBatch, run_batch
     from kin_cli.batch.tasks import refuse_collisions
+    from kin_cli.outputs import refuse_work_folders
 
+    refuse_work_folders(folder)
     search = {name: options.pop(name) for name in ("manifest", "recursive", "ext")}
     worklist = _worklist(inputs, folder, **search)
     tasks, left_out = worklist.tasks, [*worklist.notes, *worklist.unreadable]

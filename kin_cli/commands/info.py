@@ -15,7 +15,8 @@ from kin_cli.commands.parameters import FILE, examples, series_option
 from kin_cli.commands.progress import duration
 from kin_cli.commands.streams import json_text, show
 from kin_cli.errors import InputError, UsageError
-from kin_cli.store.files import bytes_text, file_sha256, named_beside
+from kin_cli.memory import memory_limit
+from kin_cli.store.files import bytes_text, named_beside
 
 if TYPE_CHECKING:
     from kin_cli.models.checkpoint import Generator
@@ -94,7 +95,7 @@ def check(files: tuple[Path, ...]) -> int:
 
 def _checked(file: Path) -> tuple[list[str], str]:
     """What is wrong with a file, and what to say of it if nothing is."""
-    from kin_cli.pyramid.check import check_file, is_image_file, recorded_sha256
+    from kin_cli.pyramid.check import check_file, compared_with_record, is_image_file
     from kin_cli.slide.files import check_file as check_source
     from kin_cli.slide.survey import unreadable_parts
 
@@ -105,14 +106,7 @@ def _checked(file: Path) -> tuple[list[str], str]:
     if not is_image_file(file):
         return unreadable_parts(file), "every pixel of every level can be read"
     problems = check_file(file)
-    wanted = recorded_sha256(file)
-    if problems:
-        return problems, ""
-    if wanted is None:
-        return [], f"sound, as far as can be told without its record ({file.name}.json): unused bytes were not compared"
-    if file_sha256(file) != wanted:
-        return ["differs from its record (SHA-256)"], ""
-    return [], "sound: identical to its record"
+    return (problems, "") if problems else compared_with_record(file)
 
 
 def describe_plan(plan: Plan, seconds: float | None = None) -> str:
@@ -127,6 +121,7 @@ def describe_plan(plan: Plan, seconds: float | None = None) -> str:
     levels = _counted(len(plan.layout.sizes), "level")
     decoded = view.slide.temporary_bytes
     temporary = f", and {bytes_text(decoded)} in the temporary folder (TMPDIR)" if decoded else ""
+    memory = bytes_text(memory_limit())
     kept = "" if plan.settings.table is None else f" in {plan.settings.table}"
     return table_text(
         [
@@ -139,7 +134,7 @@ def describe_plan(plan: Plan, seconds: float | None = None) -> str:
             ("tiles", f"{tiles} ({plan.layout.tile} px, {levels})"),
             ("device", f"{plan.device}, {plan.precision}, batch {plan.batch}, {plan.workers} threads"),
             ("table", f"{bytes_text(plan.table_bytes)}{kept}"),
-            ("memory", f"at most {bytes_text(plan.host_bytes)}, whatever the slide's size"),
+            ("memory", f"at most {bytes_text(plan.host_bytes)}, whatever the slide's size; {memory} may be used here"),
             ("disk", f"at most {bytes_text(plan.disk_bytes)} while working{temporary}"),
             *(() if seconds is None else [("time", f"about {duration(seconds)}, from timing a patch")]),
             ("output", str(plan.settings.output.path)),

@@ -93,6 +93,8 @@ def run(arguments: Sequence[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]  # before or after the command
     if not debug:
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # kin prints one line of its own about a bad file
+    if _is_folder_gone():  # torch ends the process while it is imported
+        return _fail("the current folder does not exist any more (change to another folder)", 1, debug)
     try:
         result = cli.main(list(arguments), prog_name="kin", standalone_mode=False, obj=tuple(arguments))
         failure = stdout_failure()
@@ -123,6 +125,16 @@ def _variable_of(error: click.ClickException) -> str:
     if error.ctx.get_parameter_source(option.name) is not ParameterSource.ENVIRONMENT:
         return ""
     return next((f"{name}: " for name in option.envvar or () if os.environ.get(name)), "")
+
+
+def _is_folder_gone() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - light
+    except FileNotFoundError:
+        return True
+    except OSError:  # one that may not be read is no obstacle
+        pass
+    return False
 
 
 def _debugs() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from kin_cli.commands.parameters import FILE, examples
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import json_text, show, tell_output
 from kin_cli.errors import InputError, UsageError
+from kin_cli.signals import last_work, more_work
 from kin_cli.slide.files import check_file
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def translate(
     """
     _refuse_several(slide)
     check_file(slide)
-    settings = settings_from(slide, options)
+    settings = _settings(slide, options)
     if shard is not None and only_pass is None:
         raise UsageError("--shard needs a pass", "--pass measure for all shards, then --pass apply, then kin assemble")
     # Importing torch takes seconds, so it comes after all checks of options.
@@ -80,7 +82,8 @@ def translate(
         from kin_cli.translation import translate as run
 
         progress = ConsoleProgress()
-        settings = _with_missing_report(settings, progress)
+        settings = _goes_on(settings, progress)
+        last_work()
         return show_record(run(settings, progress), settings, as_json)
     return 0
 
@@ -91,15 +94,34 @@ def _refuse_several(slide: Path) -> None:
     if more:
         named = f"kin batch {slide.name} {Path(more[0]).name}{' …' if len(more) > 1 else ''} -o FOLDER"
         raise UsageError(f"{len(more) + 1} slides were given, kin translate takes one", f"translate all: {named}")
-    if slide.is_dir() and not any(slide.glob("*.dcm")) and not slide.with_name(f"{slide.name}.mrxs").is_file():
+    if slide.is_dir() and not any(slide.glob("*.dcm")) and not (slide.parent / f"{slide.name}.mrxs").is_file():
         raise InputError(f"{slide}: a folder, not a slide", f"translate all slides in it: kin batch {slide} -o FOLDER")
 
 
-def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Settings:
-    """The settings that verify a finished output and make only its report, if just that is missing.
+def _settings(slide: Path, options: dict[str, Any]) -> Settings:
+    """The settings that the options make, refused if an output or a table would lie in a work folder."""
+    from kin_cli.outputs import refuse_work_folders
 
-    A signal can end a run between the output and its report: the same command then completes it.
+    settings = settings_from(slide, options)
+    refuse_work_folders(settings.output.path, settings.table)
+    return settings
+
+
+def _goes_on(settings: Settings, progress: ConsoleProgress) -> Settings:
+    """The settings that verify a finished output and make what is missing, where the same command made the output.
+
+    A scheduler can start a job anew that has just finished; a signal can end a run between its output and its report.
     """
+    output = settings.output
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "")
+    if restarts.isdecimal() and int(restarts) > 0 and output.path.is_file() and not output.overwrite:
+        progress.note(f"{output.path} exists, and this job was started anew: it is verified")
+        return replace(settings, output=replace(output, skip_existing=True))
+    return _with_missing_report(settings, progress)
+
+
+def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Settings:
+    """The settings that verify a finished output and make only its report, if just that is missing."""
     output = settings.output
     if not output.report or output.overwrite or output.skip_existing or not output.path.is_file():
         return settings
@@ -108,7 +130,7 @@ def _with_missing_report(settings: Settings, progress: ConsoleProgress) -> Setti
 
     try:
         record = json.loads(read_regular(output.record_path))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return settings
     if not isinstance(record, dict) or is_report_of(record, output.report_path):
         return settings
@@ -124,6 +146,7 @@ def show_record(record: dict[str, Any], settings: Settings, as_json: bool) -> in
     """
     tell_output(json_text(record) if as_json else str(settings.output.path))
     if settings.output.report:
+        more_work()
         from kin_cli.report.page import report_if_asked
 
         report_if_asked(settings, record, ConsoleProgress())
@@ -175,11 +198,12 @@ def assemble(slide: Path, as_json: bool, **options: Any) -> int:
     same options as there. On equal hardware the file is the same, byte for byte, as that of one process.
     """
     check_file(slide)
-    settings = settings_from(slide, options)
+    settings = _settings(slide, options)
     if settings.output.overwrite:
         raise UsageError("--overwrite has no meaning for kin assemble", "remove the old output before the passes")
     from kin_cli.batch.one_slide import assemble as run
 
     progress = ConsoleProgress()
-    settings = _with_missing_report(settings, progress)
+    settings = _goes_on(settings, progress)
+    last_work()
     return show_record(run(settings, progress), settings, as_json)

@@ -14,6 +14,7 @@ import cloup
 from kin_cli.commands.options import bundled_generator, settings_from, translation_options
 from kin_cli.commands.parameters import FILE, csv_option, inception_option, json_option, overwrite_work_option
 from kin_cli.errors import OutputError, UsageError
+from kin_cli.store.files import real
 
 if TYPE_CHECKING:
     from kin_cli.figures.compare import MetricOptions, Variant
@@ -150,10 +151,10 @@ def check_written(
     given = [(option, path) for option, path in (*written, *folders) if path is not None]
     refuse_same(given)
     for option, path in given:
-        if options.get("keep") is None and folder.resolve() in path.resolve().parents:
+        if options.get("keep") is None and real(folder) in real(path).parents:
             raise UsageError(f"{path}: is in the folder of unfinished work", f"choose another place with {option}")
     for path, what in inputs:
-        if options.get("keep") is None and folder.resolve() in path.resolve().parents:
+        if options.get("keep") is None and real(folder) in real(path).parents:
             raise UsageError(f"{path}: {what} is in the folder of unfinished work", "move it elsewhere")
 
 

@@ -198,13 +198,17 @@ def _plain_weight(state: dict[str, Tensor], plain: str, names: list[str]) -> Ten
     return None if weight is None else weight.to(torch.promote_types(tensors[0].dtype, torch.float32))
 
 
+_ALIGNED = 0.9  # cosine between u and W v; one iteration after another brings it to 1
+
+
 def _spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor | None:
     """``weight / σ`` with σ = uᵀ W v, where the rows of W are the output channels.
 
     These are axis 0 of a convolution's weight and axis 1 of a transposed one's. Sizes tell the two apart; if both fit,
-    the stored vectors do, since training leaves u in the direction of W v.
+    the stored vectors do, since training leaves u in the direction of W v. Before any training they tell nothing, and
+    such a layer is taken for an ordinary convolution, as those of the residual blocks are.
     """
-    fitting = []
+    fitting: list[tuple[float, Tensor]] = []
     for axis in range(min(2, weight.dim())):
         matrix = weight.movedim(axis, 0).flatten(1) if weight.dim() > 1 else weight[:, None]
         if matrix.shape == (u.numel(), v.numel()):
@@ -213,7 +217,8 @@ def _spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor | None:
             fitting.append((float(sigma.abs() / image.norm().clamp_min(1e-300)), sigma))
     if not fitting:
         return None
-    return weight / max(fitting, key=lambda pair: pair[0])[1]
+    surest = max(fitting, key=lambda pair: pair[0])
+    return weight / (surest if surest[0] > _ALIGNED else fitting[0])[1]
 
 
 def _weight_norm(g: Tensor, v: Tensor) -> Tensor | None:

@@ -89,6 +89,7 @@ def load_generator(path: Path, *, entry: str | None = None, norm: Norm | None = 
     # on meta: no memory for weights that are replaced, no numbers drawn from the caller's random generator
     with torch.device("meta"):
         module = build(spec)
+    _check_pixel_size(path, weights.metadata)
     state, converted = _as_float32(weights, {name: tensor.shape for name, tensor in module.state_dict().items()})
     module.load_state_dict(state, strict=True, assign=True)
     module.eval().requires_grad_(False)
@@ -104,7 +105,7 @@ def load_generator(path: Path, *, entry: str | None = None, norm: Norm | None = 
         stride=spec.stride,
         halo=halo_px(spec),
         sha256=weights.sha256,
-        notes=(*weights.notes, *converted, *_unusable(weights.metadata), *([] if norms else [_NO_STATISTICS])),
+        notes=(*weights.notes, *converted, *([] if norms else [_NO_STATISTICS])),
         metadata=weights.metadata,
     )
 
@@ -325,9 +326,11 @@ def _pixel_size(text: str) -> float | None:
     return value if _MPP_RANGE[0] <= value <= _MPP_RANGE[1] else None
 
 
-def _unusable(metadata: Mapping[str, str]) -> list[str]:
-    """A note if the metadata names a pixel size that is none."""
-    mpp = metadata.get("mpp")
-    if mpp is None or _pixel_size(mpp) is not None:
-        return []
-    return [f"ignored its pixel size '{listed([mpp[:40]])}', which is not a number of µm"]
+def _check_pixel_size(path: Path, metadata: Mapping[str, str]) -> None:
+    """Raise ``ModelError`` if the metadata names a pixel size that is none: it decides which slides fit."""
+    mpp = metadata.get("mpp", "")
+    if mpp.strip() and _pixel_size(mpp) is None:
+        raise ModelError(
+            f"{path}: the pixel size in its metadata, '{listed([mpp[:40]])}', is not a number of µm",
+            "correct the entry mpp, such as 0.5, or remove it",
+        )

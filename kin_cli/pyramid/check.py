@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -39,6 +40,7 @@ from kin_cli.store.work import as_json, differences
 _SAME = 1e-6  # relative tolerance; a resolution is a ratio of two 32-bit integers
 _LISTED = 10  # tiles, rows or columns named in a message
 _CENTIMETRE = 3  # value of the tag ResolutionUnit
+_SHA256 = re.compile("[0-9a-f]{64}")
 _JPEG, _DEFLATE = 7, 8  # values of the tag Compression
 Decoder = Callable[[bytes, int], None]  # decodes the bytes of a tile, given its number; raises if that fails
 Record = dict[str, Any]
@@ -241,20 +243,49 @@ def is_image_file(path: Path) -> bool:
     return head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG", b"\xff\xd8\xff")) and not ndpi
 
 
+def is_record(value: object) -> bool:
+    """Whether a JSON value is a run record, of any output: it has a schema number and all that such a record tells."""
+    if not isinstance(value, dict):
+        return False
+    schema, sha256 = value.get("schema"), value.get("output_sha256")
+    whole = all(isinstance(value.get(name), dict) for name in ("settings", "plan", "slide_files"))
+    texts = all(isinstance(value.get(name), str) for name in ("kin", "slide", "model", "output"))
+    numbered = isinstance(schema, int) and schema >= 1 and isinstance(value.get("output_bytes"), int)
+    return whole and texts and numbered and isinstance(sha256, str) and bool(_SHA256.fullmatch(sha256))
+
+
+def compared_with_record(output: Path) -> tuple[list[str], str]:
+    """Compare a sound file with the record beside it: what is wrong, and in words how far it is known to be right."""
+    file = named_beside(output, ".json")
+    unknown = "sound, as far as can be told without its record ({}): unused bytes were not compared"
+    try:
+        content = read_regular(file)
+    except FileNotFoundError:
+        return [], unknown.format(f"there is no {file.name} beside it")
+    except OSError as error:
+        return [f"its record {file.name} cannot be read ({error.strerror}), so its bytes cannot be compared"], ""
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        record = None
+    if not is_record(record):
+        if b'"output_sha256"' in content or b'"slide_files"' in content:
+            return [f"its record {file.name} is damaged, so its bytes cannot be compared"], ""
+        return [], unknown.format(f"{file.name} is something else")
+    named = Path(record["output"]).name
+    renamed = "" if named == output.name else f", of the time when it was named {named}"
+    if file_sha256(output) == record["output_sha256"]:
+        return [], f"sound: identical to its record{renamed}"
+    return [f"differs from its record (SHA-256){'' if not renamed else f': {file.name} is that of {named}'}"], ""
+
+
 def record_beside(output: Path) -> Record | None:
     """The record beside ``output``; None if there is none, or it is of a file of another name."""
     try:
         record = json.loads(read_regular(named_beside(output, ".json")))
-        ours = Path(record["output"]).name == output.name and isinstance(record["output_sha256"], str)
-        return dict(record) if ours and "kin" in record else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
-
-
-def recorded_sha256(output: Path) -> str | None:
-    """SHA-256 of ``output`` as the record beside it tells; None if there is no record, or not one of this file."""
-    record = record_beside(output)
-    return None if record is None else str(record["output_sha256"])
+    return dict(record) if is_record(record) and Path(record["output"]).name == output.name else None
 
 
 def _refusal(output: Path, what: str) -> OutputError:

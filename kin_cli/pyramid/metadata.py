@@ -137,7 +137,7 @@ def parse_description(description: bytes) -> Description | None:
         mpp = None if pixels is None else _number(pixels.get("PhysicalSizeX"))
         digests = tuple(_digests(_annotation(root, _DIGEST)))
         return Description(True, mpp, digests, root.get("Creator", ""), _annotation(root, _SETTINGS))
-    except (ValueError, ElementTree.ParseError, KeyError, TypeError, AttributeError):
+    except (ValueError, ElementTree.ParseError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -8,6 +8,8 @@ work. It has two notions, one cheap and one exact:
 * A *stamp* is what the file system tells of a file: name, size, times of modification and of the last change of its
   entry, inode number. Equal stamps mean the same bytes. The time of change cannot be set by a user, so a file that was
   replaced or edited has another stamp even if its size and its time of modification are the old ones.
+  The reverse is not true, a touch, a chmod or a hard link changes the stamp, too: where stamps differ, the digest
+  decides.
 * The *digest* is SHA-256 over the bytes. It recognises a copy elsewhere or with other times as the same slide. Reading
   all bytes takes a while, so it runs in a thread beside the work, unless something earlier must be compared first.
 """
@@ -28,7 +30,7 @@ from kin_cli.store.files import file_sha256, head_of, remote_hint
 
 HEAD_BYTES = 4096
 _COMPANIONS_BYTES = 1 << 20  # of a file's beginning, in which the names of its companions or its series are looked for
-_NOTED_BYTES = 1 << 28
+NOTED_BYTES = 1 << 28
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 READABLE = "kin reads what OpenSlide reads (SVS, NDPI, MRXS, SCN, DICOM, tiled TIFF, …), OME-TIFF, TIFF, PNG and JPEG"
 EXPORT_HINT = "export it as OME-TIFF, for example with QuPath or with bfconvert of Bio-Formats"
@@ -157,7 +159,7 @@ def _mirax(path: Path) -> InputError:
 
 
 def _folder_hint(path: Path) -> str:
-    beside = path.with_name(path.name + ".mrxs")
+    beside = path.parent / f"{path.name}.mrxs"
     if beside.is_file():
         return f"a MIRAX slide is named by its .mrxs file: {beside}"
     inside = sorted(path.glob("*.dcm"))
@@ -240,9 +242,14 @@ class SlideIdentity:
         self._lock = threading.Lock()
         self._listeners: list[Callable[[str], None]] = []
 
+    @property
+    def begun(self) -> bool:
+        """Whether the thread that computes the digest was started."""
+        return self._thread is not None
+
     def begin(self) -> None:
         """Compute the digest in a thread of its own, if it is not known."""
-        if self._thread is None and self._sha256 is None:
+        if not self.begun and self._sha256 is None:
             self._thread = threading.Thread(target=self._compute, name="kin-digest", daemon=True)
             self._thread.start()
 
@@ -274,13 +281,36 @@ class SlideIdentity:
         """Stamps and digest for JSON; ``sha256`` is None while it is not known."""
         return {"files": self.stamps, "sha256": self._sha256}
 
+    @property
+    def bytes(self) -> int:
+        """Size of all files of the slide."""
+        return sum(int(stamp[1]) for stamp in self.stamps)
+
+    def adopt(self, sha256: str | None) -> None:
+        """Take over a digest that was computed of files with these very stamps."""
+        if sha256 is not None and self._sha256 is None and not self.begun:
+            self._sha256 = sha256
+
     def check_unchanged(self) -> None:
-        """Raise ``InputError`` if a file of the slide was changed, added or removed since this object was made."""
-        if _stamps(slide_files(self.path)) != self.stamps:
-            raise InputError(
-                f"{self.path}: the slide was changed while it was read",
-                "run the command again when nobody writes to it",
-            )
+        """Raise ``InputError`` if a file of the slide was changed, added or removed since this object was made.
+
+        If only stamps changed, and the digest was known before, all bytes are read and compared.
+        """
+        files = slide_files(self.path)
+        now = _stamps(files)
+        if now == self.stamps:
+            return
+        hint = "run the command again when nobody writes to it"
+        if self._sha256 is None:
+            what = "was changed, or got other time stamps, while it was read and before its checksum was known"
+            raise InputError(f"{self.path}: the slide {what}", hint)
+        try:
+            same = self._digest(files) == self._sha256 and _stamps(slide_files(self.path)) == now
+        except OSError as error:
+            raise _unreadable(error, self.path) from error
+        if not same:
+            raise InputError(f"{self.path}: the slide was changed while it was read", hint)
+        self._files, self.stamps = files, now
 
     def is_recorded(self, recorded: Mapping[str, Any], *, note: Callable[[str], None]) -> bool | None:
         """Whether ``recorded`` (an earlier ``as_dict``) tells of the same bytes; None where that cannot be known.
@@ -289,13 +319,12 @@ class SlideIdentity:
         while. None: the stamps differ and the digest was not known when it was recorded.
         """
         if recorded.get("files") == self.stamps:
-            if self._sha256 is None and isinstance(sha256 := recorded.get("sha256"), str):
-                self._sha256 = sha256
+            self.adopt(sha256 if isinstance(sha256 := recorded.get("sha256"), str) else None)
             return True
         wanted = recorded.get("sha256")
         if wanted is None:
             return None
-        if self._sha256 is None and sum(stamp[1] for stamp in self.stamps) > _NOTED_BYTES:
+        if self._sha256 is None and self.bytes > NOTED_BYTES:
             note(f"{self.path}: comparing its checksum with that of earlier work")
         return self.sha256() == str(wanted)
 
@@ -315,7 +344,7 @@ class SlideIdentity:
 
     def _compute(self) -> None:
         try:
-            sha256 = self._digest()
+            sha256 = self._digest(self._files)
             self.check_unchanged()  # otherwise the digest may not be that of the pixels that were read
         except _Closed:
             return
@@ -323,9 +352,7 @@ class SlideIdentity:
             self._error = error
             return
         except OSError as error:
-            self._error = InputError(
-                f"{error.filename or self.path}: cannot be read: {error.strerror}", "check the file and its permissions"
-            )
+            self._error = _unreadable(error, self.path)
             return
         with self._lock:
             self._sha256 = sha256
@@ -333,11 +360,11 @@ class SlideIdentity:
         for listener in listeners:
             listener(sha256)
 
-    def _digest(self) -> str:
-        if len(self._files) == 1:
+    def _digest(self, files: list[Path]) -> str:
+        if len(files) == 1:
             return file_sha256(self.path, before_block=self._raise_if_closed)
         total = hashlib.sha256()
-        for file, name in zip(self._files, _names(self._files), strict=True):
+        for file, name in zip(files, _names(files), strict=True):
             found = file_sha256(file, before_block=self._raise_if_closed)
             total.update(f"{name}\t{file.stat().st_size}\t{found}\n".encode(errors="surrogateescape"))
         return total.hexdigest()
@@ -345,6 +372,12 @@ class SlideIdentity:
     def _raise_if_closed(self) -> None:
         if self._stop.is_set():
             raise _Closed
+
+
+def _unreadable(error: OSError, path: Path) -> InputError:
+    return InputError(
+        f"{error.filename or path}: cannot be read: {error.strerror}", "check the file and its permissions"
+    )
 
 
 def _stamps(files: list[Path]) -> list[list[Any]]:

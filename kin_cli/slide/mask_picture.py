@@ -14,7 +14,7 @@ from PIL import Image
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import AnyArray, Box, Mask, Size
-from kin_cli.slide.tiff_layout import tiff_file
+from kin_cli.slide.tiff_layout import segment_limit, tiff_file
 from kin_cli.store.files import open_regular
 
 MAX_SIDE = 4096  # longest side of a mask, in pixels
@@ -29,7 +29,6 @@ SIGNATURES = {
 _LOSSY_THRESHOLD = 128  # least grey level of tissue in a lossy picture, whose background is not exactly 0
 _UNSURE, _UNSURE_FRACTION = 32, 0.01  # from here to the threshold neither colour is meant; more than this is noted
 _ROWS = 256  # rows of a PNG or JPEG that are read together
-_MAX_SEGMENT_BYTES = 1 << 30
 _LOSSY_TIFF = (6, 7, 33003, 33004, 33005, 34712, 34892, 50001)  # JPEG, JPEG 2000 and WebP
 _MINISWHITE, _PALETTE = 0, 3
 _TIFF_COLOURS = (_MINISWHITE, 1, 2, _PALETTE, 4, 6)  # grey, RGB, palette, mask, YCbCr
@@ -85,7 +84,7 @@ def read_picture(path: Path, kind: str) -> tuple[Mask, list[str]]:
     picture that has no colour at all is judged by its opacity. For the background of a palette see ``_palette_mask``. A
     reduced pixel is tissue if any of its source pixels is.
 
-    Memory bound: 256 rows of a PNG or JPEG, one tile or strip of a TIFF (refused above 1 GiB).
+    Memory bound: 256 rows of a PNG or JPEG, one tile or strip of a TIFF (refused above ``segment_limit``).
 
     Raises:
         InputError: the picture is damaged, holds several pictures, or has another colour space.
@@ -283,7 +282,7 @@ def _largest(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPage:
     if page.photometric not in _TIFF_COLOURS or page.dtype is None or page.dtype.kind not in "buif":
         raise InputError(f"{path}: the mask has a kind of colour that kin does not read", "save it as grey or RGB")
     segment = math.prod(page.chunks) * page.dtype.itemsize
-    if segment > _MAX_SEGMENT_BYTES:
+    if segment > segment_limit():
         raise InputError(f"{path}: one tile or strip of the mask takes {segment >> 20} MiB", "save it in smaller tiles")
     extent = path.stat().st_size
     if any(start + count > extent for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)):

@@ -13,13 +13,13 @@ import pyvips
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import AnyArray, Box, Pixels, Size
+from kin_cli.memory import free_memory
 from kin_cli.slide.base import WHITE, Slide, composite, rgb_profile, to_uint8
 from kin_cli.slide.reasons import refusal
 
 _IN_MEMORY_PX = 64 << 20
 _BAND_PX = 4 << 20  # decoded at once
 _LARGEST_SIDE = 10_000_000  # of libvips
-_MEMORY_BOUND = 16 << 30
 _FREE_BYTES = 64 << 20  # left on the disk of the temporary file
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16}
 _STRICT = {"png": "error", "jpeg": "warning"}  # libjpeg goes on with made-up pixels and a warning
@@ -83,7 +83,7 @@ class PhotoSlide(Slide):
         self.memory_bytes = self._stored.pixels * _bytes_at_once(self.path, self.format, samples)
         if self._stored.pixels <= _IN_MEMORY_PX:
             self.memory_bytes += size
-        free = _free_memory()
+        free = free_memory()
         if self.memory_bytes > free:
             said = f"decoding it takes {self.memory_bytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
             raise InputError(f"{self.path}: {said}", "write it again as tiled TIFF on a machine with more memory")
@@ -125,15 +125,6 @@ class PhotoSlide(Slide):
                 pixels[row] = np.frombuffer(data, np.uint8).reshape(-1, 3)
         turned: Pixels = _turned(self._turn, pixels).copy()
         return turned
-
-
-def _free_memory() -> int:
-    """Bytes of memory that programs can still take; 16 GiB where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return _MEMORY_BOUND
 
 
 def _opened(path: Path, kind: str) -> pyvips.Image:

@@ -29,6 +29,7 @@ from kin_cli.slide.tiff_layout import (
     odd_colours,
     odd_tiles,
     resolution_mpp,
+    segment_bytes,
     tiff_file,
 )
 from kin_cli.slide.tiff_pictures import Picture, choose, named_colour, pictures_of
@@ -36,6 +37,7 @@ from kin_cli.slide.tiff_pictures import Picture, choose, named_colour, pictures_
 _CACHE_BYTES, _STRIPS_CACHE_BYTES = 64 << 20, 512 << 20
 _STRIPS_CACHE_ROWS = 1280
 _BIG_SEGMENT_BYTES = 16 << 20
+_LARGEST_FOR_OPENSLIDE = 1 << 28  # bytes of a tile: it decodes one in each thread, ``TiffSlide`` large ones one by one
 _SAMPLED_SEGMENTS, _SAMPLED_LEVEL_PX = 64, 4 << 20
 _BITS_IN_USE = (8, 10, 12, 14)
 _UM = {
@@ -95,7 +97,7 @@ def check_for_openslide(path: Path, vendor: str) -> tuple[bool, tuple[str, ...]]
     """Whether OpenSlide reads a TIFF-based slide of a vendor right, and notes; if not, ``TiffSlide`` does.
 
     Raises:
-        InputError: neither must open it: a tile takes more than 1 GiB, the samples are neither RGB nor grey, or
+        InputError: neither must open it: a tile is too large for the memory, the samples are neither RGB nor grey, or
             several pictures of the same size lie over each other.
     """
     try:
@@ -134,6 +136,7 @@ def _plain_aperio(pages: list[tifffile.TiffPage]) -> bool:
         and page.tags.valueof("Orientation", 1) in (0, 1)
         and int(page.compression) in _OPENSLIDE_CODECS
         and not odd_tiles(page)
+        and segment_bytes(page) <= _LARGEST_FOR_OPENSLIDE
         for page in tiled
     )
 
@@ -175,6 +178,8 @@ def plain_picture(path: Path, series: int | None) -> tuple[tuple[Size, ...], flo
             for other in file.pages:
                 if isinstance(other, tifffile.TiffPage):
                     check_segments(other, strips=False)
+            if any(segment_bytes(level.keyframe) > _LARGEST_FOR_OPENSLIDE for level in one.levels):
+                return None
             if any(odd_tiles(other) or odd_colours(other) for other in (level.keyframe for level in one.levels)):
                 return None
             sizes = tuple(Size(level.keyframe.imagewidth, level.keyframe.imagelength) for level in one.levels)
@@ -240,7 +245,7 @@ class TiffSlide(Slide):
             picture, self.notes = choose(self.path, pictures_of(file), series)
             assert picture.colours is not None
             colours, page = picture.colours, picture.series.keyframe
-            self.format = "ome-tiff" if file.is_ome else "tiff"
+            self.format = "ome-tiff" if file.is_ome else "aperio" if file.is_svs else "tiff"
             self._describe(file, picture)
             self._levels = levels_of(picture.series, colours)
             if page.dtype == np.uint16 and int(page.bitspersample) == 16:

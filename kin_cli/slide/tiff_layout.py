@@ -16,12 +16,18 @@ import pyvips
 import tifffile
 
 from kin_cli.geometry import AnyArray, Box, Integers, Pixels, Size
+from kin_cli.memory import memory_limit
 from kin_cli.slide.files import EXPORT_HINT
 from kin_cli.slide.tiff_colours import GIVES_RGB, Colours, Unsupported, to_rgb, unpacked_ycbcr
+from kin_cli.store.files import bytes_text
 
 ReadAt = Callable[[int, int], bytes]  # (offset, number of bytes) → bytes of the file
 
-SEGMENT_LIMIT_BYTES = 1 << 30
+_MEMORY_FRACTION = 4  # decoding a segment takes up to four times its size, and one at a time is decoded
+_ALWAYS_BYTES, _MOST_COMPRESSED = (
+    1 << 30,
+    2000,
+)  # a segment beyond the first is not believed with a ratio beyond the second
 _JPEG = {6, 7, 34892}
 _JPEG_HEAD_BYTES = 1 << 16
 # baseline, extended or progressive JPEG of 1, 3 or 4 components
@@ -163,19 +169,37 @@ def same_extent(full: Size, reduced: Size) -> bool:
     return min(across, down) >= 1 and abs(across / down - 1) <= slack
 
 
+def segment_limit() -> int:
+    """Size in bytes of the largest tile or strip, decoded, that fits into memory with what decoding it takes."""
+    return memory_limit() // _MEMORY_FRACTION
+
+
 def check_segments(page: tifffile.TiffPage, *, strips: bool = True) -> None:
-    """Raise ``Unsupported`` if one tile (or strip) of ``page`` takes more than 1 GiB when it is decoded."""
+    """Raise ``Unsupported`` if one tile (or strip) of ``page`` takes more memory than ``segment_limit`` when decoded.
+
+    Beyond 1 GiB it is refused, too, if hardly anything of it is stored: then its size is wrong.
+    """
     for side in (page.imagewidth, page.imagelength):
         if not 0 < side < _MAX_SIDE:
             raise ValueError(f"a picture of {page.imagewidth}×{page.imagelength} pixels")
     if not page.is_tiled and (not strips or _is_raw(page)):
         return
-    segment = _segment_size(page)
-    decoded = segment.pixels * int(page.samplesperpixel) * max(1, math.ceil(int(page.bitspersample) / 8))
-    if decoded > SEGMENT_LIMIT_BYTES:
+    segment, decoded, limit = _segment_size(page), segment_bytes(page), segment_limit()
+    empty = decoded > _ALWAYS_BYTES and max(page.databytecounts, default=0) * _MOST_COMPRESSED < decoded
+    if decoded > limit or empty:
         what = f"one tile of {segment}" if page.is_tiled else f"one strip of {segment}"
-        said = f"{what} pixels takes {decoded / 1e9:.1f} GB of memory, more than the 1 GiB that kin allows"
-        raise Unsupported(said, "write it again in smaller tiles: vips tiffsave IN OUT --tile --pyramid --bigtiff")
+        why = f"more than a quarter of the {bytes_text(_MEMORY_FRACTION * limit)} that may be used here"
+        if decoded <= limit:
+            why = f"and only {bytes_text(max(page.databytecounts, default=0))} are stored"
+        raise Unsupported(
+            f"{what} pixels takes {decoded / 1e9:.1f} GB of memory, {why}",
+            "write it again in smaller tiles: vips tiffsave IN OUT --tile --pyramid --bigtiff",
+        )
+
+
+def segment_bytes(page: tifffile.TiffPage) -> int:
+    """Size in bytes of a decoded tile or strip of a page, all samples together."""
+    return _segment_size(page).pixels * int(page.samplesperpixel) * max(1, math.ceil(int(page.bitspersample) / 8))
 
 
 def odd_tiles(page: tifffile.TiffPage) -> bool:
@@ -297,7 +321,7 @@ def _decode(decode: Callable[..., Any], page: tifffile.TiffPage, data: bytes, nu
     codec = int(page.compression)
     size = _jpeg_size(data) if codec in _JPEG else _jpeg2000_size(data)
     if size is not None:
-        if size.pixels * 3 > SEGMENT_LIMIT_BYTES:
+        if size.pixels * 3 > segment_limit():
             raise Unsupported(f"a tile or strip that holds a picture of {size} pixels")
         if codec in _JPEG and page.is_tiled and (size.width > page.tilewidth or size.height > page.tilelength):
             return _larger_jpeg(page, data)

@@ -175,6 +175,11 @@ class BlobStore:
             self._close_files()
             raise
 
+    @property
+    def writable(self) -> bool:
+        """Whether the store takes new payloads."""
+        return self._own is not None
+
     def put(self, key: int, payload: bytes) -> None:
         """Store ``payload`` under ``key``; does nothing if the key is present.
 

@@ -33,9 +33,15 @@ _CAUSES: dict[int, tuple[str, str]] = {
     errno.EEXIST: ("was made by another program meanwhile", "move that file, or say --overwrite"),
     errno.ENOENT: ("no such file or folder", "create the folder or choose another output"),
     errno.ENOTDIR: ("a part of the path is not a folder", "choose another output"),
+    errno.ELOOP: ("a loop of symbolic links", "remove the link, or choose another output"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.EIO: ("the disk reports an input/output error", f"check the disk, then {_AGAIN}"),
 }
+
+
+def real(path: Path) -> Path:
+    """The path that all names of a file or folder share, without links; a loop of links is left as it is."""
+    return Path(os.path.realpath(path))  # Path.resolve raises for loops
 
 
 def work_folder(output: Path) -> Path:

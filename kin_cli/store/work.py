@@ -45,7 +45,7 @@ _FINGERPRINT = "fingerprint.json"
 _BEGUN, _FINISHED = "begun", "finished"
 # what kin writes into a work folder: states, stores, the output before it gets its name, temporary files of these
 _OWN_FILE = re.compile(
-    r"\.?(?:(?:fingerprint|begun|finished|slide|record)\.json|[a-z]+-[A-Za-z0-9_.-]+\.(?:dat|journal)|output\.(?:part|tif))"
+    r"\.?(?:(?:fingerprint|begun|finished|record|slide-[0-9a-f]{16})\.json|[a-z]+-[A-Za-z0-9_.-]+\.(?:dat|journal)|output\.(?:part|tif))"
     r"(?:\.[0-9]+\.tmp)?"
 )
 _OVERWRITE_HINT = "--overwrite starts afresh"
@@ -122,6 +122,14 @@ class WorkFolder:
     def touch(self) -> None:
         """Renew the claim, as a thread does every minute; ``OutputError`` if another process has taken it over."""
         self._claim.touch()
+
+    def others_live(self) -> bool:
+        """Whether a live process holds another shard of the folder."""
+        try:
+            self._claim.refuse_others()
+        except OutputError:
+            return True
+        return False
 
     def remove(self) -> list[str]:
         """Delete the folder and give up the claim: only when the output is complete.
@@ -275,6 +283,8 @@ def kept_store(
 
 def refuse_other_folder(folder: Path, name: str) -> None:
     """Raise ``OutputError`` if there is a ``folder`` that is neither empty nor that of the kept store ``name``."""
+    if folder.is_symlink() and not folder.exists():
+        raise OutputError(f"{folder}: is a link to nowhere", "remove the link, or name another folder")
     if not folder.exists():
         return
     if not folder.is_dir():

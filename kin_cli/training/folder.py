@@ -12,7 +12,7 @@ from pathlib import Path
 from kin_cli.errors import OutputError, UsageError
 from kin_cli.outputs import refuse_inputs
 from kin_cli.store.claim import Claim
-from kin_cli.store.files import os_errors_as_output_errors, sync_folder
+from kin_cli.store.files import os_errors_as_output_errors, real, sync_folder
 from kin_cli.store.work import delete_work
 
 STATE_FILE = "state.pt"
@@ -93,7 +93,7 @@ def _refuse_inputs(output: Path, inputs: list[tuple[Path, str]]) -> None:
     """Raise ``UsageError`` if a run in ``output`` would replace one of its inputs."""
     refuse_inputs([output / name for name in _FILES], inputs)
     for path, what in inputs:
-        place = path.resolve()
+        place = real(path)
         for name in _INSIDE:
-            if (output / name).resolve() in place.parents:
+            if real(output / name) in place.parents:
                 raise UsageError(f"{path}: {what} is in a folder that the run writes to", "choose another --output")

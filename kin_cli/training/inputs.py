@@ -97,10 +97,8 @@ class RunInputs:
         """
         for path, identity in self._by_path.items():
             try:
-                if whole:
+                if whole or _stamp(path) != identity.stamps[0][1:]:
                     identity.check_unchanged()
-                elif _stamp(path) != identity.stamps[0][1:]:
-                    raise InputError(f"{path}: was changed")
             except (InputError, OSError):
                 hint = "the state of the last save is kept; restore the file to continue from there"
                 raise InputError(f"{path}: was changed during the training", hint) from None

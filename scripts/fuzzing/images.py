@@ -181,8 +181,13 @@ def _right(values: np.ndarray, dtype: str, options: dict[str, Any]) -> np.ndarra
         return NOT_RGB
     if dtype not in ("uint8", "uint16") or options["compression"] not in _LOSSLESS:
         return None
-    if photometric == "rgb" and channels in (3, 4) and options.get("extrasamples") in (None, [0]):
+    if photometric == "rgb" and (channels == 3 or (channels == 4 and options.get("extrasamples") == [0])):
         return values[..., :3].astype(int)
+    if (
+        photometric == "rgb" and channels == 4 and options.get("extrasamples") in (None, [2])
+    ):  # None: tifffile's default
+        colours, opacity = values[..., :3].astype(int), values[..., 3:].astype(int)
+        return np.rint((colours * opacity + 255 * (255 - opacity)) / 255).astype(int)
     return None
 
 

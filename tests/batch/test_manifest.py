@@ -118,6 +118,7 @@ def test_names_of_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("wsi,output\na.svs,../outside.ome.tif\n", "line 2: the output .* would leave out"),
         ("wsi,output\na.svs,/elsewhere/x.ome.tif\n", "line 2: the output .* would leave out"),
         ("wsi,output\na.svs,sub\\..\\..\\x.ome.tif\n", "line 2: the output .* would leave out"),
+        ("wsi,output\na.svs,b.tif.kin-work/x.tif\n", "line 2: the output .* lies in a work folder"),
         ("wsi,output\na.svs,.\n", "line 2: the output .* would leave out"),
         ("wsi,output\na.svs,x.svs\n", "line 2: .*no known ending"),
         ("wsi\ns3://bucket/a.svs\n", "line 2: s3://bucket/a.svs is an address"),

@@ -69,6 +69,14 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert find_tasks([tmp_path], OUT, DEEP).notes[0].endswith("and 11 more kinds (see --ext)")
 
 
+def test_hidden_slides_and_work_folders_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", ".b.svs", "._a.svs", ".trash/c.svs", ".git/config", "x.kin.ome.tif.kin-work/begun.json")
+    assert find_tasks([tmp_path], OUT, DEEP).notes == (
+        "left out: 1 work folder of kin (*.kin-work)",
+        "left out: 3 hidden slides or folders of slides (.*)",
+    )
+
+
 def test_outputs_of_a_batch_are_no_input_of_the_next(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", "out/x.kin.ome.tif", "out/kin-batch/status.csv")
     assert find_tasks([tmp_path], tmp_path / "out", DEEP).notes == ()
@@ -128,6 +136,13 @@ def test_data_of_mirax_and_pictures_of_hamamatsu_are_parts_of_a_slide(tmp_path: 
     touch(tmp_path, "a.mrxs", "a/Data0001.dat", "a/label.tif", "one.jpg", "two.jpg", "other.jpg")
     (tmp_path / "b.vms").write_text("[Virtual Microscope Specimen]\nImageFile=one.jpg\nMapFile=two.jpg\n")
     assert slides(tmp_path, DEEP) == ["a.mrxs", "b.vms"]
+    assert find_tasks([tmp_path], OUT, DEEP).notes == (
+        f"{tmp_path / 'a'}: not searched, since it holds the data of a.mrxs",
+        "left out: 1 .jpg (see --ext)",
+    )
+    (tmp_path / "a" / "label.tif").unlink()
+    touch(tmp_path, "c.mrxs", "c/d.svs")
+    assert slides(tmp_path, DEEP) == ["a.mrxs", "b.vms", "c.mrxs", "c/d.svs"]
     assert find_tasks([tmp_path], OUT, DEEP).notes == ("left out: 1 .jpg (see --ext)",)
     assert slides(tmp_path, Search.of(("jpg",), recursive=True)) == ["other.jpg"]
 

@@ -91,6 +91,18 @@ def test_names_up_to_the_longest(slide: Path, tiny_generator: Path, tmp_path: Pa
     assert digest(output) == made
 
 
+def test_the_default_output_of_a_long_name_is_cut(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
+    for last in "ab":
+        long = tmp_path / ("é" * 125 + last + ".tif")
+        shutil.copy(slide, long)
+        done = kin("translate", long, "-m", tiny_generator, *SMALL, "--report")
+        assert done.code == 0, done.err
+    made = [path.name for path in tmp_path.iterdir() if path.name.endswith(".kin.ome.tif")]
+    assert len(made) == 2
+    assert len(list(tmp_path.iterdir())) == 8
+    assert max(len(os.fsencode(path.name)) for path in tmp_path.iterdir()) <= 255
+
+
 def test_a_name_that_no_file_can_have_is_refused(slide: Path, tiny_generator: Path, tmp_path: Path) -> None:
     for name in ("o" * 248 + ".ome.tif", "\0.tif"):
         result = kin("translate", slide, "-m", tiny_generator, "-o", tmp_path / name, *SMALL)

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from kin_cli.errors import OutputError, UsageError
+from kin_cli.errors import ModelError, OutputError, UsageError
 from kin_cli.models.architectures import Spec, build
 from kin_cli.models.checkpoint import describe, load_generator, save_generator
 from kin_cli.models.resnet import ResnetSpec, UrustSpec
@@ -210,14 +210,18 @@ def test_the_same_generator_gives_the_same_file(tmp_path: Path) -> None:
         assert_same(module, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
-@pytest.mark.parametrize("text", ["abc", "", "0", "-1", "nan", "inf", "1e999", "0.5 µm", "x" * 5000 + "\x1b[31m\n"])
-def test_a_pixel_size_that_is_none_is_ignored_with_a_note(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["abc", "0", "-1", "nan", "inf", "1e999", "0.5 µm", "x" * 5000 + "\x1b[31m\n"])
+def test_a_pixel_size_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     save_generator(build(CUT), tmp_path / "G.safetensors", spec=CUT, metadata={"mpp": text})
-    generator = load_generator(tmp_path / "G.safetensors")
-    assert generator.trained_mpp is None
-    (note,) = generator.notes
-    assert note.startswith("ignored its pixel size '")
-    assert note.isprintable()
+    with pytest.raises(ModelError, match="pixel size in its metadata, '") as caught:
+        load_generator(tmp_path / "G.safetensors")
+    assert caught.value.message.isprintable()
+    assert "entry mpp" in (caught.value.hint or "")
+
+
+def test_an_empty_pixel_size_is_an_unknown_one(tmp_path: Path) -> None:
+    save_generator(build(CUT), tmp_path / "G.safetensors", spec=CUT, metadata={"mpp": " "})
+    assert load_generator(tmp_path / "G.safetensors").trained_mpp is None
 
 
 def test_a_pixel_size_is_read(tmp_path: Path) -> None:

@@ -65,7 +65,17 @@ def test_a_digest_is_the_crc_of_the_crcs_and_finds_the_damage() -> None:
 
 @pytest.mark.parametrize(
     "description",
-    [b"", b"Aperio Image Library", b"{}", b"{", b"[1]", b"<OME/>", b'{"kin:crc32:0": "xyz"}', b"\xff\xfe<"],
+    [
+        b"",
+        b"Aperio Image Library",
+        b'{"a":' * 100_000,
+        b"{}",
+        b"{",
+        b"[1]",
+        b"<OME/>",
+        b'{"kin:crc32:0": "xyz"}',
+        b"\xff\xfe<",
+    ],
 )
 def test_descriptions_of_others_are_nothing(description: bytes) -> None:
     assert parse_description(description) is None

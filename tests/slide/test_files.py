@@ -176,7 +176,7 @@ def test_an_untouched_slide_needs_no_digest(svs: Path) -> None:
 def test_a_copy_elsewhere_with_another_time_is_the_same_slide(
     svs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kin_cli.slide.files._NOTED_BYTES", 1000)
+    monkeypatch.setattr("kin_cli.slide.files.NOTED_BYTES", 1000)
     original = SlideIdentity(svs)
     original.sha256()
     copy = tmp_path / "elsewhere" / "other name.svs"

@@ -181,11 +181,11 @@ def test_fewer_bits_in_a_16_bit_png(tmp_path: Path, rgb: NDArray[np.uint8], bits
 
 def test_a_picture_that_takes_more_memory_than_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.zeros((200, 300, 3), np.uint8)).save(tmp_path / "a.jpg", progressive=True)
-    monkeypatch.setattr(photo, "_free_memory", lambda: 9 * 200 * 300 - 1)  # coefficients of 16 bits and pixels
+    monkeypatch.setattr(photo, "free_memory", lambda: 9 * 200 * 300 - 1)  # coefficients of 16 bits and pixels
     with pytest.raises(InputError, match="GB of memory") as caught:
         open_slide(tmp_path / "a.jpg")
     assert "damaged" not in str(caught.value)
-    monkeypatch.setattr(photo, "_free_memory", lambda: 9 * 200 * 300)
+    monkeypatch.setattr(photo, "free_memory", lambda: 9 * 200 * 300)
     open_slide(tmp_path / "a.jpg").close()
 
 

@@ -249,10 +249,33 @@ def test_pixels_that_are_not_square_are_refused(
         assert slide.mpp == pytest.approx((0.5 + 10000 / 20180) / 2)
 
 
-def test_a_huge_tile_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"one tile of 65520×65520 pixels takes 12\.9 GB") as caught:
+@pytest.mark.parametrize(("memory", "why"), [(16, "a quarter of the 16.0 GiB"), (1000, r"only \d+ B are stored")])
+def test_a_huge_tile_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, why: str
+) -> None:
+    monkeypatch.setattr("kin_cli.slide.tiff_layout.memory_limit", lambda: memory << 30)
+    with pytest.raises(
+        InputError, match=rf"one tile of 65520×65520 pixels takes 12\.9 GB of memory, .*{why}"
+    ) as caught:
         open_slide(write_huge_tile(tmp_path / "one_huge_tile.tif"))
     assert "smaller tiles" in (caught.value.hint or "")
+
+
+def test_a_tile_that_takes_less_memory_than_there_is_is_read(
+    tmp_path: Path, rgb: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is that of the machine or of the job, not a number of our own."""
+    path, side = tmp_path / "large.tif", 1024
+    large = np.tile(rgb, (4, 4, 1))[:side, :side]
+    tifffile.imwrite(path, large, tile=(side, side), photometric="rgb", compression="deflate", metadata=None)
+    for memory in (4 * large.nbytes, 4 * large.nbytes - 1):
+        monkeypatch.setattr("kin_cli.slide.tiff_layout.memory_limit", lambda allowed=memory: allowed)
+        if memory == 4 * large.nbytes:
+            with open_slide(path) as slide:
+                np.testing.assert_array_equal(read_all(slide), large)
+        else:
+            with pytest.raises(InputError, match="one tile of 1024×1024 pixels"):
+                open_slide(path)
 
 
 def test_a_tile_that_stores_more_than_its_part_is_cut(tmp_path: Path) -> None:

@@ -195,6 +195,14 @@ def test_a_channel_of_fluorescence_in_three_samples(tmp_path: Path, channel: dic
     assert "stored as RGB" in refused(path)
 
 
+@pytest.mark.parametrize("name", ["CD3", "Ki-67", "PAS", "H&E"])
+def test_a_chromogenic_stain_may_name_an_rgb_picture(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "ihc.ome.tif"
+    tifffile.imwrite(path, PICTURE, photometric="rgb", metadata={"axes": "YXS", "Channel": {"Name": name}})
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(read_all(slide), PICTURE)
+
+
 def test_an_image_without_pixels_does_not_hide_the_channels(tmp_path: Path) -> None:
     path = write_ome_planes(tmp_path / "two.ome.tif", {"Name": ["DAPI", "FITC", "Cy5"]})
     xml = tifffile.tiffcomment(path)

@@ -62,7 +62,7 @@ def test_uncompressed_tiles_of_libvips(tmp_path: Path) -> None:
 def test_aperio_slides_keep_pixels_and_pixel_size(tmp_path: Path, options: dict[str, Any]) -> None:
     with open_slide(write_aperio(tmp_path / "a.svs", _PICTURE, **options)) as slide:
         np.testing.assert_array_equal(read_all(slide), _PICTURE)
-        assert (slide.mpp, slide.objective) == (0.5, 20.0)
+        assert (slide.format, slide.mpp, slide.objective) == ("aperio", 0.5, 20.0)
         assert any("orientation tag (6)" in note for note in slide.notes) == ("extratags" in options)
 
 
