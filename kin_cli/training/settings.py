@@ -18,7 +18,7 @@ _FREE = ("output", "device", "workers", "save_every", "log_every", "evaluation",
 # settings that states of earlier versions lack, and the values at which these versions trained
 _LATER = {
     "patches": {"source_jitter": 0.0, "guide": None},
-    "network": {"smooth_norm": False},
+    "network": {"smooth_norm": False, "start_entry": None},
     "guidance": {"background": 0.0},
 }
 
