@@ -13,6 +13,7 @@ from kin_cli.commands.parameters import (
     FILE,
     csv_option,
     examples,
+    features_option,
     inception_option,
     json_option,
     overwrite_option,
@@ -41,7 +42,7 @@ _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 )
 @click.argument("slide", type=FILE)
 @cloup.option(
-    "--reference", type=FILE, help="Real slide of the target stain, for FID and histogram; NIQE is fitted to it."
+    "--reference", type=FILE, help="Real slide of the target stain, for FID, KID and histogram; NIQE is fitted to it."
 )
 @cloup.option(
     "--source", type=FILE, help="Slide that SLIDE was translated from, for SSIM and FSIM; the control of the seams."
@@ -50,7 +51,7 @@ _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 @source_region_option
 @cloup.option(
     "--metrics",
-    help="Metrics, separated by commas: fid,histogram,sobel,piqe,niqe,ssim,fsim,seams.  [default: all possible]",
+    help="Metrics, separated by commas: fid,kid,histogram,sobel,piqe,niqe,ssim,fsim,seams.  [default: all possible]",
 )
 @cloup.option(
     "--tiles", type=click.IntRange(1), help="Number of tiles with tissue to measure, drawn at random.  [default: all]"
@@ -67,11 +68,15 @@ _ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 @cloup.option("--mpp", type=float, help="Resample all slides to this many µm per pixel first.")
 @cloup.option("--authors", is_flag=True, help="Also compute the metrics as the KIN authors' code does.")
 @inception_option
+@features_option
 @cloup.option(
     "--niqe-model", type=FILE, help="File with a model for NIQE: .mat or .npz.  [default: fitted to the reference]"
 )
 @cloup.option(
-    "--device", default="auto", show_default=True, help="Device of the FID network: auto, cpu, cuda or cuda:1."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Device of the network of FID and KID: auto, cpu, cuda or cuda:1.",
 )
 @workers_option
 @json_option
@@ -81,7 +86,7 @@ def evaluate(slide: Path, as_json: bool, csv_file: Path | None, overwrite: bool,
     """Measure the quality of SLIDE in its tissue.
 
     \b
-    fid, histogram             against a real slide (--reference)
+    fid, kid, histogram        against a real slide (--reference)
     ssim, fsim                 against the slide it was translated from (--source)
     sobel, piqe, niqe, seams   of SLIDE alone; seams also against the source
     """
@@ -119,6 +124,7 @@ def _settings(slide: Path, options: dict[str, Any], *, note: Callable[[str], Non
         seams=seam_choice(slide, made, patch_px=options["patch_size"], note=note if with_seams else lambda _: None),
         authors=options["authors"],
         inception=options["inception"],
+        features=options["features"],
         niqe_model=options["niqe_model"],
         device=options["device"],
         workers=options["workers"],

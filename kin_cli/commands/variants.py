@@ -12,7 +12,14 @@ import click
 import cloup
 
 from kin_cli.commands.options import bundled_generator, settings_from, translation_options
-from kin_cli.commands.parameters import FILE, csv_option, inception_option, json_option, overwrite_work_option
+from kin_cli.commands.parameters import (
+    FILE,
+    csv_option,
+    features_option,
+    inception_option,
+    json_option,
+    overwrite_work_option,
+)
 from kin_cli.errors import OutputError, UsageError
 from kin_cli.store.files import real
 
@@ -73,10 +80,14 @@ def comparison_options(function: Any) -> Any:
         cloup.option(
             "--metrics",
             help="Metrics besides seams, separated by commas, as in kin evaluate."
-            "  [default: ssim,sobel,piqe, with --reference histogram, with --inception fid]",
+            "  [default: ssim,sobel,piqe, with --reference histogram, with --inception fid and kid,"
+            " with --features kid]",
         ),
-        cloup.option("--reference", type=FILE, help="Real slide of the target stain, for histogram, FID and NIQE."),
+        cloup.option(
+            "--reference", type=FILE, help="Real slide of the target stain, for histogram, FID, KID and NIQE."
+        ),
         inception_option,
+        features_option,
         cloup.option(
             "--tiles",
             type=click.IntRange(1),
@@ -164,7 +175,8 @@ def metric_options_from(options: dict[str, Any]) -> MetricOptions:
 
     names = options["metrics"]
     metrics = None if names is None else tuple(name.strip() for name in names.lower().split(","))
-    return MetricOptions(metrics, options["reference"], options["inception"], options["tiles"], options["seed"])
+    reference, inception, features = options["reference"], options["inception"], options["features"]
+    return MetricOptions(metrics, reference, inception, features, options["tiles"], options["seed"])
 
 
 def csv_bytes(rows: Sequence[Sequence[object]]) -> bytes:

@@ -20,9 +20,24 @@ from kin_cli.evaluation.settings import EvaluationSettings
 from kin_cli.evaluation.tiles import Panel, TileMetric, check_same_size, opened, sampled_boxes
 from kin_cli.geometry import Box, Doubles, Size
 from kin_cli.metrics.colour import pooled
-from kin_cli.metrics.fid import FEW_TILES, PREPROCESSING, WHERE_FROM, FeatureExtractor, FidTiles, frechet_distance
+from kin_cli.metrics.fid import (
+    FEW_TILES,
+    PREPROCESSING,
+    WHERE_FROM,
+    FeatureExtractor,
+    FeatureSums,
+    FeatureTiles,
+    frechet_distance,
+)
 from kin_cli.metrics.fsim import Fsim, fsim_of_pooled, pooling_px
 from kin_cli.metrics.histogram import Histogram, HueHistogram, LabHistogram, correlations
+from kin_cli.metrics.kid import (
+    EFFICIENTNET_PREPROCESSING,
+    EfficientNetFeatures,
+    FeatureSample,
+    kernel_deviation,
+    kernel_distance,
+)
 from kin_cli.metrics.niqe import Niqe, NiqeOfAuthors, load_niqe_model
 from kin_cli.metrics.piqe import Piqe, PiqeOfAuthors
 from kin_cli.metrics.seams import SeamResult
@@ -161,7 +176,8 @@ def entries_for(names: tuple[str, ...], settings: EvaluationSettings, device: to
     """
     variants = 2 if settings.authors else 1
     makers: dict[str, Callable[[], list[MetricEntry]]] = {
-        "fid": lambda: [_fid(settings, device)],
+        "fid": lambda: [_in_inception(settings, device, names)],
+        "kid": lambda: _kid(settings, device, names),
         "histogram": lambda: [_histogram(kind) for kind in (LabHistogram, HueHistogram)[:variants]],
         "sobel": lambda: [_sobel(kind) for kind in (SobelGradient, ClippedSobel)[:variants]],
         "piqe": lambda: [_piqe(kind) for kind in (Piqe, PiqeOfAuthors)[:variants]],
@@ -265,22 +281,56 @@ class _EvaluationRun:
         )
 
 
-def _fid(settings: EvaluationSettings, device: torch.device) -> MetricEntry:
+def _in_inception(settings: EvaluationSettings, device: torch.device, names: tuple[str, ...]) -> MetricEntry:
+    """FID, KID, or both, as far as they are among the ``names``, in the features of one pass of InceptionV3."""
     if settings.inception is None:
         raise UsageError("fid cannot be computed: it needs the weights of its network", WHERE_FROM)
     extractor = FeatureExtractor(settings.inception, device=device)
-    slide, reference = FidTiles(extractor), FidTiles(extractor)
+    sums = FeatureSums(), FeatureSums()
+    samples = FeatureSample(), FeatureSample()
+    fid, kid = "fid" in names, "kid" in names and settings.features is None
+    kept = [([one] if fid else []) + ([two] if kid else []) for one, two in zip(sums, samples, strict=True)]
+    slide, reference = FeatureTiles(extractor, kept[0]), FeatureTiles(extractor, kept[1])
 
     def values() -> list[MetricValue]:
-        one, other = slide.sums, reference.sums
-        detail = f"{one.count} and {other.count} tiles, {PREPROCESSING}"
-        if min(one.count, other.count) < FEW_TILES:
-            detail += f"; too few to compare with other sets (under {FEW_TILES})"
-        if not extractor.public:
-            detail += f"; not the public weights (sha256 {extractor.sha256[:12]}…)"
-        return [metric_value("fid", frechet_distance(one, other), "lower", detail)]
+        slide.finish()
+        reference.finish()
+        foreign = "" if extractor.public else f"; not the public weights (sha256 {extractor.sha256[:12]}…)"
+        found = []
+        if fid:
+            one, other = sums
+            detail = f"{one.count} and {other.count} tiles, {PREPROCESSING}"
+            if min(one.count, other.count) < FEW_TILES:
+                detail += f"; too few to compare with other sets (under {FEW_TILES})"
+            found.append(metric_value("fid", frechet_distance(one, other), "lower", detail + foreign))
+        if kid:
+            found.append(_kid_value(*samples, f"InceptionV3, {PREPROCESSING}{foreign}"))
+        return found
 
     return MetricEntry(slide, values, reference)
+
+
+def _kid(settings: EvaluationSettings, device: torch.device, names: tuple[str, ...]) -> list[MetricEntry]:
+    """KID in the features that were chosen; nothing if the entry of FID computes it."""
+    if settings.features is None:
+        return [] if "fid" in names else [_in_inception(settings, device, names)]
+    samples = FeatureSample(), FeatureSample()
+    extractor = EfficientNetFeatures(device=device)
+    slide, reference = (FeatureTiles(extractor, [sample]) for sample in samples)
+
+    def values() -> list[MetricValue]:
+        slide.finish()
+        reference.finish()
+        return [_kid_value(*samples, f"{settings.features}, {EFFICIENTNET_PREPROCESSING}")]
+
+    return [MetricEntry(slide, values, reference)]
+
+
+def _kid_value(slide: FeatureSample, reference: FeatureSample, network: str) -> MetricValue:
+    deviation = kernel_deviation(slide.rows, reference.rows)
+    spread = f"± {deviation:.4f}, " if math.isfinite(deviation) else ""
+    detail = f"{spread}{slide.count} and {reference.count} tiles, {network}"
+    return metric_value("kid", kernel_distance(slide.rows, reference.rows), "lower", detail)
 
 
 def _histogram(kind: type[Histogram]) -> MetricEntry:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from kin_cli.errors import UsageError
 from kin_cli.geometry import Box
 from kin_cli.pyramid.provenance import Provenance
 
-METRICS = ("fid", "histogram", "sobel", "piqe", "niqe", "ssim", "fsim", "seams")
+METRICS = ("fid", "kid", "histogram", "sobel", "piqe", "niqe", "ssim", "fsim", "seams")
 """Names of the metrics, in the order of the results."""
 
 _TILE_STEP = 16
@@ -121,15 +122,16 @@ class EvaluationSettings:
 
     Attributes:
         slide: the slide to evaluate.
-        reference: a real slide of the target stain, for FID, the histogram, and to fit NIQE to.
+        reference: a real slide of the target stain, for FID, KID, the histogram, and to fit NIQE to.
         source: what the slide was translated from, pixel by pixel; for SSIM, FSIM and as the control of the seams.
         metrics: names from ``METRICS``; None for all that the inputs allow.
         sampling: which tiles are measured.
         seams: the grid of the seam metric.
         authors: also compute the variants of the KIN authors' code.
         inception: file with the weights of FID's network.
+        features: "efficientnet-lite0" for KID in the features of that network; None for those of ``inception``.
         niqe_model: file with a NIQE model; None to fit one to the reference.
-        device: device of FID's network.
+        device: device of the network of FID and KID.
         workers: number of threads; None for the number of available cores.
     """
 
@@ -141,13 +143,14 @@ class EvaluationSettings:
     seams: SeamChoice = SeamChoice()
     authors: bool = False
     inception: Path | None = None
+    features: Literal["efficientnet-lite0"] | None = None
     niqe_model: Path | None = None
     device: str = "auto"
     workers: int | None = None
 
     def missing(self, metric: str) -> str | None:
         """Return the input that a metric lacks, as a noun phrase with its option; None if it lacks nothing."""
-        if metric in ("fid", "histogram") and self.reference is None:
+        if metric in ("fid", "kid", "histogram") and self.reference is None:
             return "a real slide of the target stain (--reference SLIDE)"
         if metric == "fid" and self.inception is None:
             # The name is PUBLIC_FILE of kin_cli.metrics.fid, which takes seconds to import.
@@ -155,6 +158,8 @@ class EvaluationSettings:
                 "the weights of its network (--inception FILE, such as pt_inception-2015-12-05-6726825d.pth of"
                 " pytorch-fid)"
             )
+        if metric == "kid" and self.features is None and self.inception is None:
+            return "a network (--features efficientnet-lite0, or --inception FILE)"
         if metric == "niqe" and self.niqe_model is None and self.reference is None:
             return "a model (--niqe-model FILE, or --reference SLIDE to fit one to)"
         if metric in ("ssim", "fsim") and self.source is None:

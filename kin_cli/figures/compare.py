@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kin_cli import __version__
 from kin_cli.errors import InputError, NoTissueError, UsageError
@@ -61,18 +61,22 @@ class MetricOptions:
     """Metrics besides the seams, over ``tiles`` tiles with tissue, drawn at random with ``seed``.
 
     ``metrics`` are names as in ``EvaluationSettings``; None takes SSIM, Sobel and PIQE, with a ``reference`` (a real
-    slide of the target stain) also the histogram, and with ``inception`` (a file of weights) also FID.
+    slide of the target stain) also the histogram, with ``inception`` (a file of weights) also FID, and with either
+    ``features`` or ``inception`` also KID.
     """
 
     metrics: tuple[str, ...] | None = None
     reference: Path | None = None
     inception: Path | None = None
+    features: Literal["efficientnet-lite0"] | None = None
     tiles: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.inception is not None and self.reference is None:
             raise UsageError("--inception alone measures nothing", "FID compares with a --reference slide")
+        if self.features is not None and self.reference is None:
+            raise UsageError("--features alone measures nothing", "KID compares with a --reference slide")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,7 +85,8 @@ class MetricOptions:
             return tuple(name for name in self.metrics if name != "seams")
         histogram = () if self.reference is None else ("histogram",)
         fid = () if self.inception is None else ("fid",)
-        return ("ssim", "sobel", "piqe", *histogram, *fid)
+        kid = () if self.inception is None and self.features is None else ("kid",)
+        return ("ssim", "sobel", "piqe", *histogram, *fid, *kid)
 
 
 @dataclass(frozen=True)
@@ -322,6 +327,7 @@ class _ComparisonRun:
             sampling=self._sampling or Sampling(tissue=base.source.tissue),
             seams=SeamChoice(base.norm.patch_px),
             inception=options.inception,
+            features=options.features,
             device=str(resolve_devices(base.compute.device)[0]),
             workers=base.compute.workers,
         )

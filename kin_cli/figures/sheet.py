@@ -31,6 +31,7 @@ _METRICS = {
     "niqe": "NIQE ↓",
     "histogram": "histogram ↑",
     "fid": "FID ↓",
+    "kid": "KID ↓",
 }
 _NOTE = (
     "R*: step in colour across patch borders over the step beside them, relative to the source; 1 is seamless.  "

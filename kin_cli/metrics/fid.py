@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -127,15 +128,32 @@ class FeatureSums:
         return np.divide(covariance, self.count - 1, out=covariance)
 
 
-class FidTiles:
-    """Feature sums of tiles that are added one by one; the network runs on batches of them."""
+class Extractor(Protocol):
+    """A network that turns tiles into feature vectors, ``batch`` of them at a time."""
+
+    batch: int
+
+    def features(self, tiles: Sequence[Pixels]) -> Doubles:
+        """Return the features (n, d) of n tiles (h, w, 3) of equal size."""
+        ...
+
+
+class Features(Protocol):
+    """What is kept of a set of feature vectors."""
+
+    def add(self, features: Doubles) -> None:
+        """Add feature vectors (n, d)."""
+        ...
+
+
+class FeatureTiles:
+    """Features of tiles that are added one by one; the network runs on batches of them, and ``kept`` take them all."""
 
     halo_px = 0
 
-    def __init__(self, extractor: FeatureExtractor) -> None:
-        self._extractor = extractor
+    def __init__(self, extractor: Extractor, kept: Sequence[Features]) -> None:
+        self._extractor, self._kept = extractor, tuple(kept)
         self._waiting: list[Pixels] = []
-        self._sums = FeatureSums()
 
     def measure(self, tile: Pixels) -> Pixels:
         """Return the tile unchanged: the network runs in ``add``, on one thread."""
@@ -147,16 +165,30 @@ class FidTiles:
         if len(self._waiting) == self._extractor.batch:
             self._flush()
 
-    @property
-    def sums(self) -> FeatureSums:
-        """Sums over all tiles added so far."""
+    def finish(self) -> None:
+        """Run the network on the tiles that wait for a full batch."""
         self._flush()
-        return self._sums
 
     def _flush(self) -> None:
         if self._waiting:
-            self._sums.add(self._extractor.features(self._waiting))
+            features = self._extractor.features(self._waiting)
+            for kept in self._kept:
+                kept.add(features)
             self._waiting = []
+
+
+class FidTiles(FeatureTiles):
+    """Feature sums of tiles that are added one by one."""
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        self._sums = FeatureSums()
+        super().__init__(extractor, [self._sums])
+
+    @property
+    def sums(self) -> FeatureSums:
+        """Sums over all tiles added so far."""
+        self.finish()
+        return self._sums
 
 
 def frechet_distance(one: FeatureSums, other: FeatureSums) -> float:

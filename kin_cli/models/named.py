@@ -1,6 +1,6 @@
 """What users call a generator: the name of a file on the shelf, or the code of a network of their own. Without torch.
 
-The shelf is the bundled generator and the checkpoints in the folders that ``KIN_MODELS`` lists. A generator's card is
+The shelf is the bundled generators and the checkpoints in the folders that ``KIN_MODELS`` lists. A generator's card is
 the metadata of its safetensors file.
 """
 
@@ -64,7 +64,8 @@ def shelf(environment: Mapping[str, str] = os.environ) -> tuple[dict[str, Path],
 
     A name that stands twice is the first one's; the others have their file names.
     """
-    files, unread = [bundled_model()], []
+    first = bundled_model()
+    files, unread = [first, *sorted(file for file in first.parent.glob("*.safetensors") if file != first)], []
     for folder in filter(None, environment.get(VARIABLE, "").split(os.pathsep)):
         try:
             found = sorted(Path(folder).expanduser().iterdir())

@@ -23,23 +23,25 @@ from kin_cli.training.framework import (
 from kin_cli.training.losses import LOCATIONS, patch_nce
 from kin_cli.training.networks import PatchProjection, encode, forward_with_features, initialise, random_places
 from kin_cli.training.settings import CutLosses, NetworkSettings
+from kin_cli.training.smooth_norm import smoothed
 
 
 def build_cut(network: NetworkSettings, losses: CutLosses) -> Framework:
-    """Networks, optimizers and phases of CUT."""
-    generator, discriminators = build_generator(network), build_discriminators(network, ["target"])
-    layers = losses.layers or official_layers(generator)
-    projection = PatchProjection(feature_channels(generator, layers))
-    initialise(projection, kind=network.init, gain=network.init_gain)
-    objective = ContrastObjective(
-        generator, projection, discriminator=discriminators.by_stain["target"], layers=layers, losses=losses
-    )
-    return Framework(
-        generator=generator,
-        networks={"generator": generator, "projection": projection, **discriminators.networks},
-        phases=(Phase("generator", objective, adam(objective)), discriminators.phase),
-        pools=discriminators.pools,
-    )
+    """Networks, optimizers and phases of CUT. What has a weight of 0 is not built."""
+    generator = build_generator(network)
+    adversary = build_discriminators(network, ["target"]) if losses.gan else None
+    networks: dict[str, nn.Module] = {"generator": generator}
+    layers, projection = losses.layers or official_layers(generator), None
+    if losses.nce:
+        projection = PatchProjection(feature_channels(generator, layers))
+        initialise(projection, kind=network.init, gain=network.init_gain)
+        networks["projection"] = projection
+    discriminator = None if adversary is None else adversary.by_stain["target"]
+    objective = ContrastObjective(generator, projection, discriminator=discriminator, layers=layers, losses=losses)
+    phase = Phase("generator", objective, adam(objective))
+    if adversary is None:
+        return Framework(generator, networks, (phase,))
+    return Framework(generator, {**networks, **adversary.networks}, (phase, adversary.phase), adversary.pools)
 
 
 def official_layers(generator: ResnetGenerator) -> tuple[int, ...]:
@@ -66,9 +68,9 @@ class ContrastObjective(Objective):
     def __init__(
         self,
         generator: ResnetGenerator,
-        projection: PatchProjection,
+        projection: PatchProjection | None,
         *,
-        discriminator: nn.Module,
+        discriminator: nn.Module | None,
         layers: tuple[int, ...],
         losses: CutLosses,
     ) -> None:
@@ -78,10 +80,14 @@ class ContrastObjective(Objective):
         self._discriminators = (discriminator,)  # a tuple does not register it among the parameters
 
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:  # noqa: D102
+        if self.projection is None:
+            with smoothed(self.generator, len(batch.source)):
+                fake = self.generator(batch.source)
+            return self._common(batch, fake)
         losses, count = self._losses, len(batch.source)
         real = torch.cat([batch.source, batch.target]) if losses.identity else batch.source
-        fake, key_features = forward_with_features(self.generator.model, real, layers=self._layers)
-        batch.fakes = {"target": fake[:count].detach()}
+        with smoothed(self.generator, count):
+            fake, key_features = forward_with_features(self.generator.model, real, layers=self._layers)
         query_features = encode(self.generator.model, fake, layers=self._layers)
         places = random_places(key_features, LOCATIONS)
         with torch.no_grad():
@@ -92,10 +98,14 @@ class ContrastObjective(Objective):
         def nce(images: slice) -> Tensor:
             return weight * patch_nce([q[images] for q in queries], [k[images] for k in keys])
 
-        terms = {
-            "gan": losses.gan * adversarial_loss(self._discriminators[0], fake[:count]),
-            "nce": nce(slice(count)),
-        }
+        terms = self._common(batch, fake[:count]) | {"nce": nce(slice(count))}
         if losses.identity:
             terms["nce_identity"] = nce(slice(count, None))
         return terms
+
+    def _common(self, batch: PatchBatch, fake: Tensor) -> dict[str, Tensor]:
+        """The terms without contrast; ``fake`` is the translation of the source."""
+        batch.fakes = {"target": fake.detach()}
+        discriminator = self._discriminators[0]
+        gan = {} if discriminator is None else {"gan": self._losses.gan * adversarial_loss(discriminator, fake)}
+        return gan | self.guided(batch, fake)

@@ -19,6 +19,7 @@ from kin_cli.training.framework import (
     build_generator,
 )
 from kin_cli.training.settings import CycleGanLosses, NetworkSettings
+from kin_cli.training.smooth_norm import smoothed
 
 
 def build_cyclegan(network: NetworkSettings, losses: CycleGanLosses) -> Framework:
@@ -46,7 +47,10 @@ class CycleObjective(Objective):
 
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:  # noqa: D102
         source, target = batch.source, batch.target
-        fake_target, fake_source = self.g_ab(source), self.g_ba(target)
+        with smoothed(self.g_ab, len(source)):
+            fake_target = self.g_ab(source)
+        with smoothed(self.g_ba, len(target)):
+            fake_source = self.g_ba(target)
         batch.fakes = {"target": fake_target.detach(), "source": fake_source.detach()}
         weight = self._losses.cycle
         terms = {
@@ -59,7 +63,7 @@ class CycleObjective(Objective):
             weight *= self._losses.identity
             terms["identity_target"] = weight * _l1(self.g_ab(target), target)
             terms["identity_source"] = weight * _l1(self.g_ba(source), source)
-        return terms
+        return terms | self.guided(batch, fake_target)
 
 
 def _l1(output: Tensor, expected: Tensor) -> Tensor:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from kin_cli.errors import ModelError
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.models.resnet import ResnetGenerator, ResnetSpec
+from kin_cli.training.guidance import Guidance
 from kin_cli.training.losses import lsgan_discriminator, lsgan_generator
 from kin_cli.training.networks import ImagePool, PatchDiscriminator, frozen, initialise
 from kin_cli.training.settings import NetworkSettings
+from kin_cli.training.smooth_norm import smooth_norms
 
 _BETAS = (0.5, 0.999)  # Adam's, in all three papers
 _TRAINED = ("instance", "reflect")  # norm layers and padding of generators that can be trained
@@ -29,11 +31,18 @@ class PatchBatch:
 
     source: Tensor
     target: Tensor
+    guide: Tensor | None = None
     fakes: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
     """Weighted terms of one loss. Registers exactly the networks that its phase trains, so that DDP can wrap it."""
+
+    guidance: Guidance | None = None
+
+    def guided(self, batch: PatchBatch, fake: Tensor) -> dict[str, Tensor]:
+        """The terms that all frameworks share; ``fake`` is the translation of ``batch.source``, not detached."""
+        return {} if self.guidance is None else self.guidance.terms(batch.source, fake, batch.guide)
 
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:
         """Return the terms by name, as scalars; their sum is minimised."""
@@ -110,12 +119,18 @@ def build_generator(settings: NetworkSettings) -> ResnetGenerator:
                 f"{settings.start} is a {loaded.architecture} generator",
                 "only ResNet generators with InstanceNorm and reflection padding can be trained",
             )
-        return loaded.module.requires_grad_(True).train()
+        return _smoothed(loaded.module.requires_grad_(True).train(), settings)
     blur = settings.antialias
     generator = ResnetGenerator(
         ResnetSpec(width=settings.width, blocks=settings.blocks, antialias_down=blur, antialias_up=blur)
     )
     initialise(generator, kind=settings.init, gain=settings.init_gain)
+    return _smoothed(generator, settings)
+
+
+def _smoothed(generator: ResnetGenerator, settings: NetworkSettings) -> ResnetGenerator:
+    if settings.smooth_norm:
+        smooth_norms(generator)
     return generator
 
 

@@ -22,7 +22,7 @@ _HINT = "restore it, give another --output, or --overwrite starts afresh"
 
 SLIDES = ("source", "target")
 """Kinds of which neither a file may be added nor one be left out."""
-_OF_SLIDES = (*SLIDES, "evaluation")
+_OF_SLIDES = (*SLIDES, "guide", "evaluation")
 _UNNAMED = ("start", "vgg")  # one file each, under any name
 
 
@@ -39,6 +39,7 @@ def input_files(settings: TrainSettings) -> dict[str, list[Path]]:
         "source": [*find_images(patches.source)],
         "target": [*find_images(patches.target)],
         "evaluation": [] if held_out is None else [*find_images(held_out)],
+        "guide": [] if patches.guide is None else [*find_images(patches.guide)],
         "start": [settings.network.start],
         "vgg": [vgg],
         "inception": [inception],
@@ -117,7 +118,7 @@ class RunInputs:
         """
         for kind, identities in self._identities.items():
             earlier = recorded.get(kind, {})
-            if kind in SLIDES:
+            if kind in (*SLIDES, "guide"):
                 _require_names(kind, list(earlier), [_plain(name) for name in identities], folder)
             for name, identity in identities.items():
                 known = earlier.get(_plain(name))

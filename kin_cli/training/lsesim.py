@@ -24,6 +24,7 @@ from kin_cli.training.framework import (
 from kin_cli.training.losses import LOCATIONS, correlation_map, map_contrast, spatial_correlation
 from kin_cli.training.networks import VggFeatures, frozen, initialise, random_places
 from kin_cli.training.settings import LsesimLosses, NetworkSettings
+from kin_cli.training.smooth_norm import smoothed
 
 _DISCRIMINATOR_RATE = 2.0  # the discriminator's learning rate, relative to the generator's; the authors'
 
@@ -84,7 +85,8 @@ class SpatialObjective(Objective):
         self._discriminators = (discriminator,)  # a tuple does not register it among the parameters
 
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:  # noqa: D102
-        fake = self.generator(batch.source)
+        with smoothed(self.generator, len(batch.source)):
+            fake = self.generator(batch.source)
         batch.fakes = {"target": fake.detach()}
         with frozen(self._maps.heads):
             translated = self._maps.features(fake)
@@ -93,7 +95,8 @@ class SpatialObjective(Objective):
         places = random_places(source, LOCATIONS)
         pairs = zip(self._maps.maps(source, places), self._maps.maps(translated, places), strict=True)
         distance = torch.stack([spatial_correlation(a, b) for a, b in pairs]).mean()
-        return {"gan": adversarial_loss(self._discriminators[0], fake), "spatial": self._weight * distance}
+        terms = {"gan": adversarial_loss(self._discriminators[0], fake), "spatial": self._weight * distance}
+        return terms | self.guided(batch, fake)
 
 
 class MapObjective(Objective):

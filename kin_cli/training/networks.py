@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from kin_cli.errors import ModelError
 from kin_cli.models.resnet import BlurDownsample, ResnetGenerator
 from kin_cli.models.weights import read_weights
+from kin_cli.training.smooth_norm import plain_norms
 
 _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)  # 0: pooling
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -223,6 +224,7 @@ class Ema:
 
     def __init__(self, generator: ResnetGenerator, decay: float) -> None:
         self.module = copy.deepcopy(generator).eval().requires_grad_(False)
+        plain_norms(self.module)
         self._decay, self._updates = decay, 0
 
     @torch.no_grad()

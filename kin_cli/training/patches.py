@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,29 +65,92 @@ class _Places:
         return int(image), int(col) * self.cell + int(dx), int(row) * self.cell + int(dy)
 
 
+class _Pictures:
+    """Slides and images, open or opened for every read (see ``PatchSource``), cropped to ``region``.
+
+    ``sizes`` are those of the views, as far as they were opened.
+    """
+
+    def __init__(self, files: Sequence[Path], settings: PatchSettings, *, region: Box | None) -> None:
+        self._files, self._settings, self._region = list(files), settings, region
+        self._views: list[SlideView | None] = []
+        self.sizes: list[Size] = []
+
+    def open(self, mpp: float | None = None) -> SlideView:
+        """Open the next file. ``mpp`` replaces the file's own µm per pixel."""
+        slide = open_slide(self._files[len(self._views)], mpp=mpp)
+        view = self._view(slide)
+        self._views.append(view)
+        self.sizes.append(view.size)
+        return view
+
+    @property
+    def last(self) -> SlideView:
+        """The view that was opened last and not released."""
+        view = self._views[-1]
+        assert view is not None
+        return view
+
+    def release(self) -> None:
+        """Close the file that was opened last, unless slides like it stay open."""
+        if not self.last.slide.expects_background:
+            self.last.slide.close()
+            self._views[-1] = None
+
+    def read(self, number: int, box: Box) -> Pixels:
+        """Pixels of a box; thread-safe."""
+        view = self._views[number]
+        if view is not None:
+            return view.read(box)
+        with open_slide(self._files[number]) as slide:
+            return self._view(slide).read(box)
+
+    def close(self) -> None:
+        """Close the slides."""
+        for view in self._views:
+            if view is not None:
+                view.slide.close()
+
+    def _view(self, slide: Slide) -> SlideView:
+        return open_view(slide, mpp=self._settings.mpp if slide.mpp else None, region=self._region)
+
+
 class PatchSource:
     """Random patches of one stain, read straight from slides and images.
 
     A patch is determined by seed, stain and number alone; threads and interruptions do not change it. Slides stay open;
     images that show no background around the tissue are opened for every patch, so that a large folder does not fill
-    the memory. Memory bound: 12 bytes per (patch/8)² px of all images, and what the readers hold.
+    the memory. ``guides`` are one image per file, in its frame. Memory bound: 12 bytes per (patch/8)² px of all images,
+    and what the readers hold.
 
     Raises:
-        InputError: An image is smaller than a patch, or no patch has enough tissue.
+        InputError: An image is smaller than a patch, no patch has enough tissue, or a guide is in another frame.
+        UsageError: There are guides, but not one for each file.
     """
 
-    def __init__(self, files: Sequence[Path], settings: PatchSettings, *, stain: str, seed: int) -> None:
-        self._files, self._settings = list(files), settings
+    def __init__(
+        self, files: Sequence[Path], settings: PatchSettings, *, stain: str, seed: int, guides: Sequence[Path] = ()
+    ) -> None:
+        if guides and len(guides) != len(files):
+            raise UsageError(
+                f"--guide names {len(guides)} files for {len(files)} of --source",
+                "give one for each, in the order of their names",
+            )
+        self._files, self._settings, self._stain = list(files), settings, stain
         self._key = (seed, _STREAMS[stain])
-        self._region = settings.source_region if stain == "source" else settings.target_region
+        region = settings.source_region if stain == "source" else settings.target_region
         self._cell = max(1, settings.patch_px // _CELLS_PER_PATCH)
-        self._views: list[SlideView | None] = []
+        self._pictures = _Pictures(files, settings, region=region)
+        self._guides = _Pictures(guides, settings, region=region) if guides else None
         self._mpps: list[float] = []
         self._area_px = 0.0
         kinds: list[list[_Corners]] = [[], [], []]
-        for file in self._files:
-            for kind, corners in zip(kinds, self._survey(file), strict=True):
+        for number, file in enumerate(self._files):
+            for kind, corners in zip(kinds, self._survey(number, file), strict=True):
                 kind.append(corners)
+            if self._guides is not None:
+                self._open_guide(self._guides, guides[number])
+            self._pictures.release()
         tissue, border, background = (_Places(np.concatenate(kind), self._cell) for kind in kinds)
         if len(tissue.corners) == 0:
             where = self._files[0] if len(self._files) == 1 else f"the {len(self._files)} files of {stain}"
@@ -106,20 +170,36 @@ class PatchSource:
 
     def draw(self, number: int) -> Pixels:
         """Patch ``number``, (patch_px, patch_px, 3) uint8, contiguous; thread-safe."""
+        return self.draw_guided(number)[0]
+
+    def draw_guided(self, number: int) -> tuple[Pixels, Pixels | None]:
+        """Patch ``number``, and its guide with ``guide_shift_px`` around it, black where unknown; None without guides.
+
+        Both are turned alike; only the patch is jittered. Thread-safe.
+        """
         settings = self._settings
         rng = np.random.default_rng([*self._key, number])
         places = self._kind(rng.random())
         image, x, y = places.pick(rng)
         side = round(settings.patch_px * (1.0 + settings.scale * rng.uniform(-1.0, 1.0)))
-        patch = resized(self._read(image, Box(x, y, side, side)), settings.patch_px)
+        box = _moved_inside(Box(x, y, side, side), self._pictures.sizes[image])
+        patch = resized(self._pictures.read(image, box), settings.patch_px)
+        guide = None
+        if self._guides is not None:
+            pixels = self._guide_around(self._guides, image, box)
+            same = copy.deepcopy(rng)
+            guide = np.ascontiguousarray(oriented(pixels, same, flip=settings.flip, rotate=settings.rotate))
         turned = oriented(patch, rng, flip=settings.flip, rotate=settings.rotate)
-        return np.ascontiguousarray(jittered(turned, rng, amount=settings.jitter))
+        patch = jittered(turned, rng, amount=settings.jitter)
+        if self._stain == "source":
+            patch = jittered(patch, rng, amount=settings.source_jitter)
+        return np.ascontiguousarray(patch), guide
 
     def close(self) -> None:
         """Close the slides."""
-        for view in self._views:
-            if view is not None:
-                view.slide.close()
+        self._pictures.close()
+        if self._guides is not None:
+            self._guides.close()
 
     def _kind(self, u: float) -> _Places:
         """The kind of place for a random number ``u`` in [0, 1)."""
@@ -128,21 +208,32 @@ class PatchSource:
             return background
         return border if u < self._settings.background_fraction + self._settings.border_fraction else tissue
 
-    def _read(self, image: int, box: Box) -> Pixels:
-        view = self._views[image]
-        if view is not None:
-            return view.read(_moved_inside(box, view.size))
-        with open_slide(self._files[image]) as slide:
-            view = self._view(slide)
-            return view.read(_moved_inside(box, view.size))
+    def _guide_around(self, guides: _Pictures, image: int, box: Box) -> Pixels:
+        """The guide of a box and of a margin around it, black beyond the picture."""
+        margin, size = self._settings.guide_shift_px, guides.sizes[image]
+        wide = round(margin * box.width / self._settings.patch_px)
+        around = Box(box.x - wide, box.y - wide, box.width + 2 * wide, box.height + 2 * wide)
+        inside = around.clipped(size)
+        pixels = np.zeros((around.height, around.width, 3), np.uint8)
+        rows = slice(inside.y - around.y, inside.bottom - around.y)
+        cols = slice(inside.x - around.x, inside.right - around.x)
+        pixels[rows, cols] = guides.read(image, inside)
+        return resized(pixels, self._settings.patch_px + 2 * margin)
 
-    def _view(self, slide: Slide) -> SlideView:
-        return open_view(slide, mpp=self._settings.mpp if slide.mpp else None, region=self._region)
+    def _open_guide(self, guides: _Pictures, file: Path) -> None:
+        """Open the next guide. Raises ``InputError`` unless it has the size of its source slide."""
+        source = self._pictures.last
+        guide = guides.open(mpp=source.slide.mpp)
+        if guide.slide.levels[0] != source.slide.levels[0]:
+            raise InputError(
+                f"{file}: has {guide.slide.levels[0]} px, and {source.slide.path} has {source.slide.levels[0]}",
+                "a guide must be in the frame of its source slide, as kin register writes it",
+            )
+        guides.release()
 
-    def _survey(self, file: Path) -> tuple[_Corners, ...]:
-        """Candidate corners of a file, (n, 3) each: enough tissue, less tissue, background only."""
-        slide = open_slide(file)
-        view = self._view(slide)
+    def _survey(self, number: int, file: Path) -> tuple[_Corners, ...]:
+        """Candidate corners of a file, (n, 3) each: enough tissue, less tissue, background only. It stays open."""
+        view = self._pictures.open()
         side = self._settings.patch_px
         if min(view.size.width, view.size.height) < side:
             raise InputError(f"{file}: {view.size} px is smaller than a patch of {side} px", "lower --patch-size")
@@ -151,12 +242,6 @@ class PatchSource:
         mask = tissue_mask(view, "auto")
         fraction = mask.fraction(Grid(view.size, self._cell)).astype(np.float64)
         self._area_px += float(fraction.sum()) * self._cell**2
-        number = len(self._views)
-        if slide.expects_background:
-            self._views.append(view)
-        else:
-            slide.close()
-            self._views.append(None)
         return _corners(fraction, number, min_tissue=self._settings.min_tissue)
 
 

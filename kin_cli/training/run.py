@@ -39,6 +39,7 @@ from kin_cli.training.folder import (
     clear_run_folder,
 )
 from kin_cli.training.framework import Framework, PatchBatch, Phase
+from kin_cli.training.guidance import Guidance
 from kin_cli.training.heldout import Trial, summary
 from kin_cli.training.inputs import SLIDES, RunInputs, described, input_files
 from kin_cli.training.lsesim import build_lsesim
@@ -81,10 +82,13 @@ def build(settings: TrainSettings) -> Framework:
     """The framework of the settings, with initial weights drawn from their seed."""
     torch.manual_seed(settings.schedule.seed)
     if isinstance(settings.losses, CycleGanLosses):
-        return build_cyclegan(settings.network, settings.losses)
-    if isinstance(settings.losses, CutLosses):
-        return build_cut(settings.network, settings.losses)
-    return build_lsesim(settings.network, settings.losses)
+        framework = build_cyclegan(settings.network, settings.losses)
+    elif isinstance(settings.losses, CutLosses):
+        framework = build_cut(settings.network, settings.losses)
+    else:
+        framework = build_lsesim(settings.network, settings.losses)
+    framework.phases[0].objective.guidance = Guidance(settings.guidance)
+    return framework
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,12 @@ class Stains:
     source: PatchSource
     target: PatchSource
 
-    def draw(self, first: int, count: int) -> tuple[list[Pixels], list[Pixels]]:
-        """``count`` patches of the source and of the target, from number ``first``; thread-safe."""
+    def draw(self, first: int, count: int) -> tuple[list[Pixels], list[Pixels], list[Pixels]]:
+        """``count`` patches of the source, of the target, and guides if any, from number ``first``; thread-safe."""
         numbers = range(first, first + count)
-        return [self.source.draw(n) for n in numbers], [self.target.draw(n) for n in numbers]
+        pairs = [self.source.draw_guided(n) for n in numbers]
+        guides = [guide for _, guide in pairs if guide is not None]
+        return [patch for patch, _ in pairs], [self.target.draw(n) for n in numbers], guides
 
     def resolution_note(self) -> str | None:
         """Message about resolutions that differ by more than 10 %, None if they agree or are unknown."""
@@ -198,7 +204,7 @@ class _TrainingRun:
         logs = {name: self._log(name) for name in (LOG_FILE, *([] if trial is None else [EVALUATION_LOG]))}
         for note in self._notes():
             self._progress.note(note)
-        if self._done == self._total and not (settings.output / GENERATOR_FILE).exists():
+        if self._done == self._total:  # the card may be another one
             self._export(self._done)
         return trial, logs
 
@@ -249,20 +255,30 @@ class _TrainingRun:
         size, count = self._settings.schedule.batch, self._settings.schedule.accumulate
         workers, own = self._settings.workers, size * count
 
-        def draw(number: int) -> tuple[int, tuple[list[Pixels], list[Pixels]]]:
+        def draw(number: int) -> tuple[int, tuple[list[Pixels], list[Pixels], list[Pixels]]]:
             return number, self._stains.draw((number * self._rank.world + self._rank.index) * own, own)
 
-        for number, (source, target) in prefetch(
+        for number, (source, target, guide) in prefetch(
             draw, range(self._done, self._total), workers=workers, ahead=2 * workers
         ):
             parts = [slice(i, i + size) for i in range(0, own, size)]
-            yield number, [PatchBatch(self._tensor(source[part]), self._tensor(target[part])) for part in parts]
+            yield (
+                number,
+                [
+                    PatchBatch(
+                        self._tensor(source[part]),
+                        self._tensor(target[part]),
+                        self._tensor(guide[part]) if guide else None,
+                    )
+                    for part in parts
+                ],
+            )
 
     def _tensor(self, patches: list[Pixels]) -> torch.Tensor:
         return to_tensor(patches, self._rank.device).contiguous(memory_format=self._rank.memory_format)
 
     def _write_samples(self, done: int) -> None:
-        source, target = self._stains.draw(_SAMPLE_NUMBERS, _SAMPLES)
+        source, target, _ = self._stains.draw(_SAMPLE_NUMBERS, _SAMPLES)
         folder = self._settings.output / SAMPLES
         with os_errors_as_output_errors(folder):
             folder.mkdir(exist_ok=True)
@@ -281,9 +297,9 @@ class _TrainingRun:
             "framework": settings.framework,
             "steps": f"{done} of {self._total}",
             "patch_px": settings.patches.patch_px,
-            "mpp": "" if mpp is None else f"{mpp:.4f}",
             "training": json.dumps(self._fingerprint, sort_keys=True, ensure_ascii=False),
             **vars(settings.card),
+            "mpp": settings.card.mpp if mpp is None else f"{mpp:.4f}",
         }
         return {name: str(value) for name, value in values.items() if value != ""}
 
@@ -394,7 +410,8 @@ def _open(settings: TrainSettings, files: Mapping[str, list[Path]], stack: ExitS
     """Open and survey the slides of both stains."""
     sources = []
     for stain in SLIDES:
-        source = PatchSource(files[stain], settings.patches, stain=stain, seed=settings.schedule.seed)
+        guides = files["guide"] if stain == "source" else []
+        source = PatchSource(files[stain], settings.patches, stain=stain, seed=settings.schedule.seed, guides=guides)
         stack.callback(source.close)
         sources.append(source)
     return Stains(*sources)

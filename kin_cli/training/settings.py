@@ -13,7 +13,14 @@ from kin_cli.geometry import Box
 FrameworkName = Literal["cyclegan", "cut", "lsesim"]
 
 # not part of the fingerprint, because they do not affect the weights: a resumed run may change them
-_FREE = ("output", "device", "workers", "save_every", "log_every", "evaluation", "half", "overwrite")
+_FREE = ("output", "device", "workers", "save_every", "log_every", "evaluation", "half", "overwrite", "card")
+
+# settings that states of earlier versions lack, and the values at which these versions trained
+_LATER = {
+    "patches": {"source_jitter": 0.0, "guide": None},
+    "network": {"smooth_norm": False, "start_entry": None},
+    "guidance": {"background": 0.0},
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,9 @@ class PatchSettings:
     of a tissue patch; ``border_fraction`` of the patches have less tissue, ``background_fraction`` have none. Only the
     ``source_region`` and ``target_region`` of each slide are used for training. ``flip`` mirrors half of the patches,
     ``rotate`` turns them by multiples of 90°, ``scale`` and ``jitter`` are the largest relative changes of size and of
-    optical density.
+    optical density; ``source_jitter`` is one more of the source's density. ``guide`` names images in the frame of the
+    source slides, one for each, that show the target stain at the same place (see ``guidance``), up to
+    ``guide_shift_px`` off.
     """
 
     source: Path
@@ -41,6 +50,9 @@ class PatchSettings:
     rotate: bool = False
     scale: float = 0.0
     jitter: float = 0.0
+    source_jitter: float = 0.0
+    guide: Path | None = None
+    guide_shift_px: int = 64
 
     def __post_init__(self) -> None:
         if self.patch_px < 32 or self.patch_px % 4:
@@ -55,7 +67,7 @@ class PatchSettings:
                 raise UsageError(f"{name} {value} is not a fraction between 0 and 1")
         if self.border_fraction + self.background_fraction > 1:
             raise UsageError("edge-fraction and background-fraction together exceed 1")
-        if not (0 <= self.scale < 1 and 0 <= self.jitter < 1):
+        if not (0 <= self.scale < 1 and 0 <= self.jitter < 1 and 0 <= self.source_jitter < 1):
             raise UsageError(f"scale {self.scale} and jitter {self.jitter} must be from 0 to below 1")
 
 
@@ -67,7 +79,8 @@ class NetworkSettings:
     discriminators' channels and downsampling layers. ``antialias`` adds blur filters wherever they change resolution,
     as in CUT. Weights are drawn from ``init``, a normal distribution of standard deviation ``init_gain`` or Xavier's
     with that gain; the generator's are read from the file ``start`` if there is one, from the entry ``start_entry``
-    if that holds several.
+    if that holds several. ``smooth_norm`` normalizes patches in training by mixtures of their own statistics and the
+    slides' (see ``smooth_norm.SmoothNorm``).
     """
 
     width: int = 64
@@ -79,6 +92,7 @@ class NetworkSettings:
     init_gain: float = 0.02
     start: Path | None = None
     start_entry: str | None = None
+    smooth_norm: bool = False
 
     def __post_init__(self) -> None:
         if min(self.width, self.blocks, self.disc_width, self.disc_layers) < 1:
@@ -179,6 +193,27 @@ class LsesimLosses:
             raise UsageError(f"LSeSim layers {self.layers} are not among the 13 ReLUs of VGG16, 0 to 12")
 
 
+@dataclass(frozen=True)
+class GuidanceSettings:
+    """Terms that every framework can add to its own.
+
+    ``weight`` is that of the distance to the guide, place by place in cells of ``cell_px`` pixels, ``colours`` that of
+    the distance between the colours of a patch and of its guide; without a guide they have no effect.
+    ``background`` is the weight of the distance of the source's background to its translation.
+    """
+
+    weight: float = 2.0
+    colours: float = 10.0
+    cell_px: int = 16
+    background: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cell_px < 4 or self.cell_px % 2:
+            raise UsageError(f"guide-cell {self.cell_px} is not an even number of pixels from 4 upwards")
+        if min(self.weight, self.colours, self.background) < 0:
+            raise UsageError("guide-weight, guide-colours and background-weight must not be negative")
+
+
 Losses = CycleGanLosses | CutLosses | LsesimLosses
 
 
@@ -214,11 +249,18 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Card:
-    """Free text about the generator, stored in its file."""
+    """Free text about the generator, stored in its file: what it was trained on, and how well it does.
+
+    ``mpp`` are the µm per pixel of the patches, for slides that do not state them.
+    """
 
     source_stain: str = ""
     target_stain: str = ""
+    mpp: str = ""
+    data: str = ""
     credit: str = ""
+    licence: str = ""
+    figures: str = ""
     use: str = "research only, not for diagnosis"
 
 
@@ -235,6 +277,7 @@ class TrainSettings:
     patches: PatchSettings
     losses: Losses
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     schedule: Schedule = field(default_factory=Schedule)
     card: Card = field(default_factory=Card)
     device: str = "auto"
@@ -249,6 +292,16 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if min(self.workers, self.save_every, self.log_every) < 1:
             raise UsageError("workers, save-every and log-every must be at least 1")
+        losses = self.losses
+        if isinstance(losses, CutLosses) and losses.gan == losses.nce == 0 and self.patches.guide is None:
+            raise UsageError(
+                "--gan and --nce are 0, so that nothing leads the translation", "give one a weight, or --guide"
+            )
+        shift, step = self.patches.guide_shift_px, self.guidance.cell_px // 2
+        if shift < 0 or shift % step:
+            raise UsageError(f"guide-shift {shift} is not a multiple of half of guide-cell {self.guidance.cell_px}")
+        if self.patches.guide is not None and self.patches.patch_px < 2 * self.guidance.cell_px:
+            raise UsageError(f"guide-cell {self.guidance.cell_px} is more than half of the patch size")
 
     @property
     def framework(self) -> FrameworkName:
@@ -258,8 +311,20 @@ class TrainSettings:
         return "cut" if isinstance(self.losses, CutLosses) else "lsesim"
 
     def fingerprint(self) -> dict[str, Any]:
-        """All settings that affect the weights, nested one level deep and ready for JSON; paths as file names."""
+        """All settings that affect the weights, nested one level deep and ready for JSON; paths as file names.
+
+        Those in ``_LATER`` are left out where they have no effect, so that states from before them can be continued.
+        """
         values = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        for group, defaults in _LATER.items():
+            for name, default in defaults.items():
+                if values[group][name] == default:
+                    del values[group][name]
+        if self.patches.guide is None:
+            values["patches"].pop("guide_shift_px")
+            values["guidance"] = {"background": values["guidance"].get("background")}
+        if values["guidance"].get("background", 1) is None:
+            del values["guidance"]
         return {"framework": self.framework, **_plain(values)}
 
 

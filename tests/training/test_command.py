@@ -8,10 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from kin_cli.commands.train import train as command
+from kin_cli.geometry import Box
 from kin_cli.training.settings import (
     Card,
     CutLosses,
     CycleGanLosses,
+    GuidanceSettings,
     Losses,
     LsesimLosses,
     NetworkSettings,
@@ -103,6 +105,34 @@ def test_augmentations_are_listed(monkeypatch: pytest.MonkeyPatch, text: str, wa
     assert (patches.flip, patches.rotate, patches.scale, patches.jitter) == wanted
 
 
+def test_guides_background_and_statistics_are_options_of_every_framework(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, default = taken(monkeypatch), TrainSettings(Path("run"), PatchSettings(Path("he"), Path("ihc")), CutLosses())
+    assert (plain.guidance, plain.patches, plain.network.smooth_norm) == (default.guidance, default.patches, False)
+    options = (
+        "--guide",
+        "g.tif",
+        "--guide-weight",
+        "3",
+        "--guide-colours",
+        "4",
+        "--guide-cell",
+        "8",
+        "--guide-shift",
+        "32",
+    )
+    run = taken(monkeypatch, *options, "--background-weight", "2", "--smooth-norm", "--augment", "source-jitter:0.2")
+    assert run.guidance == GuidanceSettings(3.0, 4.0, 8, 2.0)
+    assert (run.patches.guide, run.patches.guide_shift_px, run.patches.source_jitter) == (Path("g.tif"), 32, 0.2)
+    assert run.network.smooth_norm
+
+
+def test_the_recipe_of_the_bundled_generator_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = taken(monkeypatch, "--config", str(CONFIGS / "he2pas.toml"), "--guide", "g.tif", "--start", "s.safetensors")
+    assert run.patches.source_region == Box(0, 0, 7200, 11212)
+    assert (run.losses, run.guidance.background) == (CutLosses(gan=0.0, nce=0.0, identity=False), 10.0)
+    assert (run.card.target_stain, run.card.mpp, run.schedule.steps, run.half) == ("PAS", "0.5", 560, True)
+
+
 def test_initial_weights_are_a_kind_and_its_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     network = taken(monkeypatch, "--init", "normal:0.5").network
     assert (network.init, network.init_gain) == ("normal", 0.5)
@@ -114,7 +144,7 @@ def test_the_card_is_a_table_whose_entries_options_override(monkeypatch: pytest.
     assert taken(monkeypatch).card == Card()
     assert taken(monkeypatch, "--config", str(file)).card == Card(source_stain="H&E", credit="a = b")
     both = taken(monkeypatch, "--config", str(file), "--card", "credit=c", "--card", "target-stain=IHC").card
-    assert both == Card("H&E", "IHC", "c")
+    assert both == Card("H&E", "IHC", credit="c")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,50 @@ def test_a_patch_is_a_square_of_the_image_inside_its_region(tmp_path: Path) -> N
     assert max(ys) > 60
 
 
+@pytest.mark.parametrize("region", [None, Box(40, 10, 100, 90)])
+def test_a_guide_is_cut_around_the_patch_turned_alike_and_black_beyond(tmp_path: Path, region: Box | None) -> None:
+    file = coordinates(tmp_path / "a.png", 200, 150)
+    settings = PatchSettings(file, file, patch_px=32, rotate=True, source_region=region, guide=file, guide_shift_px=16)
+    pool = PatchSource([file], settings, stain="source", seed=3, guides=[file])
+    without = PatchSource([file], settings, stain="source", seed=3)
+    beyond = 0
+    for number in range(60):
+        patch, guide = pool.draw_guided(number)
+        assert guide is not None
+        assert guide.shape == (64, 64, 3)
+        np.testing.assert_array_equal(guide[16:48, 16:48], patch)
+        np.testing.assert_array_equal(patch, without.draw(number))
+        box = region or Box(0, 0, 200, 150)
+        turned = np.pad(patch.astype(int), ((16, 16), (16, 16), (0, 0)), mode="reflect", reflect_type="odd")[..., :2]
+        inside = (turned >= [box.x, box.y]).all(-1) & (turned < [box.right, box.bottom]).all(-1)
+        np.testing.assert_array_equal(guide[..., :2], turned * inside[..., None])
+        beyond += int((~inside).sum())
+    assert beyond > 0
+    pool.close()
+
+
+def test_only_the_source_is_jittered_by_its_own_jitter(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.fromarray(np.full((64, 64, 3), 100, np.uint8)).save(file)
+    settings = PatchSettings(file, file, patch_px=32, source_jitter=0.3, guide=file)
+    patch, guide = PatchSource([file], settings, stain="source", seed=0, guides=[file]).draw_guided(1)
+    assert not (patch == 100).any()
+    assert guide is not None
+    assert set(np.unique(guide)) == {0, 100}
+    assert (PatchSource([file], settings, stain="target", seed=0).draw(1) == 100).all()
+
+
+def test_guides_of_other_numbers_or_sizes_are_refused(tmp_path: Path) -> None:
+    one, two = (coordinates(tmp_path / f"{name}.png", 200, 150) for name in "ab")
+    other = coordinates(tmp_path / "c.png", 200, 149)
+    settings = PatchSettings(one, one, patch_px=32)
+    with pytest.raises(UsageError, match="--guide names 1 files for 2 of --source"):
+        PatchSource([one, two], settings, stain="source", seed=0, guides=[one])
+    with pytest.raises(InputError, match=r"c.png: has 200×149 px, and .*b.png has 200×150") as raised:
+        PatchSource([one, two], settings, stain="source", seed=0, guides=[one, other])
+    assert "frame" in str(raised.value)
+
+
 def test_a_patch_depends_on_seed_stain_and_number_alone(tmp_path: Path) -> None:
     file = coordinates(tmp_path / "a.png", 200, 200)
     settings = PatchSettings(file, file, patch_px=32, rotate=True, scale=0.2, jitter=0.2)

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tifffile
 import torch
@@ -16,11 +17,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from kin_cli.commands.main import cli
-from kin_cli.errors import KinError, OutputError
+from kin_cli.errors import KinError, OutputError, UsageError
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.progress import SilentProgress
-from kin_cli.training.run import train
+from kin_cli.training.run import build, train
 from kin_cli.training.settings import (
+    CutLosses,
+    GuidanceSettings,
     NetworkSettings,
     PatchSettings,
     Schedule,
@@ -75,6 +78,64 @@ def test_a_run_leaves_a_generator_with_its_card_and_pictures(images: Path, tmp_p
     pictures = sorted(file.name for file in (run.output / "samples").iterdir())
     assert pictures == ["0000002.png", "0000004.png", "0000006.png"]
     assert Image.open(run.output / "samples" / pictures[0]).size == (4 * 32, 3 * 32)
+
+
+@pytest.mark.parametrize("framework", list(LOSSES))
+def test_a_guided_run_in_every_framework_continues_bit_for_bit(images: Path, tmp_path: Path, framework: str) -> None:
+    whole, parts = (settings(images, tmp_path / name, framework) for name in ("whole", "parts"))
+    guided = {
+        "patches": replace(whole.patches, guide=images / "he", guide_shift_px=8, source_jitter=0.1, rotate=True),
+        "network": replace(whole.network, smooth_norm=True),
+        "guidance": GuidanceSettings(3.0, 1.0, 8, 2.0),
+    }
+    whole, parts = replace(whole, **guided), replace(parts, **guided)
+    path = train(whole, SilentProgress())
+    assert {"guide", "colours", "background"} <= set(rows(whole.output)[0])
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, Interrupting(after=3))
+    train(parts, SilentProgress())
+    assert_same_state(whole.output, parts.output)
+    assert not any("std" in name for name in load_generator(path).module.state_dict())
+    with pytest.raises(OutputError, match=r"was begun with guidance weight 3.0, not 4.0"):
+        train(replace(parts, guidance=GuidanceSettings(4.0, 1.0, 8, 2.0)), SilentProgress())
+
+
+def test_a_guide_leads_the_translation_to_its_colours(images: Path, tmp_path: Path) -> None:
+    guides = tmp_path / "guides"
+    guides.mkdir()
+    for file in (images / "he").iterdir():
+        # green where the source is pink, red where it is purple
+        dark = np.asarray(Image.open(file))[..., :1] < 160
+        Image.fromarray(np.where(dark, [200, 40, 40], [60, 220, 60]).astype(np.uint8)).save(guides / file.name)
+    run = settings(images, tmp_path / "run")
+    patches = replace(run.patches, guide=guides, guide_shift_px=0)
+    run = replace(run, patches=patches, losses=CutLosses(gan=0.0, nce=0.0))
+    run = replace(run, schedule=Schedule(steps=80, lr=5e-3), guidance=GuidanceSettings(10.0, 5.0, 4))
+    train(replace(run, save_every=80), SilentProgress())
+    distances = [float(row["guide"]) for row in rows(run.output)]
+    assert np.mean(distances[-10:]) < 0.35 * np.mean(distances[:3])
+
+
+def test_cut_without_adversary_and_contrast_builds_neither_and_needs_a_guide(images: Path, tmp_path: Path) -> None:
+    run = settings(images, tmp_path / "run", losses=CutLosses(gan=0.0))
+    framework = build(run)
+    assert set(framework.networks) == {"generator", "projection"}
+    assert [phase.name for phase in framework.phases] == ["generator"]
+    without = replace(run, losses=CutLosses(nce=0.0))
+    assert set(build(without).networks) == {"generator", "disc_target"}
+    with pytest.raises(UsageError, match="nothing leads the translation"):
+        replace(run, losses=CutLosses(gan=0.0, nce=0.0))
+
+
+def test_a_finished_run_takes_a_new_card(images: Path, tmp_path: Path) -> None:
+    run = settings(images, tmp_path / "run")
+    path = train(run, SilentProgress())
+    before = load_generator(path)
+    card = replace(run.card, figures="ROC 0.9", licence="MIT", mpp="0.5")
+    train(replace(run, card=card), SilentProgress())
+    after = load_generator(path)
+    assert (after.metadata["figures"], after.metadata["licence"], after.trained_mpp) == ("ROC 0.9", "MIT", 0.5)
+    assert all(torch.equal(t, after.module.state_dict()[n]) for n, t in before.module.state_dict().items())
 
 
 def test_other_settings_are_refused_by_name_and_overwrite_starts_afresh(images: Path, tmp_path: Path) -> None:
