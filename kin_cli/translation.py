@@ -71,8 +71,9 @@ def carry_out(plan: Plan, progress: Progress) -> dict[str, object]:
         if record is None:
             progress.note(plan.headline())
             progress.outlook(plan.outlook())
-            sink = job.sink()
             table = job.statistics(plan.measured_cells, progress)
+            _ = job.trust  # now, because its note may be a reason to stop
+            sink = job.sink()
             job.apply(table, sink, progress)
             record = job.finish(sink, progress)
         job.clean_up()

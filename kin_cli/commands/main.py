@@ -34,6 +34,7 @@ from kin_cli.commands.templates import templates
 from kin_cli.commands.tissue import tissue
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import assemble, translate
+from kin_cli.commands.trust import trust
 from kin_cli.commands.variables import name_variables, refuse_unknown
 from kin_cli.errors import Stopped, explained
 from kin_cli.signals import exit_now, ignore_signals, requested_stop, stop_on_signals
@@ -60,7 +61,7 @@ def cli(arguments: tuple[str, ...] | None, debug: bool) -> None:  # noqa: ARG001
 
 SECTIONS = {
     "Translate": (translate, batch, assemble),
-    "Look and measure": (info, check, tissue, seams, evaluate, compare, sweep, analyse),
+    "Look and measure": (info, trust, check, tissue, seams, evaluate, compare, sweep, analyse),
     "Generators": (models, train),
     "This machine": (doctor, bench, sample, templates),
 }

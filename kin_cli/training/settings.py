@@ -13,7 +13,7 @@ from kin_cli.geometry import Box
 FrameworkName = Literal["cyclegan", "cut", "lsesim"]
 
 # not part of the fingerprint, because they do not affect the weights: a resumed run may change them
-_FREE = ("output", "device", "workers", "save_every", "log_every", "evaluation", "half", "overwrite")
+_FREE = ("output", "device", "workers", "save_every", "log_every", "evaluation", "half", "overwrite", "reference")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PatchSettings:
     of a tissue patch; ``border_fraction`` of the patches have less tissue, ``background_fraction`` have none. Only the
     ``source_region`` and ``target_region`` of each slide are used for training. ``flip`` mirrors half of the patches,
     ``rotate`` turns them by multiples of 90°, ``scale`` and ``jitter`` are the largest relative changes of size and of
-    optical density.
+    optical density, ``stain_jitter`` that of the strength of each stain of the source (H-E-D space).
     """
 
     source: Path
@@ -41,6 +41,7 @@ class PatchSettings:
     rotate: bool = False
     scale: float = 0.0
     jitter: float = 0.0
+    stain_jitter: float = 0.0
 
     def __post_init__(self) -> None:
         if self.patch_px < 32 or self.patch_px % 4:
@@ -55,8 +56,9 @@ class PatchSettings:
                 raise UsageError(f"{name} {value} is not a fraction between 0 and 1")
         if self.border_fraction + self.background_fraction > 1:
             raise UsageError("edge-fraction and background-fraction together exceed 1")
-        if not (0 <= self.scale < 1 and 0 <= self.jitter < 1):
-            raise UsageError(f"scale {self.scale} and jitter {self.jitter} must be from 0 to below 1")
+        if not all(0 <= amount < 1 for amount in (self.scale, self.jitter, self.stain_jitter)):
+            amounts = f"scale {self.scale}, jitter {self.jitter} and stain-jitter {self.stain_jitter}"
+            raise UsageError(f"{amounts} must be from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,8 @@ class TrainSettings:
 
     ``device`` and ``precision`` are names as for ``kin translate``, without fp16. ``workers`` threads read patches.
     ``save_every`` and ``log_every`` are in steps. ``half`` stores the generator's file in float16: half the size, and
-    outputs change by less than one grey level. ``overwrite`` discards an earlier run in the folder.
+    outputs change by less than one grey level. ``overwrite`` discards an earlier run in the folder. ``reference`` is
+    the number of patches that the finished generator's reference statistics are learned from, 0 for none.
     """
 
     output: Path
@@ -245,6 +248,7 @@ class TrainSettings:
     evaluation: HeldOut = field(default_factory=HeldOut)
     half: bool = False
     overwrite: bool = False
+    reference: int = 0
 
     def __post_init__(self) -> None:
         if min(self.workers, self.save_every, self.log_every) < 1:
@@ -260,6 +264,8 @@ class TrainSettings:
     def fingerprint(self) -> dict[str, Any]:
         """All settings that affect the weights, nested one level deep and ready for JSON; paths as file names."""
         values = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        if not values["patches"]["stain_jitter"]:
+            del values["patches"]["stain_jitter"]  # states of runs before it existed have none
         return {"framework": self.framework, **_plain(values)}
 
 
