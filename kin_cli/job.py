@@ -29,6 +29,8 @@ from kin_cli.passes.background import fill_background
 from kin_cli.passes.engine import EnginePool, Execution
 from kin_cli.passes.measure import measure_slide, thumbnail_statistics
 from kin_cli.passes.quality import not_finite, one_colour_note, overflow, summary
+from kin_cli.passes.trust import TrustMap, map_files, trust_map, trust_note
+from kin_cli.passes.windows import WindowGrid
 from kin_cli.plan import Plan
 from kin_cli.progress import Progress
 from kin_cli.pyramid.check import finished_record, verified_record
@@ -37,7 +39,9 @@ from kin_cli.pyramid.metadata import ImageInfo
 from kin_cli.pyramid.writer import write_flat, write_pyramid
 from kin_cli.signals import finishing
 from kin_cli.slide.shared import SharedIdentity
+from kin_cli.slide.stain import unmatched
 from kin_cli.slide.unreadable import Faults, strict
+from kin_cli.slide.view import overview
 from kin_cli.store.blobs import BlobStore
 from kin_cli.store.files import (
     file_sha256,
@@ -57,6 +61,7 @@ from kin_cli.store.work import (
 )
 
 RECORD_SCHEMA = 1
+TRUST_MAP_PX = 1400  # longer side of the trust map
 
 
 class Job:
@@ -138,6 +143,32 @@ class Job:
         grid = self.plan.grid
         return StatTable(self._table_store, rows=grid.rows, cols=grid.cols, channels=self.plan.generator.channels)
 
+    @cached_property
+    def trust(self) -> TrustMap | None:
+        """The trust map, for which all patches must be measured; None if the generator's training is not known."""
+        plan = self.plan
+        if plan.reference is None:
+            return None
+        with self._clock("trust"):
+            found = trust_map(
+                self._table,
+                plan.reference,
+                plan.grid,
+                plan.table_weights,
+                threshold=plan.settings.trust.threshold,
+                precision=plan.precision,
+                measured_px=plan.settings.norm.measured_px,
+            )
+        if note := trust_note(found.summary(), str(plan.settings.output.trust_paths[0])):
+            self._progress.note(note)
+        return found
+
+    @cached_property
+    def windows(self) -> WindowGrid:
+        """The windows of pass 2; if patches are left out for lack of trust, all must be measured."""
+        trust = self.trust if self.plan.leaves_out else None
+        return self.plan.windows if trust is None else self.plan.windows_of((self.plan.weights > 0) & ~trust.doubtful)
+
     def unmeasured(self) -> int:
         """Number of patches that pass 1 has not measured yet."""
         return sum(cell not in self._table for cell in self.plan.measured_cells)
@@ -161,7 +192,7 @@ class Job:
         stores = TileStores(
             self._store("tiles", layout.tile_count), self._store("partial", base), self._store("background", base)
         )
-        return TileSink(self.plan.windows, layout, self.plan.codec, stores, self.plan.mask, block_rows)
+        return TileSink(self.windows, layout, self.plan.codec, stores, self.plan.mask, block_rows)
 
     def statistics(self, cells: Sequence[Cell], progress: Progress) -> Statistics:
         """Run pass 1 on the ``cells`` not measured yet by any job; return the statistics, smoothed with the kernel."""
@@ -219,14 +250,15 @@ class Job:
         """Fill the background, build the pyramid, write the output and its record; return the record."""
         plan, output = self.plan, self.plan.settings.output
         with self._clock("background"):
-            fill_background(plan.view, sink, mode=output.background, workers=plan.workers, progress=progress)
+            fill_background(unmatched(plan.view), sink, mode=output.background, workers=plan.workers, progress=progress)
         self._slide.settle(whole=True)
         with self._clock("pyramid"):
             finish_pyramid(sink.stores.tiles, plan, progress, before_naming=self._before_naming)
         if self._patches_not_finite is None:
             self._count_not_finite(plan.measured_cells, [])
         quality = summary(sink.stores.background, patches=self._patches_not_finite or 0)
-        record = {**_record(plan, self._clock, self.faults, output_sha256=self._sha256), **quality}
+        trust = self._write_trust()
+        record = {**_record(plan, self._clock, self.faults, output_sha256=self._sha256), **quality, **trust}
         if note := one_colour_note(record):
             progress.note(note)
         # drafted in the work folder, so that a killed process leaves no temporary file beside the output
@@ -239,6 +271,24 @@ class Job:
             draft.replace(output.record_path)
             sync_folder(output.record_path.parent)
         return record
+
+    def _write_trust(self) -> dict[str, Any]:
+        """Write the trust map beside the output; return its entry in the record."""
+        found, plan = self.trust, self.plan
+        if found is None:
+            return {}
+        output = plan.settings.output
+        with self._clock("trust map"):
+            picture = overview(unmatched(plan.view), TRUST_MAP_PX)
+            contents = map_files(found, plan.view, picture, output=output.path.name)
+            for path, content in zip(output.trust_paths, contents, strict=True):
+                draft = self._work.path("trust" + path.suffix)  # as the record is
+                with os_errors_as_output_errors(path):
+                    write_atomic(draft, content)
+                    refuse_strangers(path, output)
+                    draft.replace(path)
+        files = dict(zip(("map", "geojson"), (path.name for path in output.trust_paths), strict=True))
+        return {"trust": {**found.summary(), **files}}
 
     def clean_up(self) -> None:
         """Remove the work folder of a complete output."""
@@ -369,6 +419,7 @@ def table_fingerprint(plan: Plan) -> dict[str, object]:
         "compiled": plan.compiled,
         "kin": __version__,
         **plan.generator.facts,
+        **({} if plan.stain_match is None else {"stain match": plan.stain_match.identity}),
     }
 
 
@@ -394,6 +445,7 @@ def _record(plan: Plan, clock: _Clock, faults: Faults, *, output_sha256: str) ->
         "settings": plan.fingerprint(),
         "plan": plan.summary(),
         "warnings": plan.warnings(),
+        **({} if plan.stain_match is None else {"stain_match": plan.stain_match.as_dict()}),
         "unreadable": faults.summary(),
         "output_bytes": output.stat().st_size,
         "output_sha256": output_sha256,

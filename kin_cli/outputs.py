@@ -1,6 +1,7 @@
 """Which files a command may write: never one of its inputs, and nothing that kin did not make unless told to.
 
-A translation writes the output, its record ``<output>.json`` and, on request, ``<output>.report.html``. The last two
+A translation writes the output, its record ``<output>.json``, with a generator that knows its training patches the
+trust map, ``<output>.trust.png`` and ``.trust.geojson``, and, on request, ``<output>.report.html``. All but the first
 have names that the user did not choose, so each is looked at before any work starts.
 """
 
@@ -29,6 +30,7 @@ from kin_cli.store.files import (
 
 _RECORD_BYTES = 1 << 24  # a record is a few kB; a larger JSON file is somebody else's
 _REPORT_MARKS = (b'<meta name="generator" content="kin ', b'<meta name="kin-record" content="')
+_TRUST_MARK = b"kin trust map of "
 _HEAD_BYTES = 4096
 _SYSTEM_FOLDERS = (Path("/dev"), Path("/proc"), Path("/sys"))
 
@@ -47,7 +49,7 @@ def check_outputs(settings: Settings) -> None:
         raise OutputError(f"{output.path.parent}: no such folder", hint)
     refuse_inputs([output.path, *beside], inputs_of(settings))
     work = work_folder(output.path)
-    written = (output.path, output.record_path, output.report_path, work)
+    written = (output.path, output.record_path, output.report_path, *output.trust_paths, work)
     if settings.table is not None and real(settings.table) in {real(path) for path in written}:
         raise UsageError(f"{settings.table}: is the table's folder and a file of the output", "name another --table")
     for path in (output.path, *beside):
@@ -74,8 +76,17 @@ def refuse_work_folders(*places: Path | None) -> None:
             raise UsageError(f"{place}: is in {folder}, whose content kin removes", "choose another place")
 
 
+def check_trust_outputs(settings: Settings) -> None:
+    """Raise as ``check_outputs`` does for the files of the trust map, which not every generator has."""
+    refuse_inputs(settings.output.trust_paths, inputs_of(settings))
+    for path in settings.output.trust_paths:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder", "give the output another file name with -o, or --no-trust")
+        refuse_strangers(path, settings.output)
+
+
 def refuse_strangers(path: Path, output: OutputSettings) -> None:
-    """Raise ``OutputError`` if ``path``, the record or report beside an output, is a file that kin did not write."""
+    """Raise ``OutputError`` if ``path``, a file beside an output that the user did not name, was not written by kin."""
     if os.path.lexists(path) and not output.overwrite and not is_ours(path, output.path):
         raise OutputError(
             f"{path}: exists, and kin did not write it for {output.path.name}",
@@ -205,14 +216,15 @@ def _in_proc(folder: Path) -> bool:
 
 
 def is_ours(path: Path, output: Path) -> bool:
-    """Whether a file beside ``output`` is the record or the report that kin wrote for it."""
+    """Whether a file beside ``output`` is the record, the report or the trust map that kin wrote for it."""
     with os_errors_as_output_errors(path):
         if path.is_symlink() or not path.is_file():
             return False
-        if path.suffix == ".html":
+        if path.suffix in (".html", ".png", ".geojson"):
             with path.open("rb") as file:
                 head = file.read(_HEAD_BYTES)
-            return all(mark in head for mark in _REPORT_MARKS)
+            marks = _REPORT_MARKS if path.suffix == ".html" else (_TRUST_MARK,)
+            return all(mark in head for mark in marks)
         if path.stat().st_size > _RECORD_BYTES:
             return False
         content = path.read_bytes()

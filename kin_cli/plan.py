@@ -16,11 +16,13 @@ import torch
 from kin_cli import __version__
 from kin_cli.concurrency import available_cores
 from kin_cli.errors import NoTissueError, OutputError, UsageError
-from kin_cli.geometry import Cell, Floats, Grid
+from kin_cli.geometry import Cell, Floats, Grid, Mask
+from kin_cli.known import reference_of, stain_match_of
 from kin_cli.memory import memory_limit
 from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.models.named import FULL_RANGE
 from kin_cli.models.own import load_network
+from kin_cli.models.reference import Reference
 from kin_cli.norm.lookup import Lookup
 from kin_cli.outputs import check_outputs
 from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
@@ -32,6 +34,7 @@ from kin_cli.pyramid.levels import Blocks, PyramidLayout, fit_blocks
 from kin_cli.settings import Settings, SourceSettings, border_warning
 from kin_cli.slide.files import SlideIdentity
 from kin_cli.slide.open import open_source
+from kin_cli.slide.stain import StainMatch, matched
 from kin_cli.slide.tissue import TissueMask, tissue_mask
 from kin_cli.slide.view import SlideView, overview
 from kin_cli.store.files import bytes_text, file_sha256, os_errors_as_output_errors
@@ -66,6 +69,8 @@ class Plan:
     batch: int
     workers: int
     identity: SlideIdentity
+    reference: Reference | None = None  # for the trust map; None: none is made
+    stain_match: StainMatch | None = None
 
     @property
     def device(self) -> torch.device:
@@ -134,6 +139,11 @@ class Plan:
         return None if thumbnail is None else _file_id(thumbnail)
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether patches below the threshold are not translated."""
+        return self.reference is not None and self.settings.trust.leave_out
+
+    @property
     def _masked(self) -> bool:
         tissue = self.settings.source.tissue
         return tissue != "none" and (tissue != "auto" or self.view.slide.expects_background)
@@ -155,10 +165,14 @@ class Plan:
     @cached_property
     def windows(self) -> WindowGrid:
         """The windows of pass 2."""
+        return self.windows_of(self.weights > 0)
+
+    def windows_of(self, selected: Mask) -> WindowGrid:
+        """The windows of pass 2 if it translates the ``selected`` patches, (rows, cols)."""
         return WindowGrid(
             self.grid,
             self.layout.grid(0),
-            self.weights > 0,
+            selected,
             window_px=self.window_px,
             block_px=self.blocks.block,
             halo_px=self.halo_px,
@@ -316,6 +330,8 @@ class Plan:
             **({} if self.settings.entry is None else {"entry": self.settings.entry}),
             **({} if self.settings.model_norm is None else {"norm": self.settings.model_norm}),
             **self.generator.facts,
+            **({} if self.stain_match is None else {"stain match": self.stain_match.identity}),
+            **({"trust below": self.settings.trust.threshold} if self.leaves_out else {}),
         }
 
     def summary(self) -> dict[str, object]:
@@ -360,6 +376,7 @@ def make_plan(settings: Settings) -> Plan:
             f"{settings.model_name} has no InstanceNorm, and so no table of statistics",
             "translate it without --table; there is nothing to analyse or to sweep",
         )
+    reference = reference_of(settings, channels=generator.channels)
     patch_px = settings.norm.patch_px
     for name, side in (("patch", patch_px), ("measure", settings.norm.measured_px)):
         if side % generator.stride:
@@ -380,11 +397,13 @@ def make_plan(settings: Settings) -> Plan:
     try:
         identity = SlideIdentity(source.slide)  # before pixels are read
         _check_size(view)
+        mask = tissue_mask(view, source.tissue)  # of the slide's own colours
+        match = stain_match_of(view, settings, reference)
         plan = Plan(
             settings,
             generator,
-            view,
-            tissue_mask(view, source.tissue),
+            view if match is None else matched(view, match),
+            mask,
             devices,
             precision,
             halo,
@@ -393,6 +412,8 @@ def make_plan(settings: Settings) -> Plan:
             or auto_batch(generator, window + 2 * halo, device=devices[0], precision=precision),
             workers=settings.compute.workers or min(8, available_cores()),
             identity=identity,
+            reference=None if settings.trust.enabled is False or settings.norm.method == "tin" else reference,
+            stain_match=match,
         )
         _check_tissue(plan)
         while settings.compute.workers is None and plan.workers > 1 and plan.host_bytes > memory_limit():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Method = Literal["in", "kin", "dn", "tin"]
 BORDERS = "borders between patches"  # how ``border_warning`` begins
+_TRUST_THRESHOLD = 0.01
 _MPP_RANGE = (0.001, 10_000.0)  # wider than any microscope, and within what TIFF can store
 _OUTPUT_KINDS = (".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
@@ -154,7 +155,8 @@ def border_warning(method: str, interpolation: str, kernel: str, *, halo_px: int
 class SourceSettings:
     """The slide and what to read of it: ``level``, or resampled to ``mpp``; ``region`` is in pixels of that image.
 
-    ``series`` is the number of a picture within a TIFF file; None: the largest one in colour.
+    ``series`` is the number of a picture within a TIFF file; None: the largest one in colour. ``stain_match`` brings
+    the slide to the colours that the generator knows, by one of two methods.
     """
 
     slide: Path
@@ -165,6 +167,7 @@ class SourceSettings:
     tissue: Path | Literal["auto", "none"] = "auto"
     on_read_error: Literal["fail", "fill"] = "fail"
     series: int | None = None
+    stain_match: Literal["macenko", "reinhard"] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("--mpp", self.mpp), ("--source-mpp", self.source_mpp)):
@@ -202,9 +205,38 @@ class OutputSettings:
         return named_beside(self.path, ".json")
 
     @property
+    def trust_paths(self) -> tuple[Path, Path]:
+        """Paths of the trust map beside the output: its whole name and ``.trust.png`` or ``.trust.geojson``."""
+        return named_beside(self.path, ".trust.png"), named_beside(self.path, ".trust.geojson")
+
+    @property
     def report_path(self) -> Path:
         """Path of the HTML report beside the output: its whole name and ``.report.html``."""
         return named_beside(self.path, ".report.html")
+
+
+@dataclass(frozen=True)
+class TrustSettings:
+    """The trust map. ``enabled`` None: if the generator's file holds reference statistics.
+
+    Patches whose percentile is ``below`` count as unlike the training; None: 0.01. With ``leave_out`` they are not
+    translated.
+    """
+
+    enabled: bool | None = None
+    below: float | None = None
+    leave_out: bool = False
+
+    @property
+    def threshold(self) -> float:
+        """The trust percentile below which a patch counts as unlike the training."""
+        return self.below or _TRUST_THRESHOLD
+
+    def __post_init__(self) -> None:
+        if self.below is not None and not 0 < self.below < 1:
+            raise UsageError(f"--trust-below {100 * self.below:g}% is not between 0 and 100 %", "1% is usual")
+        if self.below is not None and self.enabled is False:
+            raise UsageError("--trust-below and --no-trust exclude each other")
 
 
 @dataclass(frozen=True)
@@ -246,6 +278,7 @@ class Settings:
     config: Path | None = None
     entry: str | None = None
     model_norm: Literal["instance", "batch", "none"] | None = None
+    trust: TrustSettings = field(default_factory=TrustSettings)
     network: NetworkChoice | torch.nn.Module | None = None
     input_range: tuple[float, float] = FULL_RANGE
 
@@ -265,6 +298,8 @@ class Settings:
         low, high = self.input_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise UsageError(f"input range {low:g},{high:g}: black must be less than white", "such as 0,1")
+        if self.norm.method == "tin" and (self.trust.enabled or self.trust.below is not None):
+            raise UsageError("--method tin has no table of statistics, and so no trust map", "leave out --trust")
         if self.table is not None and self.norm.method == "tin":
             raise UsageError("--method tin has no table to keep", "its statistics are those of a thumbnail")
         if self.table is not None and self.source.on_read_error == "fill":

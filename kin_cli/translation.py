@@ -30,8 +30,9 @@ def carry_out(plan: Plan, progress: Progress) -> dict[str, object]:
                 progress.note(note)
             progress.note(plan.headline())
             progress.outlook(plan.outlook())
-            sink = job.sink()
             table = job.statistics(plan.measured_cells, progress)
+            _ = job.trust  # now, because its note may be a reason to stop
+            sink = job.sink()
             job.apply(table, sink, progress)
             record = job.finish(sink, progress)
         job.clean_up()

@@ -34,7 +34,7 @@ def apply_shard(settings: Settings, shard: Shard, *, progress: Progress) -> None
                 f"{settings.output.path}: {absent} of {len(plan.measured_cells)} patches are not measured yet",
                 "finish --pass measure for all shards first",
             )
-        sink = job.sink(shard.rows(plan.windows.tiles_by_block_row))
+        sink = job.sink(shard.rows(job.windows.tiles_by_block_row))
         job.apply(job.statistics([], progress), sink, progress)
 
 
@@ -52,10 +52,10 @@ def assemble(settings: Settings, progress: Progress) -> dict[str, object]:
             record = job.left_over()
             if record is None:
                 sink = job.sink()
-                absent = sum(len(block.tiles) for block in plan.windows.blocks(sink.done))
+                absent = sum(len(block.tiles) for block in job.windows.blocks(sink.done))
                 if absent:
                     raise OutputError(
-                        f"{settings.output.path}: {absent} of {plan.windows.translated_tiles} tiles are not there yet",
+                        f"{settings.output.path}: {absent} of {job.windows.translated_tiles} tiles are not there yet",
                         "finish --pass apply for all shards first",
                     )
                 record = job.finish(sink, progress)

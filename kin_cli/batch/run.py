@@ -66,7 +66,8 @@ class SlideStatus:
 
     ``filled`` means done, but parts of the slide were unreadable; ``skipped`` means that a verified output existed;
     ``flawed`` that the generator gave numbers that are not finite, or one colour; ``no tissue`` and ``bad generator``
-    that there is no output, because of the slide or of the generator.
+    that there is no output, because of the slide or of the generator. ``unlike_training`` is the fraction of the tissue
+    that the trust map flags; None without a map.
     """
 
     slide: str
@@ -80,6 +81,7 @@ class SlideStatus:
     patches: int | None = None
     tiles: int | None = None
     unreadable_tiles: int | None = None
+    unlike_training: float | None = None
     output_bytes: int | None = None
     peak_rss_bytes: int | None = None
 
@@ -90,6 +92,7 @@ class SlideStatus:
         self.mpp, self.patches, self.tiles = plan["mpp"], plan["patches_with_tissue"], plan["tiles"]
         self.unreadable_tiles, self.output_bytes = unread["tiles"], record["output_bytes"]
         self.peak_rss_bytes = record["peak_rss_bytes"]
+        self.unlike_training = record.get("trust", {}).get("tissue_below")
         self.status = "skipped" if record.get("skipped") else "done"
         self.reason = "verified, same settings" if record.get("skipped") else ""
         if found := flaws(record):

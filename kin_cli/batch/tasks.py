@@ -38,8 +38,8 @@ class Worklist:
 def refuse_collisions(tasks: Sequence[SlideTask], *, manifest: Path | None = None) -> None:
     """Raise ``UsageError`` if two tasks write the same file or one replaces an input of the batch.
 
-    Includes the record and the report beside each output. Names are compared without regard to case, as some file
-    systems do.
+    Includes the record, the report and the trust map beside each output. Names are compared without regard to case, as
+    some file systems do.
     """
     owners: dict[str, SlideTask] = {}
     for task in tasks:
@@ -64,7 +64,7 @@ def refuse_collisions(tasks: Sequence[SlideTask], *, manifest: Path | None = Non
 
 def _written(task: SlideTask) -> Iterator[Path]:
     output = OutputSettings(task.output)
-    yield from (output.path, output.record_path, output.report_path)
+    yield from (output.path, output.record_path, output.report_path, *output.trust_paths)
 
 
 def _key(path: Path) -> str:

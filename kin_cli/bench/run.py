@@ -26,7 +26,7 @@ from kin_cli.passes.devices import DTYPES, ready_devices
 from kin_cli.plan import Plan, make_plan
 from kin_cli.progress import Progress, SilentProgress
 from kin_cli.sample import write_sample
-from kin_cli.settings import ComputeSettings, OutputSettings, Settings, SourceSettings, paper_settings
+from kin_cli.settings import ComputeSettings, OutputSettings, Settings, SourceSettings, TrustSettings, paper_settings
 from kin_cli.slide.open import open_slide
 
 Architecture = Literal["cut", "cyclegan", "urust"]
@@ -244,6 +244,7 @@ def _translation(settings: BenchSettings, folder: Path) -> Settings:
         with open_slide(slide) as opened:
             region = _middle(opened.levels[0], settings.size)
     return Settings(
+        trust=TrustSettings(enabled=False),
         source=SourceSettings(slide=slide, region=region, tissue="none"),
         model=_model(settings.model, folder),
         output=OutputSettings(folder / "out.ome.tif"),

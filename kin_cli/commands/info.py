@@ -11,7 +11,7 @@ import click
 import cloup
 
 from kin_cli.commands.options import entry_option, network_settings, norm_option, with_network_options
-from kin_cli.commands.parameters import FILE, examples, series_option
+from kin_cli.commands.parameters import FILE, ModelType, examples, series_option
 from kin_cli.commands.progress import duration
 from kin_cli.commands.streams import json_text, show
 from kin_cli.errors import InputError, UsageError
@@ -34,6 +34,7 @@ _ESTIMATES = ("table_bytes", "disk_bytes", "memory_bytes")
         "kin info slide.svs",
         "kin info latest_net_G.pth",
         "kin info slide.kin.ome.tif",
+        "kin info slide.svs -m generator.safetensors",
     ),
 )
 @click.argument("file", type=FILE)
@@ -46,8 +47,17 @@ _ESTIMATES = ("table_bytes", "disk_bytes", "memory_bytes")
 @entry_option
 @norm_option
 @with_network_options
+@cloup.option(
+    "-m",
+    "--model",
+    type=ModelType(),
+    help="Generator, of which to say whether the slide FILE is like its training, and whether other colours or another"
+    " pixel size bring it nearer.",
+)
 @cloup.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
-def info(file: Path, patch_size: int | None, series: int | None, as_json: bool, **options: Any) -> None:
+def info(
+    file: Path, patch_size: int | None, series: int | None, model: Path | None, as_json: bool, **options: Any
+) -> None:
     """Describe FILE: a slide, or a generator's checkpoint (.pth, .pt, .ckpt, .safetensors).
 
     FILE may be a name that kin models lists. With --network, FILE holds the weights of that network. Of an output of
@@ -57,11 +67,17 @@ def info(file: Path, patch_size: int | None, series: int | None, as_json: bool, 
     file = _of_shelf(file)
     is_model = file.suffix.lower() in _MODEL_ENDINGS or options["network"] is not None
     facts = _model(file, patch_size or 512, options) if is_model else _slide(file, patch_size, series)
+    if model is not None and is_model:
+        raise UsageError(f"{file}: is a generator, and --model goes with a slide", "kin info SLIDE -m GENERATOR")
+    if model is not None:
+        facts["trust"] = _nearness(file, model, series, entry=options["entry"], norm=options["model_norm"])
     if as_json:
         show(json_text(facts))
     else:
         card, made = facts.pop("metadata", {}), facts.pop("made", None)
+        near = facts.pop("trust", [])
         rows = [(_LABELS.get(name, name.replace("_", " ")), _text(name, value)) for name, value in facts.items()]
+        rows += _trust_rows(near)
         show(table_text(rows + _card_rows(card, known=facts.keys() | {"format"}) + _made_rows(made)))
 
 
@@ -167,11 +183,41 @@ def _model(file: Path, patch_size: int, options: dict[str, Any]) -> dict[str, ob
     own = network_settings(options)
     entry, norm = options["entry"], options["model_norm"]
     if own["network"] is None:
-        return {"file": str(file), **describe(load_generator(file, entry=entry, norm=norm))}
+        generator = load_generator(file, entry=entry, norm=norm)
+        return {"file": str(file), **describe(generator), **_reference(file, generator.channels)}
     if norm is not None:
         raise UsageError("--norm and --network exclude each other", "a network of your own has its own norm layers")
     loaded = load_network(own["network"], file, entry=entry, input_range=own["input_range"], patch_px=patch_size)
     return {"file": str(file), **describe(loaded)}
+
+
+def _reference(file: Path, channels: int) -> dict[str, object]:
+    """What the file says about the generator's training patches, if anything."""
+    from kin_cli.models.reference import read_reference
+
+    reference = read_reference(file, channels) if channels else None
+    if reference is None:
+        return {}
+    card = reference.card
+    scale = "" if card.mpp is None else f" at {card.mpp:.4g} µm/px"
+    colours = f", colours for --stain-match {' and '.join(card.stains)}" if card.stains else ""
+    text = f"{card.patches} patches of {card.patch_px} px{scale} of {', '.join(card.images[:3])}"
+    more = f" and {len(card.images) - 3} more" if len(card.images) > 3 else ""
+    return {"reference": f"{text}{more}{colours}"}
+
+
+def _nearness(file: Path, model: Path, series: int | None, **chosen: Any) -> list[dict[str, object]]:
+    """How near the slide is to what the generator was trained on: as it is, in other colours, at other pixel sizes."""
+    from kin_cli.commands.progress import ConsoleProgress
+    from kin_cli.trust.sample import load_known, nearness, verdict
+
+    found = nearness(file, load_known(model, **chosen), ConsoleProgress(), series=series)
+    rows: list[dict[str, object]] = [
+        {"as": one.name, "median_percentile": round(one.median, 5), "below_1_percent": round(one.below, 4)}
+        for one in found
+    ]
+    rows += [{"verdict": line} for line in verdict(found)]
+    return rows
 
 
 def _slide(file: Path, patch_size: int | None, series: int | None) -> dict[str, object]:
@@ -247,6 +293,20 @@ def _made_rows(made: Any) -> list[tuple[str, str]]:
         ("settings", _settings_text({name: value for name, value in told.items() if name not in _TOLD_ELSEWHERE})),
         ("digest", digest if record else "unknown, its record is not beside it"),
     ]
+
+
+def _trust_rows(found: Any) -> list[tuple[str, str]]:
+    """Return a row for each entry of ``_nearness``."""
+    from kin_cli.passes.trust import percent
+
+    rows = []
+    for entry in found:
+        if "verdict" in entry:
+            rows.append(("trust", entry["verdict"]))
+        else:
+            median, below = percent(entry["median_percentile"]), percent(entry["below_1_percent"])
+            rows.append(("trust", f"{entry['as']}: median percentile {median}, {below} of the patches below 1 %"))
+    return rows
 
 
 def _card_rows(card: object, *, known: Set[str]) -> list[tuple[str, str]]:

@@ -35,6 +35,7 @@ from kin_cli.commands.templates import templates
 from kin_cli.commands.tissue import tissue
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import assemble, translate
+from kin_cli.commands.trust import trust
 from kin_cli.commands.variables import name_variables, refuse_unknown
 from kin_cli.commands.view import view
 from kin_cli.errors import Stopped, explained
@@ -62,7 +63,7 @@ def cli(arguments: tuple[str, ...] | None, debug: bool) -> None:  # noqa: ARG001
 
 SECTIONS = {
     "Translate": (translate, batch, assemble),
-    "Look and measure": (info, check, view, tissue, seams, evaluate, compare, sweep, analyse, study),
+    "Look and measure": (info, trust, check, view, tissue, seams, evaluate, compare, sweep, analyse, study),
     "Generators": (models, train),
     "This machine": (doctor, bench, sample, templates),
 }

@@ -6,13 +6,18 @@ import click
 import cloup
 
 from kin_cli.commands.info import mpp_text, table_text
+from kin_cli.commands.models_learn import learn
 from kin_cli.commands.parameters import examples, json_option
 from kin_cli.commands.streams import json_text, show
 
 _NO_CARD = "none: only .safetensors files have one"
 
 
-@cloup.command(short_help="List the generators that have a name.", epilog=examples("kin models --json"))
+@cloup.group(
+    invoke_without_command=True,
+    short_help="List the generators that have a name.",
+    epilog=examples("kin models --json", "kin models learn generator.safetensors --from training-slides/"),
+)
 @json_option
 def models(as_json: bool) -> None:
     """List the bundled generator and those in the folders of KIN_MODELS, each with its card.
@@ -20,6 +25,8 @@ def models(as_json: bool) -> None:
     Every name can stand for a file after -m. KIN_MODELS lists folders, separated as in PATH; the name of a generator is
     that of its file without the ending.
     """
+    if click.get_current_context().invoked_subcommand is not None:
+        return
     from kin_cli.models.named import description, shelf
 
     known, unread = shelf()
@@ -30,6 +37,9 @@ def models(as_json: bool) -> None:
         show(json_text({"models": found}))
         return
     show("\n\n".join(table_text(_rows(one)) for one in found))
+
+
+models.add_command(learn)
 
 
 def _rows(one: dict[str, object]) -> list[tuple[str, str]]:

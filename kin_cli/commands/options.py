@@ -16,6 +16,7 @@ from kin_cli.commands.parameters import (
     AutoInt,
     KernelType,
     ModelType,
+    PercentType,
     RangeType,
     RegionType,
     auto_as_none,
@@ -163,6 +164,26 @@ _SLIDE = (
         help="Unreadable parts of the slide: fail, or fill them with background, count them and exit with code 1.",
     ),
 )
+_TRUST = (
+    cloup.option(
+        "--trust/--no-trust",
+        "trust",
+        default=None,
+        help="Also write OUTPUT.trust.png and .geojson: where the slide is unlike the generator's training patches."
+        "  [default: if the generator's file tells what those were like]",
+    ),
+    cloup.option(
+        "--trust-below",
+        type=PercentType(),
+        help="Trust percentile below which a patch counts as unlike the training; given with --background keep, such"
+        " patches are not translated.  [default: 1%]",
+    ),
+    cloup.option(
+        "--stain-match",
+        type=click.Choice(["macenko", "reinhard"]),
+        help="Bring the slide to the colours that the generator knows, by one of two methods.",
+    ),
+)
 _GENERATOR = (
     entry_option,
     norm_option,
@@ -232,6 +253,7 @@ def translation_options(*common: Any, jobs: Sequence[Any] = ()) -> Callable[[Any
         ("Common options", (*common, *_COMMON)),
         ("Normalization", _NORMALIZATION),
         ("What is read", _SLIDE),
+        ("Trust and colours", _TRUST),
         ("Generator file", _GENERATOR),
         ("Output file", _OUTPUT),
         ("Speed and memory", _MACHINE),
@@ -254,12 +276,13 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
         OutputSettings,
         Settings,
         SourceSettings,
+        TrustSettings,
         default_output,
     )
 
     if options["level"] is not None and options["mpp"] is not None:
         raise UsageError("--level and --mpp exclude each other")
-    read = ("level", "mpp", "source_mpp", "series", "region", "tissue", "on_read_error")
+    read = ("level", "mpp", "source_mpp", "series", "region", "tissue", "on_read_error", "stain_match")
     source = {name: options[name] for name in read}
     written = ("compression", "quality", "subsampling", "icc", "background", "overwrite", "skip_existing", "report")
     output = {name: options[name] for name in written}
@@ -280,6 +303,11 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
         model_norm=options["model_norm"],
         **network_settings(options),
         config=config_file(),
+        trust=TrustSettings(
+            options["trust"],
+            options["trust_below"],
+            leave_out=options["trust_below"] is not None and options["background"] == "keep",
+        ),
     )
 
 

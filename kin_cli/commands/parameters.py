@@ -80,6 +80,23 @@ class SizeType(click.ParamType):
             return self.fail(f"'{value}' is not a size in pixels; write 8192 or 8192x4096", param, ctx)
 
 
+class PercentType(click.ParamType):
+    """``1%``, or the same as a fraction, ``0.01``."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the fraction, from 0 to 1, both excluded."""
+        text = str(value).strip()
+        try:
+            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < 1:
+            self.fail(f"'{value}' is not between 0% and 100%; write 1% or 0.01", param, ctx)
+        return number
+
+
 class AutoInt(click.ParamType):
     """A whole number from 0 upwards, or the word ``auto``."""
 

@@ -135,6 +135,14 @@ def _patches(command: Command) -> Command:
             help="Random changes of patches: any of flip, rotate (by multiples of 90°), scale:0.1 (size ±10 %), "
             "jitter:0.1 (optical density ±10 %), source-jitter:0.1 (the source's), separated by commas; or none.",
         ),
+        cloup.option(
+            "--stain-jitter",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Random change of the strength of each stain of the source, as a fraction: makes the generator robust"
+            " against other laboratories.",
+        ),
     )
     return cloup.option_group("Slides and patches", *options)(command)
 
@@ -288,6 +296,13 @@ def _running(command: Command) -> Command:
         ),
         cloup.option("--log-every", type=int, default=50, show_default=True, help="Steps between rows of log.csv."),
         cloup.option("--half", is_flag=True, help="Store the generator's file in float16."),
+        cloup.option(
+            "--reference",
+            type=click.IntRange(0),
+            default=300,
+            show_default=True,
+            help="Patches that tell the finished generator's file what it was trained on, for the trust map; 0: none.",
+        ),
         cloup.option("--overwrite", is_flag=True, help="Discard an earlier run in the output folder."),
         config_option,
     )

@@ -45,7 +45,7 @@ _SHARED = (
     *("level", "mpp", "source_mpp", "series", "region", "device", "precision", "compile", "batch_size", "workers"),
 )
 # Lossless: JPEG with subsampled chroma would show seams at the edges of the file's tiles.
-_OUTPUT = {"compression": "deflate", "icc": "drop", "skip_existing": True}
+_OUTPUT = {"compression": "deflate", "icc": "drop", "skip_existing": True, "trust": False}
 
 
 def shared_options(function: Any) -> Any:

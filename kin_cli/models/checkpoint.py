@@ -257,7 +257,7 @@ def save_generator(module: nn.Module, path: Path, *, spec: Spec, metadata: Mappi
         raise ValueError(f"the module is no generator of {spec}: {listed(differing)} differ")
     if path.suffix == ".safetensors":
         described = {"format": "pt", "architecture": spec.architecture, **_described(spec)}
-        content = _in_order(safetensors.torch.save(state, metadata={**(metadata or {}), **described}))
+        content = in_order(safetensors.torch.save(state, metadata={**(metadata or {}), **described}))
     elif path.suffix in (".pth", ".pt"):
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -274,10 +274,12 @@ def _described(spec: Spec) -> dict[str, str]:
     return {k: str(v) for k, v in asdict(spec).items() if k not in _OF_VARIANTS or v != defaults[k]}
 
 
-def _in_order(content: bytes) -> bytes:
+def in_order(content: bytes) -> bytes:
     """A safetensors file with its metadata in the order of the keys; safetensors itself writes them in random order."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
+    if "__metadata__" not in header:
+        return content
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

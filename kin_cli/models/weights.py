@@ -36,6 +36,8 @@ _READABLE = "kin reads .pth, .pt and .safetensors files"
 _FROM_TRAINING = "give the PyTorch checkpoint that its training wrote"
 _UNPACK = "unpack it and give the file in it"
 _HEAD_BYTES = 512
+REFERENCE_PREFIX = "kin.trust."
+"""Tensors of a safetensors file that are no weights but statistics of the training patches; see ``reference``."""
 _JSON_NEXT = (b'"', b"}", b" ", b"")  # what follows the opening brace of a header
 _ONNX = re.compile(rb"\x08[\x03-\x14](?:\x12[\x01-\x40]|\x3a[\x80-\xff])", re.DOTALL)  # version, then producer or graph
 _OTHER_KINDS = (
@@ -310,7 +312,8 @@ def _known_types() -> Iterator[None]:
 def _read_safetensors(path: Path) -> tuple[object, dict[str, str]]:
     try:
         with utf8_name(path) as name, safe_open(name, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            keys = [key for key in file.keys() if not key.startswith(REFERENCE_PREFIX)]  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
     except SafetensorError:
         raise _damaged(path) from None
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # a dtype that torch or this kin lacks

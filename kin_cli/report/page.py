@@ -9,6 +9,7 @@ import json
 import shlex
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -32,11 +33,12 @@ from kin_cli.evaluation.seams import (
 from kin_cli.geometry import Box, Pixels, Size, scale_bar
 from kin_cli.metrics.seams import SeamLine, SeamResult
 from kin_cli.outputs import refuse_strangers
+from kin_cli.passes.trust import MEANS, percent
 from kin_cli.progress import Progress
 from kin_cli.pyramid.codec import Codec
 from kin_cli.report.evidence import Evidence, Place, gather
 from kin_cli.settings import Settings
-from kin_cli.store.files import bytes_text, open_regular, os_errors_as_output_errors, write_atomic
+from kin_cli.store.files import bytes_text, open_regular, os_errors_as_output_errors, read_regular, write_atomic
 
 Record = Mapping[str, Any]
 
@@ -46,6 +48,8 @@ _CLOSE_UP_SLIDER = 12  # per cent; the patch border in the middle is then visibl
 _TICK = 6  # per cent of a close-up's side
 _STAGES = {
     "measure": "measure (pass 1)",
+    "trust": "trust score",
+    "trust map": "trust map",
     "apply": "apply (pass 2)",
     "background": "background",
     "pyramid": "levels and file",
@@ -124,6 +128,7 @@ def page(record: Record, evidence: Evidence, *, mark: str) -> str:
         closeups_heading="The worst borders" if measured else "Close-up",
         closeups=_close_ups(evidence),
         metrics=_metrics(evidence),
+        trust=_trust(record),
         run=_run(record),
     )
 
@@ -311,6 +316,38 @@ def _metrics(evidence: Evidence) -> str:
     return (
         f"{table(['', 'source', 'translation'], rows, numbers=1)}"
         f'<p class="soft">Over {found.tiles} tiles of 512 px that are at least half tissue.</p>'
+    )
+
+
+def _trust(record: Record) -> str:
+    """Where the slide is unlike the generator's training; nothing if the generator does not know."""
+    found = record.get("trust")
+    if not found:
+        return "<p>No map was made: see <code>--trust</code> of <code>kin translate</code>.</p>"
+    expected = percent(found["threshold"])
+    rows = [
+        ("tissue that could be judged", percent(found["tissue_judged"])),
+        (f"of it unlike the training (percentile below {expected})", percent(found["tissue_below"])),
+        ("of the training patches themselves", expected),
+        (
+            "median percentile (50 % for tissue like the training)",
+            "–" if found["median"] is None else percent(found["median"]),
+        ),
+    ]
+    rows += [(f"patches flagged by {MEANS[name]}", f"{count:,}") for name, count in found["by_group"].items() if count]
+    note = f'<p class="soft">Note: {text(found["note"])}.</p>' if "note" in found else ""
+    picture = ""
+    with suppress(OSError):
+        content = read_regular(Path(record["output"]).parent / found["map"])
+        address = "data:image/png;base64," + base64.b64encode(content).decode()
+        picture = (
+            f'<figure><img class="map" alt="Trust map over the pale slide, with its legend" src="{address}"></figure>'
+        )
+    return (
+        "<p>The statistics that pass 1 measured in each patch, compared with those of the generator's training patches."
+        " A percentile of 1 % says that one in a hundred training patches is as unusual. It finds what the generator"
+        " never saw; it does not find a mistake on tissue that it knows.</p>"
+        f"{pairs(rows)}{note}{picture}"
     )
 
 

@@ -15,6 +15,27 @@ from kin_cli.slide.unreadable import FillingSlide
 from kin_cli.slide.view import SlideView, open_view
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
+_SLIDES = {".bif", ".czi", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
+SUFFIXES = frozenset(_SLIDES | {".jpeg", ".jpg", ".png"})
+"""Files of a folder that are taken for slides or images."""
+
+
+def find_images(path: Path) -> list[Path]:
+    """The file itself, or the slides and images of a folder in the order of their names.
+
+    A folder of DICOM files is one slide, named by its first file.
+
+    Raises:
+        UsageError: The folder holds no slide or image.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    if not found and (dicom := sorted(path.glob("*.dcm"))):
+        return dicom[:1]
+    if not found:
+        raise UsageError(f"{path}: holds no slide or image", f"looked for {', '.join(sorted(SUFFIXES))}")
+    return found
 
 
 def open_slide(path: Path, *, mpp: float | None = None, series: int | None = None) -> Slide:

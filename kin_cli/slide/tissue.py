@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from kin_cli.geometry import Box, Cell, Floats, Grid, Indices, Mask, Pixels, Size
+from kin_cli.geometry import Box, Cell, Doubles, Floats, Grid, Indices, Mask, Pixels, Size
 from kin_cli.slide.resample import sums_between
 from kin_cli.slide.view import SlideView, overview
 
@@ -86,6 +86,17 @@ class TissueMask:
         reach = [2 * max(1, math.ceil((_BACKGROUND_MARGIN_PX + 0.5) * scale)) + 1 for scale in scales]
         grown: Mask = ndimage.maximum_filter(self.mask, size=reach, mode="constant", cval=0)
         return grown
+
+
+def window_means(fraction: Doubles, span: int) -> Doubles:
+    """Mean of ``fraction`` (rows, cols) in every square of ``span`` cells: (rows - span + 1, cols - span + 1).
+
+    A side with fewer cells than ``span`` counts whole.
+    """
+    span = min(span, *fraction.shape)
+    sums = np.pad(fraction.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    total: Doubles = sums[span:, span:] - sums[:-span, span:] - sums[span:, :-span] + sums[:-span, :-span]
+    return total / span**2
 
 
 def all_tissue(size: Size) -> TissueMask:

@@ -45,7 +45,8 @@ _FINGERPRINT = "fingerprint.json"
 _BEGUN, _FINISHED = "begun", "finished"
 # what kin writes into a work folder: states, stores, the output before it gets its name, temporary files of these
 _OWN_FILE = re.compile(
-    r"\.?(?:(?:fingerprint|begun|finished|record|slide-[0-9a-f]{16})\.json|[a-z]+-[A-Za-z0-9_.-]+\.(?:dat|journal)|output\.(?:part|tif))"
+    r"\.?(?:(?:fingerprint|begun|finished|record|slide-[0-9a-f]{16})\.json|trust\.(?:png|geojson)"
+    r"|[a-z]+-[A-Za-z0-9_.-]+\.(?:dat|journal)|output\.(?:part|tif))"
     r"(?:\.[0-9]+\.tmp)?"
 )
 _OVERWRITE_HINT = "--overwrite starts afresh"

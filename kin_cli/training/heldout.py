@@ -21,14 +21,22 @@ from kin_cli.metrics.fid import FeatureExtractor, FeatureSums, FidTiles, frechet
 from kin_cli.metrics.seams import SeamGrid
 from kin_cli.passes.devices import resolve_device
 from kin_cli.progress import SilentProgress
-from kin_cli.settings import ComputeSettings, Method, OutputSettings, Settings, SourceSettings, paper_settings
-from kin_cli.slide.open import open_slide
+from kin_cli.settings import (
+    ComputeSettings,
+    Method,
+    OutputSettings,
+    Settings,
+    SourceSettings,
+    TrustSettings,
+    paper_settings,
+)
+from kin_cli.slide.open import find_images, open_slide
 from kin_cli.slide.tissue import tissue_mask
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.store.files import os_errors_as_output_errors
 from kin_cli.store.work import delete_work
 from kin_cli.training.folder import EVALUATION
-from kin_cli.training.patches import PatchSource, find_images
+from kin_cli.training.patches import PatchSource
 from kin_cli.training.settings import TrainSettings
 from kin_cli.translation import translate
 
@@ -177,6 +185,7 @@ class Trial:
         output = self._folder / f"{piece.path.stem}-{number}-{method}.ome.tif"
         translate(
             Settings(
+                trust=TrustSettings(enabled=False),
                 source=SourceSettings(slide=piece.path, mpp=piece.mpp, region=piece.region),
                 model=generator,
                 output=OutputSettings(output, compression="deflate", overwrite=True),

@@ -14,7 +14,7 @@ from kin_cli.errors import InputError, OutputError
 from kin_cli.outputs import slide_inputs
 from kin_cli.progress import Progress
 from kin_cli.slide.files import SlideIdentity
-from kin_cli.training.patches import find_images
+from kin_cli.slide.open import find_images
 from kin_cli.training.settings import LsesimLosses, TrainSettings
 
 _AT_ONCE_BYTES = 1 << 27  # so few bytes are read before the first step

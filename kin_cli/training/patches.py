@@ -18,37 +18,15 @@ from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Box, Doubles, Grid, Pixels, Size
 from kin_cli.slide.base import Slide
 from kin_cli.slide.open import open_slide
-from kin_cli.slide.tissue import tissue_mask
+from kin_cli.slide.stain import jittered_stains
+from kin_cli.slide.tissue import tissue_mask, window_means
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.training.settings import PatchSettings
-
-_SLIDES = {".bif", ".czi", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
-SUFFIXES = frozenset(_SLIDES | {".jpeg", ".jpg", ".png"})
-"""Files of a folder that are taken for slides or images."""
-
 
 _CELLS_PER_PATCH = 8  # side of a patch on the lattice of candidate corners
 _STREAMS = {"source": 0, "target": 1}
 
 _Corners: TypeAlias = "NDArray[np.int32]"  # (n, 3): image, row and column on the lattice
-
-
-def find_images(path: Path) -> list[Path]:
-    """The file itself, or the slides and images of a folder in the order of their names.
-
-    A folder of DICOM files is one slide, named by its first file.
-
-    Raises:
-        UsageError: The folder holds no slide or image.
-    """
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
-    if not found and (dicom := sorted(path.glob("*.dcm"))):
-        return dicom[:1]
-    if not found:
-        raise UsageError(f"{path}: holds no slide or image", f"looked for {', '.join(sorted(SUFFIXES))}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -191,8 +169,9 @@ class PatchSource:
             guide = np.ascontiguousarray(oriented(pixels, same, flip=settings.flip, rotate=settings.rotate))
         turned = oriented(patch, rng, flip=settings.flip, rotate=settings.rotate)
         patch = jittered(turned, rng, amount=settings.jitter)
-        if self._stain == "source":
+        if self._stain == "source":  # the target's colours are what is to be learned
             patch = jittered(patch, rng, amount=settings.source_jitter)
+            patch = jittered_stains(patch, rng, amount=settings.stain_jitter)
         return np.ascontiguousarray(patch), guide
 
     def close(self) -> None:
@@ -247,10 +226,7 @@ class PatchSource:
 
 def _corners(fraction: Doubles, image: int, *, min_tissue: float) -> tuple[_Corners, ...]:
     """Cells of the lattice at which a patch of 8 × 8 cells has enough tissue, less, or none: each (n, 3)."""
-    span = min(_CELLS_PER_PATCH, *fraction.shape)
-    sums = np.pad(fraction.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    total = sums[span:, span:] - sums[:-span, span:] - sums[span:, :-span] + sums[:-span, :-span]
-    found = total / span**2
+    found = window_means(fraction, _CELLS_PER_PATCH)
     none = found < 1e-6
     kinds = (found >= min_tissue, (found < min_tissue) & ~none, none & (found < min_tissue))
     places = [np.argwhere(kind).astype(np.int32) for kind in kinds]

@@ -20,10 +20,11 @@ from torch import nn
 
 from kin_cli import __version__
 from kin_cli.concurrency import prefetch
-from kin_cli.errors import KinError, OutputError
+from kin_cli.errors import InputError, KinError, OutputError
 from kin_cli.geometry import Pixels
 from kin_cli.models.checkpoint import save_generator
 from kin_cli.progress import Progress, SilentProgress
+from kin_cli.slide.open import find_images
 from kin_cli.store.claim import Claim
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
 from kin_cli.training.cut import build_cut
@@ -47,6 +48,7 @@ from kin_cli.training.networks import Ema
 from kin_cli.training.patches import PatchSource, to_pixels, to_tensor
 from kin_cli.training.settings import CutLosses, CycleGanLosses, TrainSettings
 from kin_cli.training.state import CsvLog, Resumed, RunState, begin_state
+from kin_cli.trust.learn import LearnSettings, learn_into
 
 _SAMPLES = 4
 _SAMPLE_NUMBERS = 1 << 40  # patches from here on are not drawn by training
@@ -289,6 +291,27 @@ class _TrainingRun:
         save_generator(module, output / EXPORTED_FILE, spec=module.spec)
         stored = copy.deepcopy(module).half() if self._settings.half else module
         save_generator(stored, output / GENERATOR_FILE, spec=module.spec, metadata=self._metadata(done))
+        if done == self._total:
+            self._learn_reference(output / GENERATOR_FILE)
+
+    def _learn_reference(self, file: Path) -> None:
+        """Put into the file of the finished generator what its training patches are like, for the trust map."""
+        settings = self._settings
+        if not settings.reference:
+            return
+        patches = settings.patches
+        wanted = LearnSettings(
+            settings.reference,
+            mpp=patches.mpp,
+            region=patches.source_region,
+            stain_jitter=max(patches.stain_jitter, LearnSettings.stain_jitter),
+            seed=settings.schedule.seed,
+            device=str(self._rank.device),
+        )
+        try:
+            learn_into(file, file, find_images(patches.source), wanted, self._progress)
+        except InputError as error:  # the generator is complete all the same
+            self._progress.note(f"no reference statistics, and so no trust map: {error}")
 
     def _metadata(self, done: int) -> dict[str, str]:
         settings, mpp = self._settings, self._stains.source.mpp

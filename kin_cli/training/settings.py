@@ -13,11 +13,22 @@ from kin_cli.geometry import Box
 FrameworkName = Literal["cyclegan", "cut", "lsesim"]
 
 # not part of the fingerprint, because they do not affect the weights: a resumed run may change them
-_FREE = ("output", "device", "workers", "save_every", "log_every", "evaluation", "half", "overwrite", "card")
+_FREE = (
+    "output",
+    "device",
+    "workers",
+    "save_every",
+    "log_every",
+    "evaluation",
+    "half",
+    "overwrite",
+    "card",
+    "reference",
+)
 
 # settings that states of earlier versions lack, and the values at which these versions trained
-_LATER = {
-    "patches": {"source_jitter": 0.0, "guide": None},
+_LATER: dict[str, dict[str, object]] = {
+    "patches": {"source_jitter": 0.0, "guide": None, "stain_jitter": 0.0},
     "network": {"smooth_norm": False, "start_entry": None},
     "guidance": {"background": 0.0},
 }
@@ -32,9 +43,9 @@ class PatchSettings:
     of a tissue patch; ``border_fraction`` of the patches have less tissue, ``background_fraction`` have none. Only the
     ``source_region`` and ``target_region`` of each slide are used for training. ``flip`` mirrors half of the patches,
     ``rotate`` turns them by multiples of 90°, ``scale`` and ``jitter`` are the largest relative changes of size and of
-    optical density; ``source_jitter`` is one more of the source's density. ``guide`` names images in the frame of the
-    source slides, one for each, that show the target stain at the same place (see ``guidance``), up to
-    ``guide_shift_px`` off.
+    optical density; ``source_jitter`` is one more of the source's density, ``stain_jitter`` that of the strength of
+    each stain of the source (H-E-D space). ``guide`` names images in the frame of the source slides, one for each, that
+    show the target stain at the same place (see ``guidance``), up to ``guide_shift_px`` off.
     """
 
     source: Path
@@ -51,6 +62,7 @@ class PatchSettings:
     scale: float = 0.0
     jitter: float = 0.0
     source_jitter: float = 0.0
+    stain_jitter: float = 0.0
     guide: Path | None = None
     guide_shift_px: int = 64
 
@@ -67,8 +79,11 @@ class PatchSettings:
                 raise UsageError(f"{name} {value} is not a fraction between 0 and 1")
         if self.border_fraction + self.background_fraction > 1:
             raise UsageError("edge-fraction and background-fraction together exceed 1")
-        if not (0 <= self.scale < 1 and 0 <= self.jitter < 1 and 0 <= self.source_jitter < 1):
-            raise UsageError(f"scale {self.scale} and jitter {self.jitter} must be from 0 to below 1")
+        amounts = {"scale": self.scale, "jitter": self.jitter, "source-jitter": self.source_jitter}
+        amounts["stain-jitter"] = self.stain_jitter
+        for name, amount in amounts.items():
+            if not 0 <= amount < 1:
+                raise UsageError(f"{name} {amount} must be from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -270,7 +285,8 @@ class TrainSettings:
 
     ``device`` and ``precision`` are names as for ``kin translate``, without fp16. ``workers`` threads read patches.
     ``save_every`` and ``log_every`` are in steps. ``half`` stores the generator's file in float16: half the size, and
-    outputs change by less than one grey level. ``overwrite`` discards an earlier run in the folder.
+    outputs change by less than one grey level. ``overwrite`` discards an earlier run in the folder. ``reference`` is
+    the number of patches that the finished generator's reference statistics are learned from, 0 for none.
     """
 
     output: Path
@@ -288,6 +304,7 @@ class TrainSettings:
     evaluation: HeldOut = field(default_factory=HeldOut)
     half: bool = False
     overwrite: bool = False
+    reference: int = 0
 
     def __post_init__(self) -> None:
         if min(self.workers, self.save_every, self.log_every) < 1:

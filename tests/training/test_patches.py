@@ -10,7 +10,8 @@ from PIL import Image
 
 from kin_cli.errors import InputError, UsageError
 from kin_cli.geometry import Box
-from kin_cli.training.patches import PatchSource, find_images, jittered, oriented, resized
+from kin_cli.slide.open import find_images
+from kin_cli.training.patches import PatchSource, jittered, oriented, resized
 from kin_cli.training.settings import PatchSettings
 
 PLAIN = {"patch_px": 32, "flip": False}

@@ -1,0 +1,336 @@
+"""What statistics a generator knows: a compact model of those of its training patches, kept in its file.
+
+Pass 1 leaves the mean and the standard deviation of every norm layer for every patch. ``Reference`` says how far they
+lie from those of the training patches. Layers are looked at in three groups, because a change of colour moves the first
+layer by little in all, but far in directions in which training patches hardly vary; one score over thousands of
+channels of later layers would drown it.
+
+    x   = (means, log standard deviations) of the group's layers, each divided by its spread over the training patches
+    d²  = Σ_k (v_k·x)² / λ_k + |x - Σ_k (v_k·x) v_k|² / ρ      Mahalanobis distance, v and λ of a principal component
+                                                               analysis, ρ the mean variance outside of its directions
+    p_g = fraction of held-out training patches whose d² is at least as large; beyond the last tenth an exponential
+          tail of log d²
+    p   = min_g p_g / w_g, calibrated once more on held-out training patches
+
+So p, the *trust percentile*, is a fraction of training patches: 0.01 means that one in a hundred lies as far out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kin_cli.errors import ModelError
+from kin_cli.geometry import Doubles, Floats, Indices
+from kin_cli.models.weights import REFERENCE_PREFIX
+from kin_cli.store.files import utf8_name
+
+GROUPS = ("colour", "sharpness", "structure")
+"""The first norm layer; those after it up to the first of the deepest resolution; all others."""
+_SHARES = {"colour": 0.5, "sharpness": 0.25, "structure": 0.25}  # of the false alarms that each group may cause
+_DIRECTIONS = {"colour": 128, "sharpness": 100, "structure": 32}  # at most
+_PATCHES_PER_DIRECTION = 4
+_MAX_BYTES = 420_000  # of the directions of one group
+# Least variance of a direction, relative to 1 of a feature. Larger, and compression and turned hues are not seen: they
+# show where training patches hardly vary. Smaller, and rounding of the network is seen.
+_LEAST_VARIANCE = 1e-5
+_TINY = 1e-6
+_TAIL = 0.1  # the outermost tenth of the training patches, whose scores give the tail
+_QUANTILES = 201
+_FORMAT = 1
+_CARD = f"{REFERENCE_PREFIX}card"
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """The distribution of a score over held-out training patches; ``points`` are its quantiles, evenly spaced."""
+
+    points: Doubles
+
+    @classmethod
+    def of(cls, scores: Doubles) -> Tail:
+        """The distribution of the given scores (n,), larger ones farther from normal."""
+        return cls(np.quantile(scores, np.linspace(0, 1, _QUANTILES)))
+
+    def fraction_beyond(self, scores: Doubles) -> Doubles:
+        """The fraction of training patches with at least this score, > 0; beyond the last tenth an exponential tail."""
+        points, levels = self.points, np.linspace(0, 1, len(self.points))
+        body = 1 - np.interp(scores, points, levels)
+        start = np.interp(1 - _TAIL, levels, points)
+        spread = max(float(points[levels >= 1 - _TAIL].mean() - start), 1e-9)
+        beyond = _TAIL * np.exp(-np.minimum((scores - start) / spread, 600.0))
+        found: Doubles = np.where(scores > start, beyond, body)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGroup:
+    """A model of the statistics of some layers.
+
+    ``first`` and ``last`` bound its channels within ΣC; ``mean`` and ``scale`` are (D,) with D = 2 · channels;
+    ``directions`` (k, D) are orthonormal, ``variances`` (k,) those along them, ``rest`` that of any other direction.
+    ``offsets`` (D,) is by how much a network in another precision than float32 moves the features, by precision.
+    """
+
+    name: str
+    first: int
+    last: int
+    mean: Floats
+    scale: Floats
+    directions: Floats
+    variances: Floats
+    rest: float
+    offsets: Mapping[str, Floats] = field(default_factory=dict)
+
+    def features(self, stats: Floats) -> Doubles:
+        """Means and log standard deviations of this group's channels: (n, 2, ΣC) to (n, D)."""
+        return features(stats, self.first, self.last)
+
+    def score(self, stats: Floats, *, precision: str = "fp32") -> Doubles:
+        """Logarithm of the distance d² of statistics (n, 2, ΣC) from the training patches: (n,)."""
+        x = (self.features(stats) - self.mean) / self.scale
+        if precision in self.offsets:
+            x -= self.offsets[precision]
+        along = x @ self.directions.T.astype(np.float64)
+        squared = (along**2 / self.variances).sum(axis=1)
+        if len(self.directions) < x.shape[1]:
+            squared += np.maximum((x**2).sum(axis=1) - (along**2).sum(axis=1), 0) / self.rest
+        score: Doubles = np.log(squared + _TINY)
+        return score
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Trust percentiles of patches: ``percentile`` (n,) of all layers, ``by_group`` (n, 3) of each group."""
+
+    percentile: Doubles
+    by_group: Doubles
+
+    @property
+    def group(self) -> Indices:
+        """Index into ``GROUPS`` of the group that says so most strongly, (n,)."""
+        shares = np.array([_SHARES[name] for name in GROUPS[: self.by_group.shape[1]]])
+        found: Indices = np.argmin(self.by_group / shares, axis=1)
+        return found
+
+
+@dataclass(frozen=True)
+class ReferenceCard:
+    """What a reference was learned from.
+
+    ``patch_px`` is the side of the patches, ``mpp`` their µm per pixel, ``min_tissue`` their least tissue fraction;
+    ``stain_jitter`` the largest change of stain strength that counts as normal. ``stains`` holds the colour statistics
+    of the slides for ``--stain-match``, by method.
+    """
+
+    patch_px: int
+    patches: int
+    images: tuple[str, ...]
+    min_tissue: float
+    mpp: float | None = None
+    stain_jitter: float = 0.0
+    stains: Mapping[str, Any] = field(default_factory=dict)
+    software: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The statistics of a generator's training patches. ``channels`` are those of each norm layer, in running order."""
+
+    card: ReferenceCard
+    channels: tuple[int, ...]
+    groups: tuple[LayerGroup, ...]
+    tails: tuple[Tail, ...]
+    combined: Tail
+
+    def scores(self, stats: Floats, *, precision: str = "fp32") -> Scores:
+        """Trust percentiles of statistics (n, 2, ΣC) that are finite."""
+        found = [group.score(stats, precision=precision) for group in self.groups]
+        by_group = np.stack([tail.fraction_beyond(score) for tail, score in zip(self.tails, found, strict=True)], 1)
+        return Scores(self.combined.fraction_beyond(joined(by_group)), by_group)
+
+
+def features(stats: Floats, first: int, last: int) -> Doubles:
+    """Means and log standard deviations of channels ``first`` to ``last``: (n, 2, ΣC) to (n, 2 (last - first))."""
+    part = stats[:, :, first:last].astype(np.float64)
+    return np.concatenate([part[:, 0], np.log(np.maximum(part[:, 1], _TINY))], axis=1)
+
+
+def joined(by_group: Doubles) -> Doubles:
+    """One score for the fractions (n, groups) of each group, larger ones farther from normal: -log min p/w."""
+    shares = np.array([_SHARES[name] for name in GROUPS[: by_group.shape[1]]])
+    found: Doubles = -np.log(np.maximum(by_group, 1e-300) / shares).min(axis=1)
+    return found
+
+
+def group_bounds(channels: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Name and bounds within ΣC of each group of a network whose norm layers have these channels.
+
+    Networks whose first layers do not widen have their second and third layer in the second group.
+    """
+    ends = np.cumsum(channels).tolist()
+    widest = next((i for i in range(1, len(channels)) if channels[i] >= max(channels)), 1)
+    early = min(max(widest, 1), len(channels) - 1, 6)
+    cuts = [0, 1, early + 1, len(channels)]
+    bounds = [0 if cut == 0 else int(ends[cut - 1]) for cut in cuts]
+    found = zip(GROUPS, bounds[:-1], bounds[1:], strict=True)
+    return [(name, first, last) for name, first, last in found if last > first]
+
+
+def fit_group(stats: Floats, name: str, first: int, last: int) -> LayerGroup:
+    """A model of the statistics (n, 2, ΣC) of some layers."""
+    x = features(stats, first, last)
+    mean, scale = x.mean(axis=0), x.std(axis=0) + _TINY
+    z = (x - mean) / scale
+    count, width = z.shape
+    variances, rows = _principal(z)
+    kept = max(1, min(_DIRECTIONS[name], count // _PATCHES_PER_DIRECTION, width, _MAX_BYTES // (4 * width)))
+    rest = float((width * 1.0 - variances[:kept].sum()) / max(1, width - kept))
+    return LayerGroup(
+        name,
+        first,
+        last,
+        mean.astype(np.float32),
+        scale.astype(np.float32),
+        rows[:kept].astype(np.float32),
+        (variances[:kept] + _LEAST_VARIANCE).astype(np.float32),
+        max(rest, 0.0) + _LEAST_VARIANCE,
+    )
+
+
+def _principal(z: Doubles) -> tuple[Doubles, Doubles]:
+    """Variances and directions (k, D) of the principal components of centred features (n, D), largest first."""
+    count, width = z.shape
+    if width <= count:
+        _, singular, rows = np.linalg.svd(z, full_matrices=False)
+        return singular**2 / (count - 1), rows
+    values, vectors = np.linalg.eigh(z @ z.T)  # of the smaller matrix: the same components
+    values, vectors = values[:0:-1], vectors[:, :0:-1]
+    return values.clip(0) / (count - 1), (z.T @ vectors).T / np.sqrt(values.clip(1e-12))[:, None]
+
+
+def fit_reference(
+    stats: Floats,
+    folds: Indices,
+    channels: Sequence[int],
+    card: ReferenceCard,
+    *,
+    rounded: Mapping[str, tuple[Floats, Floats]] | None = None,
+) -> Reference:
+    """Learn a reference from the statistics (n, 2, ΣC) of training patches.
+
+    folds: number (n,) of the part of the training data that each patch lies in. Scores are calibrated on patches of
+    one part with models of all others, so that neighbours of a patch do not tell what it looks like.
+    rounded: statistics of the same few patches in float32 and in another precision, by that precision.
+    """
+    bounds = group_bounds(channels)
+    held = np.full((len(stats), len(bounds)), np.nan)
+    for fold in np.unique(folds):
+        inside = folds == fold
+        for column, (name, first, last) in enumerate(bounds):
+            held[inside, column] = fit_group(stats[~inside], name, first, last).score(stats[inside])
+    tails = tuple(Tail.of(held[:, column]) for column in range(len(bounds)))
+    by_group = np.stack([tail.fraction_beyond(held[:, column]) for column, tail in enumerate(tails)], 1)
+    groups = []
+    for name, first, last in bounds:
+        group = fit_group(stats, name, first, last)
+        offsets = {
+            precision: ((group.features(other) - group.features(exact)) / group.scale).mean(axis=0).astype(np.float32)
+            for precision, (exact, other) in (rounded or {}).items()
+        }
+        groups.append(LayerGroup(**{**vars(group), "offsets": offsets}))
+    return Reference(card, tuple(channels), tuple(groups), tails, Tail.of(joined(by_group)))
+
+
+# In the generator's file
+
+
+def to_tensors(reference: Reference) -> dict[str, Tensor]:
+    """A reference as tensors for a safetensors file, named so that ``read_weights`` leaves them out."""
+    facts = {
+        "format": _FORMAT,
+        "channels": list(reference.channels),
+        "groups": [{"name": g.name, "first": g.first, "last": g.last, "rest": g.rest} for g in reference.groups],
+        "card": asdict(reference.card),
+    }
+    text = json.dumps(facts, ensure_ascii=True, sort_keys=True).encode()
+    arrays: dict[str, Any] = {"card": np.frombuffer(text, np.uint8).copy(), "combined": reference.combined.points}
+    for group, tail in zip(reference.groups, reference.tails, strict=True):
+        for part in ("mean", "scale", "directions", "variances"):
+            arrays[f"{group.name}.{part}"] = getattr(group, part)
+        arrays[f"{group.name}.quantiles"] = tail.points
+        for precision, offset in group.offsets.items():
+            arrays[f"{group.name}.offset.{precision}"] = offset
+    return {f"{REFERENCE_PREFIX}{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+
+
+def read_reference(path: Path, channels: int | None = None) -> Reference | None:
+    """The reference in a generator's file; None if it is no safetensors file or holds none.
+
+    Raises ``ModelError`` if it is damaged, of a newer kin, or of a network with another number of ``channels``, ΣC.
+    """
+    hint = "kin models learn makes them again; --no-trust does without"
+    try:
+        with utf8_name(path) as name, safe_open(name, framework="pt", device="cpu") as file:
+            keys = [key for key in file.keys() if key.startswith(REFERENCE_PREFIX)]  # noqa: SIM118
+            arrays = {key.removeprefix(REFERENCE_PREFIX): file.get_tensor(key).numpy() for key in keys}
+    except (SafetensorError, OSError):
+        return None  # a PyTorch file; what is wrong with it is told where its weights are read
+    if not arrays:
+        return None
+    try:
+        found = _from_arrays(arrays)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, IndexError):
+        raise ModelError(f"{path}: its reference statistics are damaged or of another version of kin", hint) from None
+    if channels is not None and channels and sum(found.channels) != channels:
+        raise ModelError(f"{path}: its reference statistics are those of another network", hint)
+    return found
+
+
+def _from_arrays(arrays: Mapping[str, Any]) -> Reference:
+    facts = json.loads(arrays["card"].tobytes())
+    if facts["format"] != _FORMAT:
+        raise ValueError(facts["format"])
+    card = ReferenceCard(**{**facts["card"], "images": tuple(facts["card"]["images"])})
+    groups, tails = [], []
+    for entry in facts["groups"]:
+        name = str(entry["name"])
+        offset = f"{name}.offset."
+        offsets = {key.removeprefix(offset): array for key, array in arrays.items() if key.startswith(offset)}
+        parts = {part: arrays[f"{name}.{part}"] for part in ("mean", "scale", "directions", "variances")}
+        group = LayerGroup(name, int(entry["first"]), int(entry["last"]), **parts, rest=entry["rest"], offsets=offsets)
+        width = 2 * (group.last - group.first)
+        shapes = [group.mean.shape, group.scale.shape, group.directions.shape[1:], *(a.shape for a in offsets.values())]
+        numbers = [*parts.values(), *offsets.values(), arrays[f"{name}.quantiles"], np.array(group.rest)]
+        if any(shape != (width,) for shape in shapes) or not all(np.isfinite(array).all() for array in numbers):
+            raise ValueError(name)
+        if (group.scale <= 0).any() or (group.variances <= 0).any() or group.rest <= 0:
+            raise ValueError(name)
+        groups.append(group)
+        tails.append(Tail(arrays[f"{name}.quantiles"].astype(np.float64)))
+    return Reference(card, tuple(facts["channels"]), tuple(groups), tuple(tails), Tail(arrays["combined"]))
+
+
+def with_reference(source: Path, reference: Reference) -> bytes:
+    """The content of the safetensors file ``source`` with ``reference`` in place of the one it may hold.
+
+    Weights and metadata are kept as they are. Raises ``ModelError`` if the file cannot be read.
+    """
+    from kin_cli.models.checkpoint import in_order
+
+    try:
+        with utf8_name(source) as name, safe_open(name, framework="pt", device="cpu") as file:
+            kept = {k: file.get_tensor(k) for k in file.keys() if not k.startswith(REFERENCE_PREFIX)}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except SafetensorError:
+        raise ModelError(f"{source} is truncated or damaged", "copy or download it again") from None
+    return in_order(safetensors.torch.save({**kept, **to_tensors(reference)}, metadata=metadata))

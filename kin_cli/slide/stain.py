@@ -1,0 +1,226 @@
+"""Stain colours: bring a slide to the colours that a generator knows, and vary the strength of stains in training.
+
+``--stain-match`` fits Macenko's or Reinhard's statistics with torchstain (an extra), once per slide: a fit per patch
+would give every patch colours of its own, and so a border. What is fitted becomes a table of colours, which Pillow
+interpolates; ``MatchedSlide`` shows a slide through it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from kin_cli.errors import InputError, UsageError
+from kin_cli.geometry import AnyArray, Box, Doubles, Grid, Pixels
+from kin_cli.slide.base import Slide
+from kin_cli.slide.tissue import tissue_mask
+from kin_cli.slide.unreadable import FillingSlide
+from kin_cli.slide.view import SlideView
+
+StainMethod = Literal["macenko", "reinhard"]
+METHODS: tuple[StainMethod, ...] = ("macenko", "reinhard")
+
+# Optical densities of haematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston 2001)
+_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_GLASS_DENSITY = 0.15  # natural optical density up to which a pixel counts as (partly) glass; torchstain's β
+_LIGHT = 240  # torchstain's intensity of transmitted light
+_NODES = 65  # of the colour table along each axis, the most that Pillow takes
+_SQUARES, _SQUARE_PX, _STEP = 64, 256, 4
+_LEAST_PIXELS = 500
+_LEAST_ANGLE = 0.02  # of both stains in radian, about; less is one stain
+
+
+def jittered_stains(patch: Pixels, rng: np.random.Generator, *, amount: float) -> Pixels:
+    """Vary the strength of haematoxylin, eosin and DAB of a patch (H, W, 3), each at random (Tellez et al. 2018).
+
+    In the space of the three stains c becomes α·c + β: α uniform in 1 ± ``amount``, β in ± ``amount`` / 5. β is left
+    out on glass, which no stain reaches.
+    """
+    if amount == 0:
+        return patch
+    alpha, beta = 1 + amount * rng.uniform(-1, 1, 3), 0.2 * amount * rng.uniform(-1, 1, 3)
+    unit = _HED / np.linalg.norm(_HED, axis=1, keepdims=True)
+    density = -np.log((patch.astype(np.float32) + 1) / 256)
+    stained = np.minimum(density.mean(axis=-1, keepdims=True) / _GLASS_DENSITY, 1).clip(0)
+    change = np.linalg.inv(unit) @ np.diag(alpha) @ unit
+    density = density @ change.astype(np.float32) + stained * (beta @ unit).astype(np.float32)
+    changed: Pixels = np.rint(256 * np.exp(-density) - 1).clip(0, 255).astype(np.uint8)
+    return changed
+
+
+def tissue_colours(view: SlideView) -> Pixels:
+    """Colours of tissue all over a slide, (n, 3): of up to 64 squares of 256 px at the view's resolution.
+
+    The squares are spread evenly over those that are at least half tissue, whatever region the view shows. Memory
+    bound: 800 kB, and one square.
+    """
+    whole = replace(view, region=Box(0, 0, view.frame.width, view.frame.height))
+    grid = Grid(whole.size, _SQUARE_PX)
+    fraction = tissue_mask(whole, "auto").fraction(grid).ravel()
+    order = np.flatnonzero(fraction >= 0.5)
+    if len(order) < _SQUARES:  # little tissue, or thin: the fullest squares
+        order = np.sort(np.argsort(-fraction, kind="stable")[: min(_SQUARES, int((fraction > 0).sum()))])
+    chosen = order[np.linspace(0, len(order) - 1, min(_SQUARES, len(order))).round().astype(int)] if len(order) else []
+    found = [sampled(whole.read(grid.clipped(grid.cell(int(index))))) for index in chosen]
+    return np.concatenate(found) if found else np.empty((0, 3), np.uint8)
+
+
+def sampled(patch: Pixels) -> Pixels:
+    """Every fourth pixel of a patch in both directions that is no glass, (n, 3)."""
+    pixels = patch[::_STEP, ::_STEP].reshape(-1, 3)
+    density = -np.log((pixels.min(axis=1).astype(np.float32) + 1) / _LIGHT)
+    kept: Pixels = pixels[density >= _GLASS_DENSITY]
+    return kept
+
+
+def fit_stains(colours: Pixels, method: StainMethod, *, what: str) -> dict[str, list[Any]]:
+    """Statistics of the colours (n, 3) of tissue, fitted by torchstain, as lists for JSON; ``what`` names their source.
+
+    macenko: "stains" (3, 2), the optical densities of haematoxylin and eosin, and "strongest" (2,), their 99 %
+    quantiles. reinhard: "mean" and "std" (3,) in LAB.
+
+    Raises ``UsageError`` if torchstain is missing, ``InputError`` if there is too little tissue or no two stains.
+    """
+    normalizers = _torchstain()
+    hint = "translate it without --stain-match"
+    if len(colours) < _LEAST_PIXELS:
+        raise InputError(f"{what}: too little tissue to fit its stains", hint)
+    picture = colours[:, None]
+    try:
+        with np.errstate(all="ignore"):
+            if method == "macenko":
+                fitted = normalizers.MacenkoNormalizer(backend="numpy")
+                fitted.fit(picture)
+                found = {"stains": fitted.HERef, "strongest": fitted.maxCRef}
+            else:
+                fitted = normalizers.ReinhardNormalizer(backend="numpy")
+                fitted.fit(picture)
+                found = {"mean": fitted.target_means, "std": fitted.target_stds}
+    except (ValueError, IndexError, np.linalg.LinAlgError):
+        raise InputError(f"{what}: its stains cannot be fitted", hint) from None
+    arrays = {name: np.asarray(values, np.float64) for name, values in found.items()}
+    spread = arrays["strongest"] if method == "macenko" else arrays["std"]
+    finite = all(np.isfinite(values).all() for values in arrays.values())
+    distinct = method != "macenko" or (finite and np.linalg.svd(arrays["stains"])[1][-1] > _LEAST_ANGLE)
+    if not (finite and distinct) or (spread <= 1e-3).any():
+        raise InputError(f"{what}: its stains cannot be fitted", hint)
+    return {name: np.round(values, 6).tolist() for name, values in arrays.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class StainMatch:
+    """A change of colours from those of a slide (``source``) to those of a target, both fitted by ``fit_stains``."""
+
+    method: StainMethod
+    source: Mapping[str, Any]
+    target: Mapping[str, Any]
+
+    @cached_property
+    def table(self) -> AnyArray:
+        """The new colours, 0 to 1, of a lattice of 65 × 65 × 65 colours: float32 (B, G, R, 3)."""
+        axis = np.linspace(0, 255, _NODES)
+        blue, green, red = np.meshgrid(axis, axis, axis, indexing="ij")
+        lattice = np.stack([red, green, blue], axis=-1)
+        changed = self._macenko(lattice) if self.method == "macenko" else self._reinhard(lattice)
+        return (changed / 255).clip(0, 1).astype(np.float32)
+
+    @cached_property
+    def identity(self) -> str:
+        """The method and a checksum of the change, for fingerprints."""
+        return f"{self.method} (crc32 {zlib.crc32(np.round(255 * self.table, 2).tobytes()):08x})"
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """Change the colours of pixels (h, w, 3); thread-safe."""
+        from PIL import Image
+
+        if pixels.size == 0:
+            return pixels
+        return np.array(Image.fromarray(np.ascontiguousarray(pixels)).filter(self._filter))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was fitted, for the record."""
+        return {"method": self.method, "slide": dict(self.source), "target": dict(self.target)}
+
+    @cached_property
+    def _filter(self) -> Any:
+        from PIL import ImageFilter
+
+        return ImageFilter.Color3DLUT(_NODES, self.table.ravel(), channels=3)
+
+    def _macenko(self, colours: Doubles) -> Doubles:
+        """I' = I₀ · exp(-S_target · (s_target / s_source) · S_source⁺ · D), D = -ln((I + 1) / I₀), as in torchstain.
+
+        S: optical densities of both stains; s: their 99 % quantiles; ⁺: pseudo-inverse, that is, least squares.
+        """
+        source, target = (np.array(part["stains"]) for part in (self.source, self.target))
+        strength = np.array(self.target["strongest"]) / np.array(self.source["strongest"])
+        change = target @ np.diag(strength) @ np.linalg.pinv(source)
+        changed: Doubles = _LIGHT * np.exp(np.log((colours + 1) / _LIGHT) @ change.T)
+        return changed
+
+    def _reinhard(self, colours: Doubles) -> Doubles:
+        """Mean and standard deviation of each LAB channel changed to the target's, in torchstain's LAB."""
+        _torchstain()
+        from torchstain.numpy.utils.lab2rgb import lab2rgb
+        from torchstain.numpy.utils.rgb2lab import rgb2lab
+        from torchstain.numpy.utils.split import lab_merge, lab_split
+        from torchstain.numpy.utils.stats import standardize
+
+        channels = lab_split(rgb2lab(colours.reshape(-1, 1, 3).astype(np.float32) / 255))
+        known = zip(
+            channels, self.source["mean"], self.source["std"], self.target["mean"], self.target["std"], strict=True
+        )
+        lab = lab_merge(*(standardize(x, mean, std) * to_std + to_mean for x, mean, std, to_mean, to_std in known))
+        changed: Doubles = 255.0 * np.asarray(lab2rgb(lab), np.float64).reshape(colours.shape)
+        return np.nan_to_num(changed)
+
+
+class MatchedSlide(Slide):
+    """A slide shown in other colours; closes the slide that it wraps."""
+
+    def __init__(self, slide: Slide, match: StainMatch) -> None:
+        self.inner, self.match = slide, match
+        for name in Slide.__annotations__:
+            setattr(self, name, getattr(slide, name))
+
+    def close(self) -> None:
+        """See ``Slide.close``."""
+        self.inner.close()
+
+    def _fetch(self, level: int, box: Box) -> Pixels:
+        return self.match(self.inner.read(level, box))
+
+
+def match_to(view: SlideView, method: StainMethod, target: Mapping[str, Any]) -> StainMatch:
+    """The change of colours that brings the slide of a view to the ``target``, a result of ``fit_stains``."""
+    return StainMatch(method, fit_stains(tissue_colours(view), method, what=str(view.slide.path)), target)
+
+
+def matched(view: SlideView, match: StainMatch) -> SlideView:
+    """The view in the colours of the target; parts of the slide that cannot be read are treated as before."""
+    slide = view.slide
+    if isinstance(slide, FillingSlide):
+        return replace(view, slide=FillingSlide(MatchedSlide(slide.inner, match)))
+    return replace(view, slide=MatchedSlide(slide, match))
+
+
+def unmatched(view: SlideView) -> SlideView:
+    """The view in the slide's own colours."""
+    slide = view.slide
+    if isinstance(slide, FillingSlide) and isinstance(slide.inner, MatchedSlide):
+        return replace(view, slide=FillingSlide(slide.inner.inner))
+    return replace(view, slide=slide.inner) if isinstance(slide, MatchedSlide) else view
+
+
+def _torchstain() -> Any:
+    try:
+        from torchstain.base import normalizers
+    except Exception as error:  # a broken installation may raise anything
+        reason = "" if isinstance(error, ModuleNotFoundError) else f" ({type(error).__name__}: {error})"
+        raise UsageError(f"--stain-match needs torchstain{reason}", "pip install 'kin-cli[stain]'") from error
+    return normalizers

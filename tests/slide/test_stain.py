@@ -1,0 +1,122 @@
+"""Stain colours: against scikit-image's separation and torchstain's own normalization."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from skimage.color import hed_from_rgb, separate_stains
+from torchstain.base import normalizers
+
+from kin_cli.errors import InputError, UsageError
+from kin_cli.geometry import Box
+from kin_cli.slide.open import open_source
+from kin_cli.slide.stain import (
+    METHODS,
+    MatchedSlide,
+    StainMatch,
+    fit_stains,
+    jittered_stains,
+    match_to,
+    matched,
+    tissue_colours,
+    unmatched,
+)
+from kin_cli.slide.unreadable import FillingSlide
+from tests.helpers.trusting import write_tissue
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two slides, the second stained half as strongly."""
+    folder = tmp_path_factory.mktemp("stains")
+    return write_tissue(folder / "a.tif"), write_tissue(folder / "b.tif", seed=1, stain=0.5)
+
+
+def colours(path: Path) -> Any:
+    view = open_source(path)
+    with view.slide:
+        return tissue_colours(view)
+
+
+def test_jitter_scales_the_stains_that_scikit_image_separates() -> None:
+    patch = np.random.default_rng(0).integers(60, 200, (64, 64, 3), np.uint8)
+    changed = jittered_stains(patch, np.random.default_rng(3), amount=0.2)
+    before, after = (separate_stains((p.astype(float) + 1) / 256, hed_from_rgb) for p in (patch, changed))
+    for stain in range(3):
+        slope, offset = np.polyfit(before[..., stain].ravel(), after[..., stain].ravel(), 1)
+        residual = after[..., stain] - slope * before[..., stain] - offset
+        assert 0.8 <= slope <= 1.2
+        assert np.abs(residual).mean() < 0.02 * np.ptp(before[..., stain])
+
+
+def test_jitter_leaves_glass_alone_and_zero_changes_nothing() -> None:
+    glass = np.full((8, 8, 3), 255, np.uint8)
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(jittered_stains(glass, rng, amount=0.3), glass)
+    patch = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    assert jittered_stains(patch, rng, amount=0.0) is patch
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_match_is_torchstains_own_normalization(method: Any, slides: tuple[Path, Path]) -> None:
+    target, source = (colours(path) for path in slides)
+    match = StainMatch(method, fit_stains(source, method, what="b"), fit_stains(target, method, what="a"))
+    kind = normalizers.MacenkoNormalizer if method == "macenko" else normalizers.ReinhardNormalizer
+    oracle = kind(backend="numpy")
+    oracle.fit(target[:, None])
+    made = oracle.normalize(source[:, None])
+    expected = (made[0] if method == "macenko" else made).astype(int)
+    found = match(source[:, None]).astype(int)
+    # torchstain cuts the digits off, Pillow rounds
+    assert np.abs(found - expected).mean() < 0.7
+    assert np.quantile(np.abs(found - expected), 0.999) <= 2
+    before, after = (np.abs(pixels.mean(axis=0) - target.mean(axis=0)).sum() for pixels in (source, found[:, 0]))
+    assert after < 0.5 * before
+
+
+def test_a_matched_view_is_the_slide_in_other_colours_wherever_it_is_read(slides: tuple[Path, Path]) -> None:
+    target = fit_stains(colours(slides[0]), "macenko", what="a")
+    for fill in (False, True):
+        view = open_source(slides[1], fill=fill)
+        with view.slide:
+            match = match_to(view, "macenko", target)
+            shown, back = matched(view, match), unmatched(matched(view, match))
+            whole, part = Box(0, 0, 300, 200), Box(100, 50, 64, 64)
+            np.testing.assert_array_equal(shown.read(whole)[part.slices()], shown.read(part))
+            np.testing.assert_array_equal(shown.read(part), match(view.read(part)))
+            np.testing.assert_array_equal(back.read(part), view.read(part))
+            assert isinstance(shown.slide, FillingSlide if fill else MatchedSlide)
+            assert (shown.slide.mpp, shown.slide.levels) == (view.slide.mpp, view.slide.levels)
+
+
+def test_the_fit_does_not_depend_on_the_region(slides: tuple[Path, Path]) -> None:
+    view = open_source(slides[1], region=Box(64, 64, 128, 128))
+    with view.slide:
+        np.testing.assert_array_equal(tissue_colours(view), colours(slides[1]))
+
+
+def test_what_has_no_stains_is_refused() -> None:
+    with pytest.raises(InputError, match="too little tissue"):
+        fit_stains(np.zeros((0, 3), np.uint8), "macenko", what="x.tif")
+    with pytest.raises(InputError, match="cannot be fitted"):
+        fit_stains(np.full((900, 3), 90, np.uint8), "reinhard", what="x.tif")
+    with pytest.raises(InputError, match="cannot be fitted"):
+        fit_stains(np.full((900, 3), 90, np.uint8), "macenko", what="x.tif")
+
+
+def test_without_torchstain_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = builtins.__import__
+
+    def absent(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("torchstain"):
+            raise ModuleNotFoundError(name)
+        return plain(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(UsageError, match="needs torchstain") as caught:
+        fit_stains(np.zeros((900, 3), np.uint8), "macenko", what="x.tif")
+    assert "kin-cli[stain]" in str(caught.value)
