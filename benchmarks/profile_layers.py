@@ -57,7 +57,7 @@ def main() -> None:
         save_generator(build(spec), file, spec=spec)
         generator = load_generator(file)
     precision = resolve_precision(options.precision, device)
-    engine = Engine(generator, device=device, precision=precision, compiled=options.compile)
+    engine = Engine(generator, device=device, precision=precision, kernels=options.compile)
     side = options.patch_size
     images = list(np.random.default_rng(0).integers(0, 255, (options.batch_size, side, side, 3), np.uint8))
     stats = engine.measure(images)

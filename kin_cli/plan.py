@@ -21,6 +21,7 @@ from kin_cli.geometry import Cell, Floats, Grid
 from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.models.named import FULL_RANGE
 from kin_cli.models.own import load_network
+from kin_cli.norm.gpu import why_not
 from kin_cli.norm.lookup import Lookup
 from kin_cli.outputs import check_outputs
 from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
@@ -36,7 +37,6 @@ from kin_cli.slide.tissue import TissueMask, tissue_mask
 from kin_cli.slide.view import SlideView, overview
 from kin_cli.store.files import bytes_text, read_regular
 
-_MIN_PATCHES_TO_COMPILE = 256
 _PRIOR = 0.01  # relative to a kernel full of tissue: 1 % of the statistics inside tissue, most of them around dust
 _BASE_BYTES = 600 << 20  # interpreter, torch and the image libraries with their caches, measured on Linux
 _DISK_BYTES_PER_PIXEL = {"jpeg": 0.4, "deflate": 3.0}  # pyramid included, all tissue, rounded up
@@ -47,8 +47,9 @@ _WINDOW_BYTES = {"cpu": 3 << 30, "cuda": 6 << 30}
 # On a CPU larger windows gain a tenth by a smaller fraction of halo, but lose more because their maps leave the caches.
 _WINDOW_PX = {"cpu": 1024, "cuda": 2048}
 _BATCH_BYTES = 3 << 29
-_MAX_BATCH = 8  # more gained nothing: a few patches fill a GPU
-_FREE_FRACTION = 0.7  # usable part of a GPU's free memory, because others may use the GPU, too
+_MAX_BATCH = 8  # at width 64 the smallest maps of 8 patches are 2,048 tiles of 128 × 128 numbers for some 132 units
+# Usable part of a GPU's memory. Not of what is free at the moment: the batch decides in which order convolutions sum.
+_DEVICE_FRACTION = 0.35
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,9 @@ class Plan:
 
     @property
     def compiled(self) -> bool:
-        """Whether torch's compiler makes the fused kernels, which takes half a minute before the first patch."""
+        """Whether Triton kernels run between the convolutions, which are compiled within seconds, once per machine."""
         choice = self.settings.compute.compile
-        worth_it = self.device.type == "cuda" and self.translated_patches >= _MIN_PATCHES_TO_COMPILE
-        return choice == "on" or (choice == "auto" and worth_it)
+        return self.device.type == "cuda" and (choice == "on" or (choice == "auto" and why_not() is None))
 
     def engines(self) -> EnginePool:
         """Load the generator onto every device."""
@@ -89,7 +89,8 @@ class Plan:
                     precision=self.precision,
                     correction=self.settings.norm.correction,
                     eps=self.settings.norm.eps,
-                    compiled=self.compiled,
+                    kernels=self.compiled,
+                    batch=self.batch,
                 )
                 for device in self.devices
             ]
@@ -152,8 +153,8 @@ class Plan:
             window_px=self.window_px,
             block_px=self.blocks.block,
             halo_px=self.halo_px,
-            # a GPU needs windows of one shape, for batches and for compiled kernels
-            tight=self.halo_px > 0 and self.device.type == "cpu",
+            # on a GPU all batches have one shape, and so one order of summation
+            shape="whole" if self.device.type == "cuda" else "tight" if self.halo_px else "clipped",
         )
 
     @property
@@ -257,7 +258,10 @@ class Plan:
 
     def notes(self) -> list[str]:
         """What to tell the user before the work: ``warnings``, and what loading changed in the generator."""
-        return [*self.warnings(), *(f"{self.settings.model_name}: {note}" for note in self.generator.notes)]
+        notes = [*self.warnings(), *(f"{self.settings.model_name}: {note}" for note in self.generator.notes)]
+        if self.device.type == "cuda" and self.settings.compute.compile == "auto" and (why := why_not()):
+            notes.append(f"{self.device}: no kernels of its own, which is slower: {why}")
+        return notes
 
     def fingerprint(self) -> dict[str, object]:
         """All settings and inputs that change the bytes of the output, as a JSON object."""
@@ -336,6 +340,8 @@ def make_plan(settings: Settings) -> Plan:
     devices = ready_devices(settings.compute.device)
     plain = settings.network is not None and settings.compute.precision == "auto"
     precision = resolve_precision("fp32" if plain else settings.compute.precision, devices[0])
+    if settings.compute.compile == "on" and devices[0].type != "cuda":
+        raise UsageError("--compile on makes kernels for an NVIDIA GPU, and the device is none", "leave it out")
     generator = generator_of(settings)
     if settings.table is not None and not generator.channels:
         raise UsageError(
@@ -441,12 +447,12 @@ def auto_window(generator: Generator, *, patch_px: int, halo_px: int, device: st
 
 
 def auto_batch(generator: Generator, side_px: int, *, device: torch.device, precision: Precision) -> int:
-    """Windows of ``side_px`` per batch: 1, on an NVIDIA GPU up to 8, if their activations fit the free memory."""
+    """Windows of ``side_px`` per batch: 1, on an NVIDIA GPU up to 8, if their activations fit into its memory."""
     if device.type != "cuda":
         return 1
-    free, _total = torch.cuda.mem_get_info(device)
-    allowed = min(_BATCH_BYTES, int(_FREE_FRACTION * free))
-    return max(1, min(_MAX_BATCH, allowed // activation_bytes(generator, side_px, precision)))
+    allowed = min(_BATCH_BYTES, int(_DEVICE_FRACTION * torch.cuda.get_device_properties(device).total_memory))
+    # the padded copy is the only copy that kernels make, so that three maps are alive
+    return max(1, min(_MAX_BATCH, allowed // (activation_bytes(generator, side_px, precision) * 3 // 4)))
 
 
 def _check_tissue(plan: Plan) -> None:

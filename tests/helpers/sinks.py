@@ -55,7 +55,7 @@ def sink_of(
     for cell in selected:
         chosen[cell] = True
     grid = WindowGrid(
-        Grid(SIZE, PATCH), LAYOUT.grid(0), chosen, window_px=PATCH, block_px=TILE, halo_px=halo_px, tight=False
+        Grid(SIZE, PATCH), LAYOUT.grid(0), chosen, window_px=PATCH, block_px=TILE, halo_px=halo_px
     )
     return TileSink(grid, LAYOUT, Codec("deflate"), stores.stores, mask or all_tissue(SIZE))
 

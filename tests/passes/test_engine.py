@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ from numpy.typing import NDArray
 
 from kin_cli.errors import DeviceError
 from kin_cli.geometry import Box, Size
-from kin_cli.models.checkpoint import Generator, bundled_model, load_generator
+from kin_cli.models.architectures import build
+from kin_cli.models.checkpoint import Generator, bundled_model, load_generator, save_generator
+from kin_cli.models.resnet import ResnetSpec
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.devices import Precision
 from kin_cli.passes.engine import Engine, EnginePool
@@ -125,6 +129,59 @@ def test_two_devices_give_the_bytes_of_one(tiny_generator: Path, tmp_path: Path,
         assert run.code == 0, run.err
         written.append(output.read_bytes())
     assert written[0] == written[1]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is there: see the tests for one")
+@pytest.mark.parametrize("halo", [0, 16])
+def test_the_way_of_a_gpu_gives_the_same_bytes_for_any_batch(tmp_path: Path, halo: int) -> None:
+    """Imitated on the CPU: kernels in the interpreter, batches filled up, convolutions that take one image at a time."""
+    torch.manual_seed(0)
+    spec = ResnetSpec(width=2, blocks=1, antialias_down=True, antialias_up=True)
+    side, lookup = 16 + 2 * halo, Lookup(16, halo, "bilinear" if halo else "nearest")
+    images = list(np.random.default_rng(1).integers(0, 255, (4 if halo else 9, side, side, 3), np.uint8))
+    save_generator(build(spec), tmp_path / "g.safetensors", spec=spec)
+    generator = load_generator(tmp_path / "g.safetensors")
+    cells = len(lookup.span(1))
+    found = []
+    with torch.backends.mkldnn.flags(enabled=False):
+        for batch in (1, 3, 8):
+            engine = Engine(generator, device=torch.device("cpu"), precision="fp32", kernels=True, batch=batch)
+            engine._batch_limit = batch
+            stats = np.concatenate([engine.measure(images[n : n + batch]) for n in range(0, len(images), batch)])
+            inverse = np.stack([stats[:, 0], 1 / stats[:, 1]], axis=1)[:, None, None]
+            table = np.ascontiguousarray(np.broadcast_to(inverse, (len(images), cells, cells, *inverse.shape[3:])))
+            outputs = []
+            for n in range(0, len(images), batch):
+                outputs += engine.apply(images[n : n + batch], table[n : n + batch], lookup)
+            found.append((stats, np.stack(outputs)))
+        plain_engine = engine_of(generator)
+        plain = plain_engine.measure(images), np.stack(plain_engine.apply(images, table, lookup))
+    for stats, outputs in found[1:]:
+        np.testing.assert_array_equal(stats, found[0][0])
+        np.testing.assert_array_equal(outputs, found[0][1])
+    np.testing.assert_allclose(found[0][0], plain[0], rtol=1e-4, atol=1e-5)
+    assert np.abs(found[0][1].astype(int) - plain[1]).max() <= 1
+
+
+def test_memory_that_runs_out_in_a_copy_halves_the_batch(
+    generator: Generator, images: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, told = engine_of(generator), []
+    expected = engine.measure(images)
+    engine.note, send = told.append, engine._transfer.send
+
+    def short(arrays: list[NDArray[np.uint8]]) -> object:
+        if len(arrays) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return send(arrays)
+
+    monkeypatch.setattr(engine._transfer, "send", short)
+    np.testing.assert_array_equal(engine.measure(images), expected)
+    assert told[0] == "cpu: out of memory for 5 windows at once, going on with 2"
+    monkeypatch.setattr(engine._transfer, "send", lambda _: short([None] * 3))  # type: ignore[list-item]
+    with pytest.raises(DeviceError, match="out of memory for a single window"):
+        engine.measure(images)
 
 
 GPU_SIDE = 256
