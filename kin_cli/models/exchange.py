@@ -161,9 +161,7 @@ def _following(names: dict[nn.Module, str]) -> dict[nn.Module, nn.Module]:
     """For each residual block that is directly followed by another, or by a change of size: what follows."""
     chains = [list(layer) for layer in names if isinstance(layer, nn.Sequential)]
     pairs = [pair for chain in chains for pair in itertools.pairwise(chain)]
-    return {
-        a: b for a, b in pairs if isinstance(a, RESIDUAL_BLOCKS) and (isinstance(b, RESIDUAL_BLOCKS) or _kind(b))
-    }
+    return {a: b for a, b in pairs if isinstance(a, RESIDUAL_BLOCKS) and (isinstance(b, RESIDUAL_BLOCKS) or _kind(b))}
 
 
 def _kind(layer: nn.Module | None) -> Resize:

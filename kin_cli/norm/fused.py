@@ -128,7 +128,9 @@ class FusedOps(Protocol):
     folds: bool
     adds_bias: bool
 
-    def measured(self, x: Tensor, *, correction: int, eps: float, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def measured(
+        self, x: Tensor, *, correction: int, eps: float, offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Statistics of x + offset per sample and channel, both (B, 2, C) float32: mean and σ; mean and 1/σ.
 
         σ = √(var + eps); 1/σ is 0 where σ is.
@@ -143,7 +145,9 @@ class EagerOps:
 
     folds, adds_bias = True, False
 
-    def measured(self, x: Tensor, *, correction: int, eps: float, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def measured(
+        self, x: Tensor, *, correction: int, eps: float, offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See ``FusedOps``."""
         mean, var = self.moments(x, correction)
         mean = mean if offset is None else mean + offset.float()

@@ -73,9 +73,13 @@ class KernelOps:
 
     def __init__(self) -> None:
         self._kernels = kernels()
-        self._segments: dict[tuple[int, int, int], tuple[FieldAxis, Tensor]] = {}  # the axis is kept: its id is in the key
+        self._segments: dict[
+            tuple[int, int, int], tuple[FieldAxis, Tensor]
+        ] = {}  # the axis is kept: its id is in the key
 
-    def measured(self, x: Tensor, *, correction: int, eps: float, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def measured(
+        self, x: Tensor, *, correction: int, eps: float, offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See ``FusedOps``."""
         x = x.contiguous(memory_format=torch.channels_last)
         batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]

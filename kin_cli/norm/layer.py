@@ -147,9 +147,7 @@ def _folded(convolution: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, values: Affi
     return _convolution(convolution, x, (convolution.weight * scale.view(shape)).to(x.dtype), bias.to(x.dtype))
 
 
-def _convolution(
-    convolution: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
+def _convolution(convolution: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Run a convolution with another weight and bias."""
     if isinstance(convolution, nn.ConvTranspose2d):
         return F.conv_transpose2d(

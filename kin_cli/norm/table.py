@@ -18,7 +18,6 @@ from kin_cli.geometry import Cell, Floats
 from kin_cli.norm.kernel import Kernel
 from kin_cli.store.blobs import BlobStore
 
-
 Value = TypeVar("Value")
 _KEPT_BYTES = 32 << 20  # three rows of cells of a slide 130,000 px wide, at ΣC 5,248
 
@@ -127,6 +126,7 @@ class SmoothedTable:
 
     def _finish(self, row: int, col: int) -> Floats:
         """Means and scales (2, ΣC) of one cell."""
+        smooth: Floats
         if self._kernel.kind == "global":
             smooth = self._table_mean().copy()
         else:
@@ -140,7 +140,9 @@ class SmoothedTable:
     def _smooth(self, row: int, col: int) -> tuple[Floats, np.float32]:
         """Weighted mean (2, ΣC) of the cells within the kernel, and their weight."""
         radius = self._kernel.radius
-        columns = [self._columns(row, other) for other in _clamped(range(col - radius, col + radius + 1), self._table.cols)]
+        columns = [
+            self._columns(row, other) for other in _clamped(range(col - radius, col + radius + 1), self._table.cols)
+        ]
         total, support = self._weighted_sum(columns)
         if self._prior:
             total += np.float32(self._prior) * self._table_mean()
@@ -169,12 +171,15 @@ class SmoothedTable:
         if weight > 0:
             stats = self._table.read(Cell(row, col))
             if np.isfinite(stats).all():
-                return stats * weight, weight
+                weighted: Floats = stats * weight
+                return weighted, weight
         return np.zeros((2, self.channels), np.float32), np.float32(0)
 
     def _of_neighbours(self, row: int, col: int) -> Floats:
         """The mean of the neighbours of a cell that have a value, (2, ΣC), or that of the table."""
-        rows, cols = (_clamped(range(at - 1, at + 2), n) for at, n in ((row, self._table.rows), (col, self._table.cols)))
+        rows, cols = (
+            _clamped(range(at - 1, at + 2), n) for at, n in ((row, self._table.rows), (col, self._table.cols))
+        )
         near = [self._smoothed(down, across) for down in rows for across in cols]
         values = [value for value, support in near if support > 0]
         mean: Floats = np.stack(values).mean(axis=0) if values else self._table_mean().copy()

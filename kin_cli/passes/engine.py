@@ -212,11 +212,12 @@ class Engine:
             raise DeviceError(
                 f"{self.device}: out of memory for a single window", "a smaller --window, or --device cpu"
             ) from None
-        self._batch_limit = count // 2
+        half = count // 2
+        self._batch_limit = min(self._batch_limit, half)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.note(f"{self.device}: out of memory for {count} windows at once, going on with {self._batch_limit}")
-        return self._batch_limit
+        self.note(f"{self.device}: out of memory for {count} windows at once, going on with {half}")
+        return half
 
     def _to_input(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 to (B, C, H, W) in the generator's range, [-1, 1] for most, in the engine's dtype.

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from kin_cli.norm import fused as ops
 from kin_cli.norm.fused import EagerOps, Finish, Resize, Uniform, Values, formula
 from tests.helpers.fields import varying
+
 
 @settings(deadline=None, max_examples=60)
 @given(

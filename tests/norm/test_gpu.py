@@ -87,7 +87,9 @@ def test_a_kernel_equals_the_formula(
         values = uniform(batch, channels, *(AFFINE if kind == "affine" else ()))
     finish = Finish(relu, pad, resize=resize)
     before = x.clone()
-    found = KernelOps()(x.to(DEVICE), _on_device(values), finish, residual=None if residual is None else residual.to(DEVICE))
+    found = KernelOps()(
+        x.to(DEVICE), _on_device(values), finish, residual=None if residual is None else residual.to(DEVICE)
+    )
     assert_equal(found.cpu(), formula(x, values, finish, residual), units=2 if resize else 1)
     assert torch.equal(x, before)
 
@@ -157,7 +159,9 @@ def test_a_samples_numbers_do_not_depend_on_the_batch() -> None:
     for first, last in ((0, 1), (2, 5), (7, 8)):
         stats, scales = ops.measured(x[first:last], correction=0, eps=1e-5)
         assert torch.equal(stats, whole[first:last])
-        assert torch.equal(ops(x[first:last, :, :5], Uniform(*scales.unbind(1)), Finish(relu=True, pad=1)), y[first:last])
+        assert torch.equal(
+            ops(x[first:last, :, :5], Uniform(*scales.unbind(1)), Finish(relu=True, pad=1)), y[first:last]
+        )
 
 
 @needs_a_way_to_run

@@ -210,10 +210,8 @@ def test_the_kernels_themselves_give_the_same_bytes_for_any_batch(antialiased: G
     np.testing.assert_allclose(one[0], engine_of(antialiased).measure(images), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("pass_", "most"), [("measure", 120), ("apply", 70)])
-def test_operators_launched_per_batch(
-    pass_: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("pass_", "most"), [("measure", 100), ("apply", 60)])
+def test_operators_launched_per_batch(pass_: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At nine blocks; with torch's operators alone it was 750 to 850, 7 to 9 ms of one core."""
     launched: list[str] = []
 
@@ -235,25 +233,28 @@ def test_operators_launched_per_batch(
         def to_bytes(self, *args: Any, **kwargs: Any) -> Any:
             return self._counted("bytes", 3, lambda: super(Counted, self).to_bytes(*args, **kwargs))
 
+    views = "select slice unbind permute view alias lift_fresh to resolve_conj resolve_neg expand detach unsqueeze"
+    no_kernel = {*views.split(), "empty"}
+
     class Launches(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
-            views = isinstance(result, torch.Tensor) and result._is_view()
-            if not views and "empty" not in str(func) and "detach" not in str(func):
+            if func.overloadpacket.__name__ not in no_kernel:
                 launched.append(str(func))
             return result
 
     monkeypatch.setattr(engine_module, "checked", lambda *_, **__: Counted())
     spec = ResnetSpec(width=2, blocks=9, antialias_down=True, antialias_up=True)
     save_generator(build(spec), tmp_path / "g.safetensors", spec=spec)
-    engine = Engine(load_generator(tmp_path / "g.safetensors"), device=torch.device("cpu"), precision="fp32", kernels=True)
+    engine = Engine(
+        load_generator(tmp_path / "g.safetensors"), device=torch.device("cpu"), precision="fp32", kernels=True
+    )
     engine._batch_limit = 8
     images = list(np.random.default_rng(1).integers(0, 255, (8, 64, 64, 3), np.uint8))
     table = cells_around(engine.measure(images), 1)
     launched.clear()
     with Launches():
         _ = engine.measure(images) if pass_ == "measure" else engine.apply(images, table, Lookup(64, 0, "nearest"))
-    print(pass_, len(launched), dict(Counter(launched)))
     assert 24 < len(launched) <= most, Counter(launched)
 
 
@@ -288,32 +289,46 @@ def patches() -> list[NDArray[np.uint8]]:
 
 
 def both_passes(
-    device: str, precision: Precision, patches: list[NDArray[np.uint8]]
+    device: str,
+    precision: Precision,
+    patches: list[NDArray[np.uint8]],
+    *,
+    kernels: bool = True,
+    batch: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     generator = load_generator(bundled_model())
-    engine = Engine(generator, device=torch.device(device), precision=precision)
+    engine = Engine(
+        generator, device=torch.device(device), precision=precision, kernels=kernels and device == "cuda", batch=batch
+    )
     stats = engine.measure(patches)
     cells = np.stack([stats[:, 0], 1 / stats[:, 1]], axis=1)[:, None, None]
     return stats, np.stack(engine.apply(patches, np.ascontiguousarray(cells), Lookup(GPU_SIDE, 0, "nearest")))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("precision", "median", "tail"), [("fp32", 0, 1), ("bf16", 0, 3)])
-def test_pixels_are_those_of_the_cpu(
-    patches: list[NDArray[np.uint8]], precision: Precision, median: int, tail: int
-) -> None:
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pixels_are_those_of_the_cpu(patches: list[NDArray[np.uint8]], precision: Precision, kernels: bool) -> None:
+    """A GPU's bf16 may be as far from float32 as a CPU's: how far depends on the generator and on the tissue."""
     _, expected = both_passes("cpu", "fp32", patches)
-    _, found = both_passes("cuda", precision, patches)
+    _, found = both_passes("cuda", precision, patches, kernels=kernels)
     difference = np.abs(found.astype(int) - expected)
-    assert np.median(difference) <= median
-    assert np.quantile(difference, 0.999) <= tail
+    if precision == "fp32":
+        assert np.quantile(difference, 0.999) <= 1
+        return
+    _, rounded = both_passes("cpu", precision, patches)
+    allowed = np.abs(rounded.astype(int) - expected)
+    for part in (0.5, 0.9, 0.99):
+        assert np.quantile(difference, part) <= 1.5 * np.quantile(allowed, part) + 1
 
 
 @pytest.mark.gpu
-def test_the_same_batch_gives_the_same_bytes(patches: list[NDArray[np.uint8]]) -> None:
-    one, other = (both_passes("cuda", "bf16", patches) for _ in range(2))
-    np.testing.assert_array_equal(one[0], other[0])
-    np.testing.assert_array_equal(one[1], other[1])
+def test_the_same_bytes_whatever_else_is_in_the_batch(patches: list[NDArray[np.uint8]]) -> None:
+    one, other = (both_passes("cuda", "bf16", patches, batch=4) for _ in range(2))
+    some = both_passes("cuda", "bf16", patches[:3], batch=4)
+    for number in range(2):
+        np.testing.assert_array_equal(one[number], other[number])
+        np.testing.assert_array_equal(one[number][:3], some[number])
 
 
 @pytest.mark.gpu
