@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=9)
     parser.add_argument("--patch-size", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--rows", type=int, default=30)
     options = parser.parse_args()
@@ -57,14 +57,14 @@ def main() -> None:
         save_generator(build(spec), file, spec=spec)
         generator = load_generator(file)
     precision = resolve_precision(options.precision, device)
-    engine = Engine(generator, device=device, precision=precision, compiled=options.compile)
+    engine = Engine(generator, device=device, precision=precision, kernels=options.kernels and device.type == "cuda")
     side = options.patch_size
     images = list(np.random.default_rng(0).integers(0, 255, (options.batch_size, side, side, 3), np.uint8))
     stats = engine.measure(images)
     stats[:, 1] = 1 / np.maximum(stats[:, 1], 1e-6)
     scales, lookup = np.ascontiguousarray(stats[:, None, None]), Lookup(side, 0, "nearest")
     kind = {"device": device, "calls": options.calls, "rows": options.rows}
-    kernels = "compiled" if options.compile else "eager"
+    kernels = "kernels" if options.kernels else "torch's operators"
     print(f"{options.architecture}, width {options.width}, {options.blocks} blocks, {precision}, {kernels}", end=", ")
     print(f"batch {options.batch_size}")
     table("measure (pass 1)", lambda: engine.measure(images), **kind)

@@ -23,8 +23,10 @@ from kin_cli.models.checkpoint import Generator, load_generator
 from kin_cli.models.named import FULL_RANGE
 from kin_cli.models.own import load_network
 from kin_cli.models.reference import Reference
+from kin_cli.norm.gpu import why_not
 from kin_cli.norm.lookup import Lookup
 from kin_cli.outputs import check_outputs
+from kin_cli.passes.budget import auto_batch, auto_window
 from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
 from kin_cli.passes.engine import Engine, EnginePool
 from kin_cli.passes.measure import thumbnail_of
@@ -39,19 +41,11 @@ from kin_cli.slide.tissue import TissueMask, tissue_mask
 from kin_cli.slide.view import SlideView, overview
 from kin_cli.store.files import bytes_text, file_sha256, os_errors_as_output_errors
 
-_MIN_PATCHES_TO_COMPILE = 256
 _PRIOR = 0.01  # relative to a kernel full of tissue: 1 % of the statistics inside tissue, most of them around dust
 _BASE_BYTES = 600 << 20  # interpreter, torch and the image libraries with their caches, measured on Linux
 _DISK_BYTES_PER_PIXEL = {"jpeg": 0.4, "deflate": 3.0}  # pyramid included, all tissue, rounded up
 _ONE_COLOUR_RANGE = 2  # grey levels, as compression leaves them in a picture of one colour
 _MAX_PIXELS = 1 << 40  # a hundred times the largest slides; more than that means a wrong pixel size
-# The window changes the pixels, so it depends on the kind of device, but not on the memory that is free at the moment.
-_WINDOW_BYTES = {"cpu": 3 << 30, "cuda": 6 << 30}
-# On a CPU larger windows gain a tenth by a smaller fraction of halo, but lose more because their maps leave the caches.
-_WINDOW_PX = {"cpu": 1024, "cuda": 2048}
-_BATCH_BYTES = 3 << 29
-_MAX_BATCH = 8  # more gained nothing: a few patches fill a GPU
-_FREE_FRACTION = 0.7  # usable part of a GPU's free memory, because others may use the GPU, too
 
 
 @dataclass(frozen=True)
@@ -79,10 +73,9 @@ class Plan:
 
     @property
     def compiled(self) -> bool:
-        """Whether torch's compiler makes the fused kernels, which takes half a minute before the first patch."""
+        """Whether Triton kernels run between the convolutions, which are compiled within seconds, once per machine."""
         choice = self.settings.compute.compile
-        worth_it = self.device.type == "cuda" and self.translated_patches >= _MIN_PATCHES_TO_COMPILE
-        return choice == "on" or (choice == "auto" and worth_it)
+        return self.device.type == "cuda" and (choice == "on" or (choice == "auto" and why_not() is None))
 
     def engines(self) -> EnginePool:
         """Load the generator onto every device."""
@@ -94,7 +87,8 @@ class Plan:
                     precision=self.precision,
                     correction=self.settings.norm.correction,
                     eps=self.settings.norm.eps,
-                    compiled=self.compiled,
+                    kernels=self.compiled,
+                    batch=self.batch,
                 )
                 for device in self.devices
             ]
@@ -176,8 +170,8 @@ class Plan:
             window_px=self.window_px,
             block_px=self.blocks.block,
             halo_px=self.halo_px,
-            # a GPU needs windows of one shape, for batches and for compiled kernels
-            tight=self.halo_px > 0 and self.device.type == "cpu",
+            # on a GPU all batches have one shape, and so one order of summation
+            shape="whole" if self.device.type == "cuda" else "tight" if self.halo_px else "clipped",
         )
 
     @property
@@ -282,6 +276,8 @@ class Plan:
     def notes(self) -> list[str]:
         """What to tell the user before the work: ``warnings``, what loading changed in the generator, scarce memory."""
         notes = [*self.warnings(), *(f"{self.settings.model_name}: {note}" for note in self.generator.notes)]
+        if self.device.type == "cuda" and self.settings.compute.compile == "auto" and (why := why_not()):
+            notes.append(f"{self.device}: no kernels of its own, which is slower: {why}")
         if self.host_bytes > memory_limit():
             needed, allowed = bytes_text(self.host_bytes), bytes_text(memory_limit())
             notes.append(
@@ -370,6 +366,8 @@ def make_plan(settings: Settings) -> Plan:
     devices = ready_devices(settings.compute.device)
     plain = settings.network is not None and settings.compute.precision == "auto"
     precision = resolve_precision("fp32" if plain else settings.compute.precision, devices[0])
+    if settings.compute.compile == "on" and devices[0].type != "cuda":
+        raise UsageError("--compile on makes kernels for an NVIDIA GPU, and the device is none", "leave it out")
     generator = generator_of(settings)
     if settings.table is not None and not generator.channels:
         raise UsageError(
@@ -455,39 +453,6 @@ def source_view(source: SourceSettings) -> SlideView:
         region=source.region,
         fill=source.on_read_error == "fill",
     )
-
-
-def activation_bytes(generator: Generator, side_px: int, precision: Precision) -> int:
-    """Upper estimate of the peak memory of a forward pass on a window of ``side_px``, halo included.
-
-    At the widest layer of full resolution three maps are alive: a convolution's input, its output, and a padded copy of
-    the output. A fourth accounts for memory lost by the allocator.
-    """
-    if generator.width is None:
-        return int((generator.bytes_per_px or 0) * side_px**2)
-    widest = 2 * generator.width if "cyclegan" not in generator.architecture else generator.width
-    return 4 * widest * side_px**2 * (4 if precision == "fp32" else 2)
-
-
-def auto_window(generator: Generator, *, patch_px: int, halo_px: int, device: str, precision: Precision) -> int:
-    """Side of a window: one patch if there is no halo, else the largest whose activations fit the memory bound."""
-    window = patch_px
-    while halo_px and 2 * window <= _WINDOW_PX.get(device, _WINDOW_PX["cpu"]):
-        if activation_bytes(generator, 2 * window + 2 * halo_px, precision) > _WINDOW_BYTES.get(
-            device, _WINDOW_BYTES["cpu"]
-        ):
-            break
-        window *= 2
-    return window
-
-
-def auto_batch(generator: Generator, side_px: int, *, device: torch.device, precision: Precision) -> int:
-    """Windows of ``side_px`` per batch: 1, on an NVIDIA GPU up to 8, if their activations fit the free memory."""
-    if device.type != "cuda":
-        return 1
-    free, _total = torch.cuda.mem_get_info(device)
-    allowed = min(_BATCH_BYTES, int(_FREE_FRACTION * free))
-    return max(1, min(_MAX_BATCH, allowed // activation_bytes(generator, side_px, precision)))
 
 
 def _check_tissue(plan: Plan) -> None:

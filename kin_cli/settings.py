@@ -243,8 +243,8 @@ class TrustSettings:
 class ComputeSettings:
     """Devices and parallelism; only ``device``, ``precision`` and ``compile`` may change pixels.
 
-    ``device`` may name several of one kind, separated by commas. ``compile`` "auto" compiles on GPUs, for slides with
-    enough patches.
+    ``device`` may name several of one kind, separated by commas. ``compile`` "auto" uses Triton kernels on
+    GPUs, if they can be compiled.
     """
 
     device: str = "auto"

@@ -16,6 +16,8 @@ from tests.helpers.shared import shared_folder
 
 # As the command does it, and before anything imports torch: waiting threads must not spin on cores that others need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if not Path("/dev/nvidiactl").exists():  # without a GPU its kernels run on the CPU, if Triton is imported this way
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _SHARED_FIXTURES = {"shared_data", "shared_reference"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from PIL import Image
 from kin_cli.errors import NoTissueError, OutputError, UsageError
 from kin_cli.geometry import Box
 from kin_cli.models.checkpoint import Generator, load_generator
-from kin_cli.plan import activation_bytes, auto_batch, auto_window, make_plan
+from kin_cli.passes.budget import activation_bytes, auto_batch, auto_window
+from kin_cli.plan import make_plan
 from tests.helpers.pictures import random_pixels
 from tests.helpers.translations import PATCH, settings
 
@@ -32,11 +34,12 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_batches_fit_what_is_free(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    need = activation_bytes(generator, 512, "bf16")
+def test_batches_fit_the_device(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = activation_bytes(generator, 512, "bf16") * 3 // 4
     cuda = torch.device("cuda")
-    for free, expected in ((80 << 30, 8), (round(3.2 * need / 0.7), 3), (need // 10, 1)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 << 30))
+    for total, expected in ((80 << 30, 8), (round(3.2 * need / 0.35), 3), (need // 10, 1)):
+        found = SimpleNamespace(total_memory=total)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=found: found)
         assert auto_batch(generator, 512, device=cuda, precision="bf16") == expected
     assert auto_batch(generator, 512, device=torch.device("cpu"), precision="fp32") == 1
 

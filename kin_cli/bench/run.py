@@ -180,7 +180,7 @@ def bench(settings: BenchSettings, progress: Progress) -> BenchResult:
         plan = make_plan(wanted)
         stack.enter_context(plan.view.slide)
         # The whole translation first, so that the peak of memory is that of a translation.
-        if plan.compiled:  # once before, so that compiling the kernels, half a minute, is not timed
+        if plan.compiled:  # once before, so that compiling the kernels is not timed
             end_to_end(wanted, patches=len(plan.grid), repeats=1)
         whole, record = end_to_end(wanted, patches=len(plan.grid), repeats=settings.runs)
         advance(1)

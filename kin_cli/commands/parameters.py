@@ -198,7 +198,7 @@ compile_option = cloup.option(
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="Fuse operations with torch.compile; auto: on a GPU, for 256 patches or more.",
+    help="Triton kernels between the convolutions; auto: on a GPU, if Triton and a C compiler are there.",
 )
 batch_size_option = cloup.option(
     "-b",

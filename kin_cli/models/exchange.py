@@ -20,13 +20,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from kin_cli.errors import ModelError
-from kin_cli.models.resnet import FixedNorm, NoNorm, ResidualBlock, UrustResidualBlock
-from kin_cli.norm.fused import Finish, FusedOps
+from kin_cli.models.resnet import (
+    BlurDownsample,
+    BlurUpsample,
+    FixedNorm,
+    NoNorm,
+    ResidualBlock,
+    UrustResidualBlock,
+)
+from kin_cli.norm.fused import Finish, FusedOps, Resize
 from kin_cli.norm.layer import Field, MeasuredError, Session, TableNorm
 
 RESIDUAL_BLOCKS = (ResidualBlock, UrustResidualBlock)
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-_WATCHED = (*_CONVOLUTIONS, nn.InstanceNorm2d, nn.ReLU, nn.ReflectionPad2d)
+_RESIZERS = (BlurDownsample, BlurUpsample, nn.Upsample)
+_WATCHED = (*_CONVOLUTIONS, nn.InstanceNorm2d, nn.ReLU, nn.ReflectionPad2d, *_RESIZERS)
 _PHASES = 4  # per axis: 3 · 16 outputs at once, for vector units of 16 lanes and tensor cores of 8 to 64
 _MAX_PHASED_OUTPUTS, _MIN_PHASED_KERNEL = 4, 5
 _ELSEWHERE = -1  # reader of a tensor that is not a watched layer
@@ -44,11 +52,23 @@ class TableNetwork:
     ) -> None:
         self.module, self.layers = module, layers
         self.channels = sum(channels for _, channels in layers)
+        self.in_channels = 3
         self._session, self._reach_px = session, reach_px
 
-    def use(self, ops: FusedOps) -> None:
-        """Set the implementation of the fused operations."""
+    def use(self, ops: FusedOps, *, in_channels: int = 3) -> None:
+        """Set the implementation of the fused operations, which also makes the borders that stand alone.
+
+        The first convolution takes ``in_channels`` from now on, the fourth and later with weight 0, if a norm follows.
+        """
         self._session.ops = ops
+        for name, layer in list(self.module.named_modules()):
+            if type(layer) is nn.ReflectionPad2d and len(set(layer.padding)) == 1:
+                _replace(self.module, name, FusedPad(layer.padding[0], self._session))
+            stem = layer.convolution if isinstance(layer, TableNorm) and layer.position == 0 else None
+            if isinstance(stem, nn.Conv2d) and stem.in_channels == self.in_channels < in_channels:
+                weight = F.pad(stem.weight, (0, 0, 0, 0, 0, in_channels - self.in_channels))
+                stem.weight = nn.Parameter(weight, requires_grad=False)
+                stem.in_channels = self.in_channels = in_channels
 
     @torch.inference_mode()
     def measure(self, x: Tensor) -> Tensor:
@@ -91,8 +111,8 @@ def exchange_norms(
 ) -> TableNetwork:
     """Replace every InstanceNorm2d of a network by a table norm, in place, and put the network in eval mode.
 
-    Ops used only by a norm layer are fused into it: the convolution in front, the ReLU and the reflection padding
-    behind, the addition of a residual block. The last convolution becomes a ``PhasedConv2d``.
+    Ops used only by a norm layer are fused into it: the convolution in front, the ReLU, the change of size and the
+    reflection padding behind, the addition of a residual block. The last convolution becomes a ``PhasedConv2d``.
 
     ``side`` is the side in pixels of a square input that the network accepts; one forward pass with it finds the order
     of the layers. ``eps`` None keeps each layer's own. ``correction`` 0 is the biased variance of InstanceNorm2d, 1 the
@@ -113,8 +133,9 @@ def exchange_norms(
         table_norm.correction = correction
         table_norm.convolution = link.convolution
         pad = 0 if link.pad is None else link.pad.padding[0]
-        table_norm.finish = Finish(link.relu is not None, pad, in_place=link.convolution is not None)
-        for absorbed in (link.convolution, link.relu, link.pad):
+        finish = Finish(link.relu is not None, pad, in_place=link.convolution is not None, resize=_kind(link.resize))
+        table_norm.finish = finish
+        for absorbed in (link.convolution, link.relu, link.resize, link.pad):
             if absorbed is not None:
                 _replace(module, names[absorbed], nn.Identity())
         _replace(module, names[norm], table_norm)
@@ -124,7 +145,12 @@ def exchange_norms(
     after = _following(names)
     for layer, name in names.items():
         if isinstance(layer, RESIDUAL_BLOCKS):
-            block = TableResidual(layer.body, session, padded=layer in after.values(), pads_next=layer in after)
+            behind = after.get(layer)
+            pads_next = isinstance(behind, RESIDUAL_BLOCKS)
+            block = TableResidual(layer.body, session, padded=layer in after.values(), pads_next=pads_next)
+            if behind is not None and not pads_next:
+                block.last.finish = dataclasses.replace(block.last.finish, resize=_kind(behind))
+                _replace(module, names[behind], nn.Identity())
             _replace(module, name, block)
         elif PhasedConv2d.suits(layer) and layer not in fused:
             _replace(module, name, PhasedConv2d(layer))
@@ -132,10 +158,34 @@ def exchange_norms(
 
 
 def _following(names: dict[nn.Module, str]) -> dict[nn.Module, nn.Module]:
-    """For each residual block that is directly followed by another: the other."""
+    """For each residual block that is directly followed by another, or by a change of size: what follows."""
     chains = [list(layer) for layer in names if isinstance(layer, nn.Sequential)]
     pairs = [pair for chain in chains for pair in itertools.pairwise(chain)]
-    return {a: b for a, b in pairs if isinstance(a, RESIDUAL_BLOCKS) and isinstance(b, RESIDUAL_BLOCKS)}
+    return {a: b for a, b in pairs if isinstance(a, RESIDUAL_BLOCKS) and (isinstance(b, RESIDUAL_BLOCKS) or _kind(b))}
+
+
+def _kind(layer: nn.Module | None) -> Resize:
+    """Which change of size of the fused operations a layer is; empty if none."""
+    if isinstance(layer, BlurDownsample):
+        return "down"
+    if isinstance(layer, BlurUpsample):
+        return "up"
+    if not isinstance(layer, nn.Upsample) or layer.mode != "nearest" or layer.size is not None:
+        return ""
+    factor: object = layer.scale_factor
+    return "nearest" if factor in (2, (2, 2)) else ""
+
+
+class FusedPad(nn.ReflectionPad2d):
+    """Reflection padding by the fused operations, channels-last: (B, C, H, W) to (B, C, H + 2 pad, W + 2 pad)."""
+
+    def __init__(self, pad: int, session: Session) -> None:
+        super().__init__(pad)
+        self._session = session
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad."""
+        return self._session.ops(x, None, Finish(pad=self.padding[0]))
 
 
 class TableResidual(nn.Module):
@@ -246,7 +296,7 @@ class PhasedConv2d(nn.Module):
 
 @dataclass(frozen=True)
 class Link:
-    """A norm layer and the layers to fuse with it: convolution → norm → ReLU → padding. None if there is none.
+    """A norm layer and the layers to fuse with it: convolution → norm → ReLU → resize → padding; None: there is none.
 
     The norm must be the only reader of the convolution's output, and each later layer of the output before it.
     """
@@ -254,6 +304,7 @@ class Link:
     norm: nn.InstanceNorm2d
     convolution: nn.Conv2d | nn.ConvTranspose2d | None
     relu: nn.ReLU | None
+    resize: nn.Module | None
     pad: nn.ReflectionPad2d | None
 
 
@@ -292,11 +343,13 @@ class _Watch(TorchFunctionMode):
 
     def _enter(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._inside += 1
-        self._readers[id(inputs[0])].append(len(self.runs))
+        if self._inside == 1:  # and not a layer within a watched one
+            self._readers[id(inputs[0])].append(len(self.runs))
 
     def _leave(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._inside -= 1
-        self.runs.append((layer, inputs[0], output))
+        if not self._inside:
+            self.runs.append((layer, inputs[0], output))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -314,14 +367,16 @@ class _Watch(TorchFunctionMode):
         source: list[Any] = [layer for layer, _, output in self.runs if output is given]
         alone = len(source) == 1 and self._readers[id(given)] == [number]
         convolution = source[0] if alone and self._once(source[0], _CONVOLUTIONS) else None
-        relu, pad, then = None, None, self._readers[id(made)]
+        relu, resize, pad, then = None, None, None, self._readers[id(made)]
         if then and self._once(layer := self._layer(then[0]), nn.ReLU) and (layer.inplace or len(then) == 1):
             relu = layer
             # an in-place ReLU returns its input: later readers of that tensor read the result
             then = then[1:] if layer.inplace else self._readers[id(self.runs[then[0]][2])]
+        if len(then) == 1 and self._once(layer := self._layer(then[0]), _RESIZERS) and _kind(layer):
+            resize, then = layer, self._readers[id(self.runs[then[0]][2])]
         if len(then) == 1 and self._once(layer := self._layer(then[0]), nn.ReflectionPad2d):
             pad = layer if len(set(layer.padding)) == 1 else None
-        return Link(norm, convolution, relu, pad)
+        return Link(norm, convolution, relu, resize, pad)
 
     def _layer(self, number: int) -> Any:
         return self.runs[number][0] if number >= 0 else None

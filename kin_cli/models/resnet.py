@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -235,18 +236,19 @@ class BlurUpsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         # only for the keys of official checkpoints, whose filter is scaled by 4 for three zeros per pixel
-        self.register_buffer("filt", 4.0 * binomial((1.0, 3.0, 3.0, 1.0), channels))
+        self.register_buffer("filt", binomial((1.0, 3.0, 3.0, 1.0), channels, total=4.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Interpolate: the same result, several times cheaper than a depthwise transposed convolution."""
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-def binomial(taps: tuple[float, ...], channels: int) -> Tensor:
-    """The outer product of ``taps`` with itself, scaled to sum 1, per channel: (channels, 1, n, n) float32."""
-    row = torch.tensor(taps, dtype=torch.float32)
-    kernel = torch.outer(row, row)
-    return (kernel / kernel.sum()).repeat(channels, 1, 1, 1)
+def binomial(taps: tuple[float, ...], channels: int, *, total: float = 1.0) -> Tensor:
+    """The outer product of ``taps`` with itself, scaled to sum ``total``, per channel: (channels, 1, n, n) float32."""
+    row = np.array(taps, np.float32)
+    kernel = np.outer(row, row)
+    # in NumPy: on the meta device, where checkpoints are read, torch.outer and repeat import torch's compiler, a second
+    return torch.tensor(np.tile(kernel * np.float32(total / kernel.sum()), (channels, 1, 1, 1)))
 
 
 def require_multiple(x: Tensor, stride: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kin_cli.norm.fused import Affine, EagerOps, FieldAxis, Finish, FusedOps, Varying
+from kin_cli.norm.fused import Affine, EagerOps, FieldAxis, Finish, FusedOps, Uniform, Varying
 from kin_cli.norm.lookup import Lookup
 
 
@@ -106,61 +106,59 @@ class TableNorm(nn.Module):
         """Measure or apply, as the session says. The result has the dtype of ``x``; ``bare`` leaves out the padding."""
         ops, current = self._session.ops, self._session.current
         if current is None:
-            return self._measure(self._convolved(x), residual)
+            return self._measure(x, residual)
         finish = dataclasses.replace(self.finish, pad=0) if bare else self.finish
         stats = current.stats[..., self.slice]  # (B, r, c, 2, C)
-        if not current.uniform:
-            x = self._convolved(x)
-            return ops(x, self._varying(x, stats, current.patches), finish, residual=residual)
-        values = self._affine(*stats[:, 0, 0].unbind(1))
-        if self.convolution is None or len(stats) > 1:
-            return ops(self._convolved(x), values, finish, residual=residual)
-        return ops(_folded(self.convolution, x, values), None, finish, residual=residual)
+        if current.uniform and self.convolution is not None and len(stats) == 1 and ops.folds:
+            values = Uniform(stats[:, 0, 0, 0], stats[:, 0, 0, 1], self.weight, self.bias)
+            return ops(_folded(self.convolution, x, values.affine()), None, finish, residual=residual)
+        x, offset = self._convolved(x)
+        if current.uniform:
+            values = Uniform(stats[:, 0, 0, 0], stats[:, 0, 0, 1], self.weight, self.bias, offset)
+            return ops(x, values, finish, residual=residual)
+        rows = self._session.axis(x.shape[2], current.patches[0], x.device)
+        cols = self._session.axis(x.shape[3], current.patches[1], x.device)
+        return ops(x, Varying(stats, rows, cols, self.weight, self.bias, offset), finish, residual=residual)
 
-    def _convolved(self, x: Tensor) -> Tensor:
-        return x if self.convolution is None else self.convolution(x)
+    def _convolved(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The output of the convolution in front, and its bias if that is still to be added."""
+        if self.convolution is None:
+            return x, None
+        if not self._session.ops.adds_bias or self.convolution.bias is None:
+            return self.convolution(x), None
+        return _convolution(self.convolution, x, self.convolution.weight, None), self.convolution.bias
 
     def _measure(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        mean, var = self._session.ops.moments(x, self.correction)
-        std = torch.sqrt(var + self.eps)
-        self._session.collected[self.position] = torch.stack([mean, std], dim=1)
+        ops = self._session.ops
+        x, offset = self._convolved(x)
+        stats, scales = ops.measured(x, correction=self.correction, eps=self.eps, offset=offset)
+        self._session.collected[self.position] = stats
         if self.position == self._session.last:
             raise MeasuredError
-        values = self._affine(mean, torch.where(std > 0, 1 / std, 0))
-        return self._session.ops(x, values, self.finish, residual=residual)
-
-    def _affine(self, mean: Tensor, scale: Tensor) -> Affine:
-        """Scale and shift (B, C) of x from the mean and 1/σ (B, C)."""
-        if self.weight is not None:
-            scale = scale * self.weight.float()
-        shift = -mean * scale
-        return Affine(scale, shift if self.bias is None else shift + self.bias.float())
-
-    def _varying(self, x: Tensor, stats: Tensor, patches: tuple[int, int]) -> Varying:
-        if self.weight is not None:
-            mean, scale = stats.unbind(3)
-            stats = torch.stack([mean, scale * self.weight.float()], dim=3)
-        rows = self._session.axis(x.shape[2], patches[0], x.device)
-        cols = self._session.axis(x.shape[3], patches[1], x.device)
-        return Varying(stats, rows, cols, None if self.bias is None else self.bias.float())
+        values = Uniform(scales[:, 0], scales[:, 1], self.weight, self.bias, offset)
+        return ops(x, values, self.finish, residual=residual)
 
 
 def _folded(convolution: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, values: Affine) -> Tensor:
     """Convolve and normalize one sample (1, C, H, W): weights scaled per output channel, bias scaled and shifted."""
     scale, shift = values.scale[0], values.shift[0]
     bias = shift if convolution.bias is None else shift + convolution.bias.float() * scale
+    shape = (-1, 1, 1) if isinstance(convolution, nn.ConvTranspose2d) else (-1, 1, 1, 1)
+    return _convolution(convolution, x, (convolution.weight * scale.view(shape)).to(x.dtype), bias.to(x.dtype))
+
+
+def _convolution(convolution: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Run a convolution with another weight and bias."""
     if isinstance(convolution, nn.ConvTranspose2d):
-        weight = (convolution.weight * scale[:, None, None]).to(x.dtype)
         return F.conv_transpose2d(
             x,
             weight,
-            bias.to(x.dtype),
+            bias,
             convolution.stride,
             convolution.padding,  # type: ignore[arg-type]  # the words "same" and "valid" are Conv2d's alone
             convolution.output_padding,
             convolution.groups,
             convolution.dilation,
         )
-    weight = (convolution.weight * scale[:, None, None, None]).to(x.dtype)
-    convolved: Tensor = convolution._conv_forward(x, weight, bias.to(x.dtype))
+    convolved: Tensor = convolution._conv_forward(x, weight, bias)
     return convolved

@@ -7,14 +7,19 @@ the store's index are in memory for the whole slide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from threading import RLock
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from kin_cli.geometry import Cell, Floats, Indices, Mask
+from kin_cli.geometry import Cell, Floats
 from kin_cli.norm.kernel import Kernel
 from kin_cli.store.blobs import BlobStore
+
+Value = TypeVar("Value")
+_KEPT_BYTES = 32 << 20  # three rows of cells of a slide 130,000 px wide, at ΣC 5,248
 
 
 class StatTable:
@@ -79,7 +84,10 @@ class SmoothedTable:
     If all weights within the kernel are 0, a cell takes the average of those of its eight neighbours that have a value,
     or else ``mean``. So the result is finite everywhere, and depends only on the position.
 
-    Memory bound: 3 · (n + 2·radius + 2)² cells of 8·ΣC bytes for a block of n × n cells.
+    Cells are smoothed once and kept while they are among the last that were asked for, and so is each column of the
+    kernel: neighbouring windows share both.
+
+    Memory bound: 32 MiB for cells, 32 MiB for columns, and one block. Thread-safe.
     """
 
     def __init__(self, table: StatTable, weights: Floats, kernel: Kernel, *, prior: float = 0.0) -> None:
@@ -90,6 +98,12 @@ class SmoothedTable:
         self._kernel = kernel
         self._prior = prior
         self._mean: Floats | None = None
+        self._taps = kernel.taps().astype(np.float32)
+        self._lock = RLock()
+        kept = max(_KEPT_BYTES // (8 * max(1, table.channels)), 4 * (kernel.size + 2))
+        self._smoothed = _Kept[tuple[Floats, np.float32]](9, self._smooth)  # for the neighbours of an empty cell
+        self._columns = _Kept[tuple[Floats, np.float32]](kept, self._column)
+        self._finished = _Kept[Floats](kept, self._finish)
         if kernel.kind == "global" or prior:
             self._table_mean()  # now, because several threads read it later
 
@@ -103,59 +117,73 @@ class SmoothedTable:
 
         The ranges may reach beyond the table: its edge cells are replicated.
         """
-        inner_rows, row_index = _clamped(rows, self._table.rows)
-        inner_cols, col_index = _clamped(cols, self._table.cols)
+        found = np.empty((len(rows), len(cols), 2, self.channels), np.float32)
+        with self._lock:
+            for i, row in enumerate(_clamped(rows, self._table.rows)):
+                for j, col in enumerate(_clamped(cols, self._table.cols)):
+                    found[i, j] = self._finished(row, col)
+        return found
+
+    def _finish(self, row: int, col: int) -> Floats:
+        """Means and scales (2, ΣC) of one cell."""
+        smooth: Floats
         if self._kernel.kind == "global":
-            smooth = np.broadcast_to(self._table_mean(), (len(inner_rows), len(inner_cols), 2, self.channels)).copy()
+            smooth = self._table_mean().copy()
         else:
-            smooth, supported = self._smooth(inner_rows, inner_cols)
-            if not supported.all():
-                self._fill(smooth, supported, inner_rows, inner_cols)
-        std = smooth[:, :, 1]
+            total, support = self._smoothed(row, col)
+            smooth = total.copy() if support > 0 else self._of_neighbours(row, col)
+        std = smooth[1]
         # a channel that is 0 everywhere has σ = 0: scale 0 normalizes it to 0, as an epsilon would
         np.divide(1.0, std, out=std, where=std > 0)
-        return np.ascontiguousarray(smooth[row_index][:, col_index])
+        return smooth
 
-    def _smooth(self, rows: range, cols: range) -> tuple[Floats, Mask]:
-        """Weighted means of cells inside the table, and which cells have any weight within the kernel."""
+    def _smooth(self, row: int, col: int) -> tuple[Floats, np.float32]:
+        """Weighted mean (2, ΣC) of the cells within the kernel, and their weight."""
         radius = self._kernel.radius
-        raw, weight = self._raw(
-            range(rows.start - radius, rows.stop + radius), range(cols.start - radius, cols.stop + radius)
-        )
-        taps = self._kernel.taps().astype(np.float32)
-        raw *= weight[..., None, None]
-        total = _convolve(_convolve(raw, taps, 0), taps, 1)
-        support = _convolve(_convolve(weight, taps, 0), taps, 1)
+        columns = [
+            self._columns(row, other) for other in _clamped(range(col - radius, col + radius + 1), self._table.cols)
+        ]
+        total, support = self._weighted_sum(columns)
         if self._prior:
             total += np.float32(self._prior) * self._table_mean()
             support += np.float32(self._prior)
-        supported = support > 0
-        total /= np.where(supported, support, 1)[..., None, None]
-        return total, supported
+        total /= support if support > 0 else np.float32(1)
+        return total, support
 
-    def _raw(self, rows: range, cols: range) -> tuple[Floats, Floats]:
-        """Statistics and weights of a block that may reach beyond the table; statistics without weight are 0."""
-        inner_rows, row_index = _clamped(rows, self._table.rows)
-        inner_cols, col_index = _clamped(cols, self._table.cols)
-        block = np.zeros((len(inner_rows), len(inner_cols), 2, self.channels), np.float32)
-        weight = np.zeros(block.shape[:2], np.float32)
-        for i, row in enumerate(inner_rows):
-            for j, col in enumerate(inner_cols):
-                if self._weights[row, col] > 0:
-                    stats = self._table.read(Cell(row, col))
-                    if np.isfinite(stats).all():
-                        block[i, j], weight[i, j] = stats, self._weights[row, col]
-        return block[row_index][:, col_index], weight[row_index][:, col_index]
+    def _column(self, row: int, col: int) -> tuple[Floats, np.float32]:
+        """Weighted sum (2, ΣC) of the kernel's rows in one column, and of the weights."""
+        radius = self._kernel.radius
+        rows = _clamped(range(row - radius, row + radius + 1), self._table.rows)
+        return self._weighted_sum([self._raw(other, col) for other in rows])
 
-    def _fill(self, smooth: Floats, supported: Mask, rows: range, cols: range) -> None:
-        """Fill the unsupported cells of a smoothed block from their neighbours, in place."""
-        ring_rows, row_index = _clamped(range(rows.start - 1, rows.stop + 1), self._table.rows)
-        ring_cols, col_index = _clamped(range(cols.start - 1, cols.stop + 1), self._table.cols)
-        values, support = self._smooth(ring_rows, ring_cols)
-        values, support = values[row_index][:, col_index], support[row_index][:, col_index]
-        for i, j in zip(*np.nonzero(~supported), strict=True):
-            near = values[i : i + 3, j : j + 3][support[i : i + 3, j : j + 3]]
-            smooth[i, j] = near.mean(axis=0) if len(near) else self._table_mean()
+    def _weighted_sum(self, terms: list[tuple[Floats, np.float32]]) -> tuple[Floats, np.float32]:
+        """Σ taps · terms, of the statistics and of the weights."""
+        total, weight = terms[0][0] * self._taps[0], terms[0][1] * self._taps[0]
+        scratch = np.empty_like(total)
+        for tap, (stats, other) in zip(self._taps[1:], terms[1:], strict=True):
+            total += np.multiply(stats, tap, out=scratch)
+            weight += other * tap
+        return total, weight
+
+    def _raw(self, row: int, col: int) -> tuple[Floats, np.float32]:
+        """Statistics (2, ΣC) of a cell times its weight, and the weight; both 0 if it has none."""
+        weight = np.float32(self._weights[row, col])
+        if weight > 0:
+            stats = self._table.read(Cell(row, col))
+            if np.isfinite(stats).all():
+                weighted: Floats = stats * weight
+                return weighted, weight
+        return np.zeros((2, self.channels), np.float32), np.float32(0)
+
+    def _of_neighbours(self, row: int, col: int) -> Floats:
+        """The mean of the neighbours of a cell that have a value, (2, ΣC), or that of the table."""
+        rows, cols = (
+            _clamped(range(at - 1, at + 2), n) for at, n in ((row, self._table.rows), (col, self._table.cols))
+        )
+        near = [self._smoothed(down, across) for down in rows for across in cols]
+        values = [value for value, support in near if support > 0]
+        mean: Floats = np.stack(values).mean(axis=0) if values else self._table_mean().copy()
+        return mean
 
     def _table_mean(self) -> Floats:
         """Weighted mean of all cells, (2, ΣC); mean 0 and standard deviation 1 if nothing was measured."""
@@ -171,21 +199,24 @@ class SmoothedTable:
         return self._mean
 
 
-def _clamped(wanted: range, count: int) -> tuple[range, Indices]:
-    """The part of ``wanted`` inside [0, count), and an index into it that replicates its edges for the rest."""
-    index = np.clip(np.arange(wanted.start, wanted.stop), 0, count - 1)
-    inner = range(int(index[0]), int(index[-1]) + 1)
-    return inner, index - inner.start
+def _clamped(wanted: range, count: int) -> list[int]:
+    """The positions ``wanted``, those outside [0, count) replaced by the edge."""
+    return [min(max(at, 0), count - 1) for at in wanted]
 
 
-def _convolve(values: Floats, taps: Floats, axis: int) -> Floats:
-    """Convolve with a symmetric kernel along one axis, without padding: the axis gets shorter by len(taps) - 1."""
-    length = values.shape[axis] - len(taps) + 1
-    index: list[slice] = [slice(None)] * values.ndim
-    out: Floats | None = None
-    for offset, tap in enumerate(taps):
-        index[axis] = slice(offset, offset + length)
-        term = values[tuple(index)] * tap
-        out = term if out is None else np.add(out, term, out=out)
-    assert out is not None
-    return out
+class _Kept(Generic[Value]):
+    """A function of a cell that keeps its last ``most`` results."""
+
+    def __init__(self, most: int, make: Callable[[int, int], Value]) -> None:
+        self._most, self._make = most, make
+        self._kept: OrderedDict[tuple[int, int], Value] = OrderedDict()
+
+    def __call__(self, row: int, col: int) -> Value:
+        key = (row, col)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        made = self._kept[key] = self._make(row, col)
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return made

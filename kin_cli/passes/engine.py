@@ -27,7 +27,7 @@ from kin_cli.models.calls import CallNetwork, traced
 from kin_cli.models.checkpoint import Generator
 from kin_cli.models.exchange import TableNetwork, exchange_norms
 from kin_cli.models.named import FULL_RANGE
-from kin_cli.norm.fused import CompiledOps
+from kin_cli.norm.gpu import KernelOps, checked
 from kin_cli.norm.layer import Field
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.devices import DTYPES, FAST_DEVICES, Precision
@@ -36,6 +36,9 @@ from kin_cli.progress import Progress
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# Tensor cores read 8 channels at a time. Of the first convolution, 7×7 from 3 channels, this makes 2.7 times the work,
+# 2.6 % of a whole pass at width 64; benchmarks/ends.py compares it with the alternatives.
+_STEM_CHANNELS = 8
 _LANES = {"cpu": 1, "cuda": 2}  # batches at a time: a GPU computes one while the results of another are copied
 
 
@@ -52,7 +55,9 @@ class Execution:
 class Engine:
     """A generator with table norms on one device. Threads may share it: one computes, another waits for its results.
 
-    ``compiled`` makes fused kernels with torch's compiler. ``tell`` is called with messages for the user.
+    ``kernels`` uses those of ``norm.gpu`` if they work on the device; else ``note`` is told why. ``batch`` is the
+    number of images that every batch on a GPU has: smaller ones are filled up, since convolutions may sum in
+    another order for another batch, and the bytes of the output would depend on it. None: batches stay as they are.
 
     If a batch does not fit the device's memory, it runs in two halves, and so on; later batches are cut to the size
     that did fit. On a CPU images always run one at a time.
@@ -68,34 +73,63 @@ class Engine:
         precision: Precision,
         correction: int = 0,
         eps: float | None = None,
-        compiled: bool = False,
+        kernels: bool = False,
+        batch: int | None = None,
     ) -> None:
-        if device.type == "cuda" and precision == "fp32":
-            torch.backends.cudnn.allow_tf32 = False  # the default rounds inputs of convolutions to 10 bits
+        if device.type == "cuda":
+            # the fastest algorithm of the moment, or sums by atomics, would give other bytes in every run
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+            if precision == "fp32":
+                torch.backends.cudnn.allow_tf32 = False  # the default rounds inputs of convolutions to 10 bits
         self.device, self._dtype = device, DTYPES[precision]
-        self.note: Callable[[str], None] = lambda _message: None
+        self._note: Callable[[str], None] = lambda _message: None
+        self._remark: str | None = None
         network = _exchanged(generator, device, eps=eps, correction=correction)
         own = generator.sites is not None and precision == "fp32"  # some compute in float64 at places
         network.module.to(device=device, dtype=None if own else self._dtype)
-        self._format = torch.contiguous_format
+        self._format, self._kernels = torch.contiguous_format, None
         if isinstance(network, TableNetwork):
-            self._format = torch.channels_last
+            self._format, self._kernels = torch.channels_last, self._checked_kernels() if kernels else None
+            if self._kernels is not None:
+                network.use(self._kernels, in_channels=_STEM_CHANNELS)
             network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
         self._range = generator.input_range
-        if compiled:
-            network.use(CompiledOps(lambda why: self.note(f"torch cannot compile here and goes on without it: {why}")))
         self._network, self._transfer, self._turn = network, Transfer(device), Lock()
         self.channels, self.layers, self.stride = network.channels, network.layers, generator.stride
-        # On a CPU batches gain nothing, and convolutions may sum in another order for another batch size: the bytes of
-        # the output would depend on it.
-        self._batch_limit = 1 << 30 if device.type == "cuda" else 1
+        # on a CPU batches gain nothing
+        self._batch, self._batch_limit = batch, 1 << 30 if device.type == "cuda" else 1
 
-    def measure(self, images: Sequence[Pixels]) -> Floats:
-        """Means and standard deviations of images (H, W, 3) of one size: (B, 2, ΣC) float32."""
+    @property
+    def note(self) -> Callable[[str], None]:
+        """Called with messages for the user."""
+        return self._note
+
+    @note.setter
+    def note(self, tell: Callable[[str], None]) -> None:
+        self._note, remark, self._remark = tell, self._remark, None
+        if remark is not None:
+            tell(remark)
+
+    def measure(self, images: Sequence[Pixels], *, alone: bool = False) -> Floats:
+        """Means and standard deviations of images (H, W, 3) of one size: (B, 2, ΣC) float32.
+
+        ``alone``: no other batch will have this size, so that there is no need to fill it up.
+        """
+        try:
+            return self._measure(images, alone=alone)
+        except torch.OutOfMemoryError:
+            half = self._halve(len(images))
+        return np.concatenate([self.measure(part, alone=alone) for part in (images[:half], images[half:])])
+
+    def _measure(self, images: Sequence[Pixels], *, alone: bool) -> Floats:
         sent = self._transfer.send(images)
         with self._turn, self._current_device():
             pixels = sent()
-            made = self._in_parts(len(images), lambda part: self._network.measure(self._to_input(pixels[part])))
+
+            def work(part: slice, size: int) -> Tensor:
+                return self._network.measure(self._to_input(_filled(pixels[part], size)))[: part.stop - part.start]
+
+            made = self._in_parts(len(images), len(images) if alone else self._batch, work)
             fetch = self._transfer.fetch(made)
         return fetch()
 
@@ -112,60 +146,97 @@ class Engine:
 
         Numbers that are not finite become black or white. The second result is fetched with the first: no extra wait.
         """
+        try:
+            return self._apply(images, stats, lookup)
+        except torch.OutOfMemoryError:
+            half = self._halve(len(images))
+        first, finite = self.apply_checked(images[:half], stats[:half], lookup)
+        rest, rest_finite = self.apply_checked(images[half:], stats[half:], lookup)
+        return first + rest, np.concatenate([finite, rest_finite])
+
+    def _apply(self, images: Sequence[Pixels], stats: Floats, lookup: Lookup) -> tuple[list[Pixels], Mask]:
         halo, (height, width) = lookup.halo_px, images[0].shape[:2]
         patches = ((height - 2 * halo) // lookup.patch_px, (width - 2 * halo) // lookup.patch_px)
         sent, table = self._transfer.send(images), self._transfer.send([stats])
         checked: list[Tensor] = []
 
-        def translate(part: slice) -> Tensor:
-            y = self._network.apply(self._to_input(pixels[part]), Field(statistics[part], lookup, patches))
+        def translate(part: slice, size: int) -> Tensor:
+            field = Field(_filled(statistics[part], size), lookup, patches)
+            y = self._network.apply(self._to_input(_filled(pixels[part], size)), field)[: part.stop - part.start]
             rest = (y.shape[2] - patches[0] * lookup.patch_px) // 2  # halo that the network has not consumed
-            y = y[:, :, rest : y.shape[2] - rest, rest : y.shape[3] - rest].float()
+            y = y[:, :, rest : y.shape[2] - rest, rest : y.shape[3] - rest]
             if self._range != FULL_RANGE:
                 low, high = self._range
-                y = (y - low) * (2 / (high - low)) - 1
-            levels = _to_bytes(y)
-            checked.append(_finite_patches(y, lookup.patch_px))
+                y = (y.float() - low) * (2 / (high - low)) - 1
+            levels, finite = self._to_bytes(y, lookup)
+            checked.append(finite)
             return levels
 
         with self._turn, self._current_device():
             pixels, statistics = sent(), table()[0]
-            fetch = self._transfer.fetch(self._in_parts(len(images), translate))
+            fetch = self._transfer.fetch(self._in_parts(len(images), self._batch, translate))
             fetch_checked = self._transfer.fetch(torch.cat(checked))
         finite: Mask = fetch_checked()
         return list(fetch()), finite
 
+    def _checked_kernels(self) -> KernelOps | None:
+        def remember(why: str) -> None:
+            self._remark = why
+
+        with self._current_device():
+            return checked(self.device, told=remember)
+
     def _current_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
-    def _in_parts(self, count: int, work: Callable[[slice], Tensor]) -> Tensor:
-        """Call ``work`` on slices of ``count`` images and join the results; halve the slices if memory runs out."""
+    def _in_parts(self, count: int, size: int | None, work: Callable[[slice, int], Tensor]) -> Tensor:
+        """Call ``work`` on slices of ``count`` images and join the results; halve the slices if memory runs out.
+
+        The second argument of ``work`` is the size to which a slice is filled up: ``size``, if memory allows.
+        """
         made: list[Tensor] = []
         first = 0
         while first < count:
-            part = slice(first, min(first + self._batch_limit, count))
+            filled = min(self._batch_limit, size or count)
+            part = slice(first, min(first + filled, count))
             try:
-                made.append(work(part))
+                made.append(work(part, filled))
                 first = part.stop
             except torch.OutOfMemoryError:
-                self._halve(part.stop - first)
+                self._halve(filled)
         return made[0] if len(made) == 1 else torch.cat(made)
 
-    def _halve(self, count: int) -> None:
+    def _halve(self, count: int) -> int:
+        """Go on with batches of half of ``count`` images; return their size."""
         if count == 1:
             raise DeviceError(
                 f"{self.device}: out of memory for a single window", "a smaller --window, or --device cpu"
             ) from None
-        self._batch_limit = count // 2
+        half = count // 2
+        self._batch_limit = min(self._batch_limit, half)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.note(f"{self.device}: out of memory for {count} windows at once, going on with {self._batch_limit}")
+        self.note(f"{self.device}: out of memory for {count} windows at once, going on with {half}")
+        return half
 
     def _to_input(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 to (B, 3, H, W) in the generator's range, [-1, 1] for most, in the engine's dtype."""
+        """(B, H, W, 3) uint8 to (B, C, H, W) in the generator's range, [-1, 1] for most, in the engine's dtype.
+
+        C is 3, or more for the kernels.
+        """
         low, high = self._range
+        if self._kernels is not None:
+            channels = self._network.in_channels if isinstance(self._network, TableNetwork) else 3
+            return self._kernels.to_input(images, channels=channels, dtype=self._dtype, black=low, white=high)
         x = images.permute(0, 3, 1, 2).to(torch.float32).mul_((high - low) / 255).add_(low)
         return x.to(dtype=self._dtype, memory_format=self._format)
+
+    def _to_bytes(self, y: Tensor, lookup: Lookup) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, and whether each patch is finite: bool (B, rows, cols)."""
+        if self._kernels is not None:
+            return self._kernels.to_bytes(y, lookup.patch_px)
+        y = y.float()
+        return _to_bytes(y), _finite_patches(y, lookup.patch_px)
 
 
 def _exchanged(
@@ -182,6 +253,12 @@ def _exchanged(
         return CallNetwork(module, sites, eps=eps, correction=correction)
     reach = None if generator.spec is None else generator.halo
     return exchange_norms(module, side=side, eps=eps, correction=correction, reach_px=reach)
+
+
+def _filled(images: Tensor, size: int) -> Tensor:
+    """The images (B, …) followed by copies of the last one, ``size`` in all."""
+    missing = size - len(images)
+    return images if missing <= 0 else torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
 
 
 def _finite_patches(y: Tensor, patch_px: int) -> Tensor:

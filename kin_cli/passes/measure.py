@@ -112,7 +112,9 @@ def thumbnail_statistics(
     step = engine.stride
     least = 2 * step if step <= _NARROW_STRIDE else step
     padding = (*((0, max(least, -(-side // step) * step) - side) for side in (height, width)), (0, 0))
-    stats: Floats = engine.measure([np.pad(pixels, padding, mode="reflect" if min(height, width) > 1 else "edge")])[0]
+    stats: Floats = engine.measure(
+        [np.pad(pixels, padding, mode="reflect" if min(height, width) > 1 else "edge")], alone=True
+    )[0]
     if not np.isfinite(stats).all():
         raise overflow(f"its features of the thumbnail of {view.slide.path if file is None else file}")
     np.divide(1.0, stats[1], out=stats[1], where=stats[1] > 0)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -63,8 +64,9 @@ class WindowGrid:
     """All windows of an image, over the patches that are translated.
 
     ``selected`` (rows, cols) marks the cells of the patch grid that are translated. A tile is *whole* if all its cells
-    inside the image are, *partial* if some are, *empty* if none is. ``tight`` crops each window to its
-    selected cells: less work at the edge of tissue, but windows of many shapes.
+    inside the image are, *partial* if some are, *empty* if none is. ``shape``: "clipped" windows end with the grid;
+    "tight" ones are cropped to their selected cells: less work at the edge of tissue, but windows of many shapes;
+    "whole" ones reach beyond the grid, so that all have one shape.
     """
 
     def __init__(
@@ -76,10 +78,10 @@ class WindowGrid:
         window_px: int,
         block_px: int,
         halo_px: int,
-        tight: bool = False,
+        shape: Literal["clipped", "tight", "whole"] = "clipped",
     ) -> None:
         self.patches, self.tiles, self.selected = patches, tiles, selected
-        self._step, self._halo, self._tight = window_px // patches.step, halo_px, tight
+        self._step, self._halo, self._shape = window_px // patches.step, halo_px, shape
         self._blocks = Grid(patches.size, block_px)
         self._some, self._all = np.zeros((2, tiles.rows, tiles.cols), bool)
         for tile in tiles:
@@ -139,9 +141,12 @@ class WindowGrid:
                     yield self._window(slice(row, row + step), slice(col, col + step))
 
     def _window(self, rows: slice, cols: slice) -> Window:
-        """The window over these cells, clipped to the grid."""
+        """The window over these cells."""
         inside = self.selected[rows, cols]
-        if not self._tight:
+        if self._shape == "whole":
+            sides = min(self._step, self.patches.rows), min(self._step, self.patches.cols)
+            inside = np.ones(sides, bool)
+        elif self._shape == "clipped":
             inside = np.ones_like(inside)
         # not by what is still to be made: an interruption must not change a window
         down, across = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))

@@ -54,9 +54,7 @@ def sink_of(
     chosen = np.zeros((3, 4), bool)
     for cell in selected:
         chosen[cell] = True
-    grid = WindowGrid(
-        Grid(SIZE, PATCH), LAYOUT.grid(0), chosen, window_px=PATCH, block_px=TILE, halo_px=halo_px, tight=False
-    )
+    grid = WindowGrid(Grid(SIZE, PATCH), LAYOUT.grid(0), chosen, window_px=PATCH, block_px=TILE, halo_px=halo_px)
     return TileSink(grid, LAYOUT, Codec("deflate"), stores.stores, mask or all_tissue(SIZE))
 
 

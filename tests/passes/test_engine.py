@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kin_cli.errors import DeviceError
 from kin_cli.geometry import Box, Size
-from kin_cli.models.checkpoint import Generator, bundled_model, load_generator
+from kin_cli.models.architectures import build
+from kin_cli.models.checkpoint import Generator, bundled_model, load_generator, save_generator
+from kin_cli.models.resnet import ResnetSpec
+from kin_cli.norm.fused import EagerOps
 from kin_cli.norm.lookup import Lookup
+from kin_cli.passes import engine as engine_module
 from kin_cli.passes.devices import Precision
 from kin_cli.passes.engine import Engine, EnginePool
 from kin_cli.progress import SilentProgress
@@ -127,6 +136,148 @@ def test_two_devices_give_the_bytes_of_one(tiny_generator: Path, tmp_path: Path,
     assert written[0] == written[1]
 
 
+class Imitation(EagerOps):
+    """What the kernels do, in torch: no folding, and the convolutions' biases added in the fused operations."""
+
+    folds, adds_bias = False, True
+
+    def to_input(self, levels: torch.Tensor, *, channels: int, dtype: torch.dtype) -> torch.Tensor:
+        x = levels.permute(0, 3, 1, 2).to(dtype) * (2 / 255) - 1
+        return torch.cat([x, x.new_zeros(len(x), channels - 3, *x.shape[2:])], dim=1)
+
+    def to_bytes(self, y: torch.Tensor, patch_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return engine_module._to_bytes(y), engine_module._finite_patches(y, patch_px)
+
+
+def passes_of_batches(
+    generator: Generator, images: list[NDArray[np.uint8]], lookup: Lookup, batch: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Both passes as on a GPU, imitated on the CPU: batches filled up, convolutions that take one image at a time."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        engine = Engine(generator, device=torch.device("cpu"), precision="fp32", kernels=True, batch=batch)
+        engine._batch_limit = batch
+        assert engine._kernels is not None
+        assert not engine._kernels.folds
+        groups = [slice(first, first + batch) for first in range(0, len(images), batch)]
+        stats = np.concatenate([engine.measure(images[group]) for group in groups])
+        table = cells_around(stats, len(lookup.span(1)))
+        outputs = [output for group in groups for output in engine.apply(images[group], table[group], lookup)]
+    return stats, np.stack(outputs)
+
+
+def cells_around(stats: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+    """Cells (B, cells, cells, 2, ΣC) around windows of one patch, no two alike."""
+    inverse = np.stack([stats[:, 0], 1 / stats[:, 1]], axis=1)[:, None, None]
+    factors = np.linspace(0.8, 1.2, cells**2, dtype=np.float32).reshape(1, cells, cells, 1, 1)
+    return np.ascontiguousarray(inverse * (factors if cells > 1 else 1))
+
+
+@pytest.fixture(scope="module")
+def antialiased(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("models") / "cut.safetensors"
+    spec = ResnetSpec(width=2, blocks=2, antialias_down=True, antialias_up=True)
+    save_generator(build(spec), file, spec=spec)
+    return load_generator(file)
+
+
+@pytest.mark.parametrize("halo", [0, 16], ids=["plain", "halo"])
+@pytest.mark.parametrize("batch", [3, 8])
+def test_the_way_of_a_gpu_gives_the_same_bytes_for_any_batch(
+    antialiased: Generator, batch: int, halo: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "checked", lambda *_, **__: Imitation())
+    side, lookup = 32 + 2 * halo, Lookup(32, halo, "bilinear" if halo else "nearest")
+    images = list(np.random.default_rng(1).integers(0, 255, (10, side, side, 3), np.uint8))
+    one = passes_of_batches(antialiased, images, lookup, 1)
+    found = passes_of_batches(antialiased, images, lookup, batch)
+    np.testing.assert_array_equal(found[0], one[0])
+    np.testing.assert_array_equal(found[1], one[1])
+    plain = engine_of(antialiased)
+    np.testing.assert_allclose(found[0], plain.measure(images), rtol=1e-4, atol=1e-5)
+    expected = np.stack(plain.apply(images, cells_around(found[0], len(lookup.span(1))), lookup))
+    assert np.abs(found[1].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is there: see the tests for one")
+def test_the_kernels_themselves_give_the_same_bytes_for_any_batch(antialiased: Generator) -> None:
+    images = list(np.random.default_rng(1).integers(0, 255, (4, 16, 16, 3), np.uint8))
+    one, other = (passes_of_batches(antialiased, images, Lookup(16, 0, "nearest"), batch) for batch in (1, 3))
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[1], other[1])
+    np.testing.assert_allclose(one[0], engine_of(antialiased).measure(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pass_", "most"), [("measure", 100), ("apply", 60)])
+def test_operators_launched_per_batch(pass_: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At nine blocks; with torch's operators alone it was 750 to 850, 7 to 9 ms of one core."""
+    launched: list[str] = []
+
+    class Counted(Imitation):
+        def _counted(self, name: str, number: int, work: Callable[[], Any]) -> Any:
+            launched.extend([name] * number)
+            with torch._C._DisableTorchDispatch():
+                return work()
+
+        def measured(self, *args: Any, **kwargs: Any) -> Any:
+            return self._counted("moments", 2, lambda: super(Counted, self).measured(*args, **kwargs))
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self._counted("sweep", 1, lambda: super(Counted, self).__call__(*args, **kwargs))
+
+        def to_input(self, *args: Any, **kwargs: Any) -> Any:
+            return self._counted("input", 1, lambda: super(Counted, self).to_input(*args, **kwargs))
+
+        def to_bytes(self, *args: Any, **kwargs: Any) -> Any:
+            return self._counted("bytes", 3, lambda: super(Counted, self).to_bytes(*args, **kwargs))
+
+    views = "select slice unbind permute view alias lift_fresh to resolve_conj resolve_neg expand detach unsqueeze"
+    no_kernel = {*views.split(), "empty"}
+
+    class Launches(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func.overloadpacket.__name__ not in no_kernel:
+                launched.append(str(func))
+            return result
+
+    monkeypatch.setattr(engine_module, "checked", lambda *_, **__: Counted())
+    spec = ResnetSpec(width=2, blocks=9, antialias_down=True, antialias_up=True)
+    save_generator(build(spec), tmp_path / "g.safetensors", spec=spec)
+    engine = Engine(
+        load_generator(tmp_path / "g.safetensors"), device=torch.device("cpu"), precision="fp32", kernels=True
+    )
+    engine._batch_limit = 8
+    images = list(np.random.default_rng(1).integers(0, 255, (8, 64, 64, 3), np.uint8))
+    table = cells_around(engine.measure(images), 1)
+    launched.clear()
+    with Launches():
+        _ = engine.measure(images) if pass_ == "measure" else engine.apply(images, table, Lookup(64, 0, "nearest"))
+    assert 24 < len(launched) <= most, Counter(launched)
+
+
+def test_memory_that_runs_out_in_a_copy_halves_the_batch(
+    generator: Generator, images: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, told = engine_of(generator), []
+    expected = engine.measure(images)
+    engine.note, send = told.append, engine._transfer.send
+
+    def short(arrays: list[NDArray[np.uint8]]) -> object:
+        if len(arrays) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return send(arrays)
+
+    monkeypatch.setattr(engine._transfer, "send", short)
+    np.testing.assert_array_equal(engine.measure(images), expected)
+    assert told[0] == "cpu: out of memory for 5 windows at once, going on with 2"
+    monkeypatch.setattr(engine._transfer, "send", lambda _: short([None] * 3))  # type: ignore[list-item]
+    with pytest.raises(DeviceError, match="out of memory for a single window"):
+        engine.measure(images)
+
+
 GPU_SIDE = 256
 
 
@@ -138,32 +289,46 @@ def patches() -> list[NDArray[np.uint8]]:
 
 
 def both_passes(
-    device: str, precision: Precision, patches: list[NDArray[np.uint8]]
+    device: str,
+    precision: Precision,
+    patches: list[NDArray[np.uint8]],
+    *,
+    kernels: bool = True,
+    batch: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     generator = load_generator(bundled_model())
-    engine = Engine(generator, device=torch.device(device), precision=precision)
+    engine = Engine(
+        generator, device=torch.device(device), precision=precision, kernels=kernels and device == "cuda", batch=batch
+    )
     stats = engine.measure(patches)
     cells = np.stack([stats[:, 0], 1 / stats[:, 1]], axis=1)[:, None, None]
     return stats, np.stack(engine.apply(patches, np.ascontiguousarray(cells), Lookup(GPU_SIDE, 0, "nearest")))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("precision", "median", "tail"), [("fp32", 0, 1), ("bf16", 0, 3)])
-def test_pixels_are_those_of_the_cpu(
-    patches: list[NDArray[np.uint8]], precision: Precision, median: int, tail: int
-) -> None:
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pixels_are_those_of_the_cpu(patches: list[NDArray[np.uint8]], precision: Precision, kernels: bool) -> None:
+    """A GPU's bf16 may be as far from float32 as a CPU's: how far depends on the generator and on the tissue."""
     _, expected = both_passes("cpu", "fp32", patches)
-    _, found = both_passes("cuda", precision, patches)
+    _, found = both_passes("cuda", precision, patches, kernels=kernels)
     difference = np.abs(found.astype(int) - expected)
-    assert np.median(difference) <= median
-    assert np.quantile(difference, 0.999) <= tail
+    if precision == "fp32":
+        assert np.quantile(difference, 0.999) <= 1
+        return
+    _, rounded = both_passes("cpu", precision, patches)
+    allowed = np.abs(rounded.astype(int) - expected)
+    for part in (0.5, 0.9, 0.99):
+        assert np.quantile(difference, part) <= 1.5 * np.quantile(allowed, part) + 1
 
 
 @pytest.mark.gpu
-def test_the_same_batch_gives_the_same_bytes(patches: list[NDArray[np.uint8]]) -> None:
-    one, other = (both_passes("cuda", "bf16", patches) for _ in range(2))
-    np.testing.assert_array_equal(one[0], other[0])
-    np.testing.assert_array_equal(one[1], other[1])
+def test_the_same_bytes_whatever_else_is_in_the_batch(patches: list[NDArray[np.uint8]]) -> None:
+    one, other = (both_passes("cuda", "bf16", patches, batch=4) for _ in range(2))
+    some = both_passes("cuda", "bf16", patches[:3], batch=4)
+    for number in range(2):
+        np.testing.assert_array_equal(one[number], other[number])
+        np.testing.assert_array_equal(one[number][:3], some[number])
 
 
 @pytest.mark.gpu

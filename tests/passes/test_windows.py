@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ def window_grids(draw: st.DrawFn) -> WindowGrid:
         window_px=window,
         block_px=blocks.block,
         halo_px=8,
-        tight=draw(st.booleans()),
+        shape=draw(st.sampled_from(["clipped", "tight", "whole"])),
     )
 
 
@@ -74,11 +76,21 @@ def test_tight_windows_end_where_the_tissue_does() -> None:
     selected = np.zeros((4, 4), bool)
     selected[[0, 2, 3, 3], [1, 2, 2, 3]] = True  # one cell of its window; three of another's four
 
-    def cores(tight: bool) -> list[Box]:
+    def cores(shape: Literal["clipped", "tight"]) -> list[Box]:
         windows = WindowGrid(
-            Grid(size, 10), Grid(size, 20), selected, window_px=20, block_px=20, halo_px=8, tight=tight
+            Grid(size, 10), Grid(size, 20), selected, window_px=20, block_px=20, halo_px=8, shape=shape
         )
         return [window.core for block in windows.blocks(lambda _: False) for window in block.windows]
 
-    assert cores(tight=True) == [Box(10, 0, 10, 10), Box(20, 20, 20, 20)]
-    assert cores(tight=False) == [Box(0, 0, 20, 20), Box(20, 20, 20, 20)]
+    assert cores("tight") == [Box(10, 0, 10, 10), Box(20, 20, 20, 20)]
+    assert cores("clipped") == [Box(0, 0, 20, 20), Box(20, 20, 20, 20)]
+
+
+@given(st.integers(1, 90), st.integers(1, 90))
+def test_whole_windows_have_one_shape(width: int, height: int) -> None:
+    patches = Grid(Size(width, height), 10)
+    selected = np.ones((patches.rows, patches.cols), bool)
+    tiles = Grid(patches.size, 20)
+    windows = WindowGrid(patches, tiles, selected, window_px=20, block_px=20, halo_px=8, shape="whole")
+    found = [window for block in windows.blocks(lambda _: False) for window in block.windows]
+    assert len({(window.rows, window.cols, window.core.width, window.core.height) for window in found}) == 1
