@@ -26,7 +26,7 @@ from kin_cli.models.reference import Reference
 from kin_cli.norm.gpu import why_not
 from kin_cli.norm.lookup import Lookup
 from kin_cli.outputs import check_outputs
-from kin_cli.passes.budget import auto_batch, auto_window
+from kin_cli.passes.budget import activation_bytes, auto_batch, auto_window
 from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
 from kin_cli.passes.engine import Engine, EnginePool
 from kin_cli.passes.measure import thumbnail_of
