@@ -170,8 +170,9 @@ def _kind(layer: nn.Module | None) -> Resize:
         return "down"
     if isinstance(layer, BlurUpsample):
         return "up"
-    doubles = isinstance(layer, nn.Upsample) and layer.mode == "nearest" and layer.size is None
-    return "nearest" if doubles and layer.scale_factor in (2, (2, 2)) else ""
+    if not isinstance(layer, nn.Upsample) or layer.mode != "nearest" or layer.size is not None:
+        return ""
+    return "nearest" if layer.scale_factor in (2.0, (2.0, 2.0)) else ""
 
 
 class FusedPad(nn.ReflectionPad2d):

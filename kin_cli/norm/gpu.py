@@ -137,7 +137,8 @@ class KernelOps:
         pixels = batch * height * width
         out = torch.empty((batch, height, width, channels), dtype=dtype, device=levels.device)
         self._kernels.to_input[(-(-pixels // 512),)](
-            out, levels, pixels, (white - black) / 255, black, C=channels, BLOCK_P=512, **_OPTIONS)
+            out, levels, pixels, (white - black) / 255, black, C=channels, BLOCK_P=512, **_OPTIONS
+        )
         return out.permute(0, 3, 1, 2)
 
     def to_bytes(self, y: Tensor, patch_px: int) -> tuple[Tensor, Tensor]:

@@ -110,11 +110,11 @@ class TableNorm(nn.Module):
         finish = dataclasses.replace(self.finish, pad=0) if bare else self.finish
         stats = current.stats[..., self.slice]  # (B, r, c, 2, C)
         if current.uniform and self.convolution is not None and len(stats) == 1 and ops.folds:
-            values = Uniform(*stats[:, 0, 0].unbind(1), self.weight, self.bias)
+            values = Uniform(stats[:, 0, 0, 0], stats[:, 0, 0, 1], self.weight, self.bias)
             return ops(_folded(self.convolution, x, values.affine()), None, finish, residual=residual)
         x, offset = self._convolved(x)
         if current.uniform:
-            values = Uniform(*stats[:, 0, 0].unbind(1), self.weight, self.bias, offset)
+            values = Uniform(stats[:, 0, 0, 0], stats[:, 0, 0, 1], self.weight, self.bias, offset)
             return ops(x, values, finish, residual=residual)
         rows = self._session.axis(x.shape[2], current.patches[0], x.device)
         cols = self._session.axis(x.shape[3], current.patches[1], x.device)
@@ -135,7 +135,7 @@ class TableNorm(nn.Module):
         self._session.collected[self.position] = stats
         if self.position == self._session.last:
             raise MeasuredError
-        values = Uniform(*scales.unbind(1), self.weight, self.bias, offset)
+        values = Uniform(scales[:, 0], scales[:, 1], self.weight, self.bias, offset)
         return ops(x, values, self.finish, residual=residual)
 
 
