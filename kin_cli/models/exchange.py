@@ -173,7 +173,7 @@ def _kind(layer: nn.Module | None) -> Resize:
     if not isinstance(layer, nn.Upsample) or layer.mode != "nearest" or layer.size is not None:
         return ""
     factor: object = layer.scale_factor
-    return "nearest" if factor in (2, (2, 2)) else ""
+    return "nearest" if factor in (2.0, (2.0, 2.0)) else ""
 
 
 class FusedPad(nn.ReflectionPad2d):

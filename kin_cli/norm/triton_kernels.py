@@ -31,17 +31,17 @@ def _clamped(index, count):
 
 @triton.jit
 def _at(
-    x, residual, line, residual_line, col, channel, mask,
-    mean0, mean_step, scale0, scale_step, shift, fraction,
+    x, residual, line, residual_line, col, channel, mask, values,
     C: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """The normalized pixels in the columns ``col`` of one row that begins at ``line``: (BLOCK_W, BLOCK_C) float32."""
+    mean, mean_step, scale, scale_step, shift, fraction = values
     y = tl.load(x + (line + col)[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     if NORM == _UNIFORM:
-        y = y * scale0[None, :] + shift[None, :]
+        y = y * scale[None, :] + shift[None, :]
     elif NORM == _FIELD:
-        mean = mean0[None, :] + mean_step[None, :] * fraction[:, None]
-        scale = scale0[None, :] + scale_step[None, :] * fraction[:, None]
+        mean = mean[None, :] + mean_step[None, :] * fraction[:, None]
+        scale = scale[None, :] + scale_step[None, :] * fraction[:, None]
         y = (y - mean) * scale + shift[None, :]
     if RESIDUAL:
         pointers = residual + (residual_line + col)[:, None] * C + channel[None, :]
@@ -52,12 +52,93 @@ def _at(
 
 
 @triton.jit
-def _line_of_cells(stats, above, below, fraction, cell, channel, inside, sample_step, row_step, col_step, which):
-    """One statistic of the cells in column ``cell``, interpolated between two rows of cells: (BLOCK_C,)."""
-    here = stats + cell * col_step + which + channel
-    first = tl.load(here + above * row_step, mask=inside, other=0.0)
-    second = tl.load(here + below * row_step, mask=inside, other=0.0)
-    return first + (second - first) * fraction
+def _line_of_cells(cells, rows_of_cells, fraction, cell, channel, inside, steps):
+    """Mean and scale of the cells in column ``cell``, interpolated between two rows of cells: twice (BLOCK_C,)."""
+    above, below = rows_of_cells
+    row_step, col_step, which = steps
+    here = cells + cell * col_step + channel
+    first, second = here + above * row_step, here + below * row_step
+    mean = tl.load(first, mask=inside, other=0.0)
+    mean += (tl.load(second, mask=inside, other=0.0) - mean) * fraction
+    scale = tl.load(first + which, mask=inside, other=0.0)
+    scale += (tl.load(second + which, mask=inside, other=0.0) - scale) * fraction
+    return mean, scale
+
+
+@triton.jit
+def _parameter(values, channel, inside, neutral, GIVEN: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A number per channel (BLOCK_C,) float32, the neutral one if none is given."""
+    if GIVEN:
+        found = tl.load(values + channel, mask=inside, other=0.0).to(tl.float32)
+    else:
+        found = tl.full((BLOCK_C,), neutral, tl.float32)
+    return found
+
+
+@triton.jit
+def _values(
+    stats, scales, weight, bias, offset, segment, row_lower, row_upper, row_fraction, col_fraction, cols,
+    channel, inside, steps,
+    NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """What a program normalizes with: mean and its step from cell to cell, scale and its step, shift, fractions."""
+    gain = _parameter(weight, channel, inside, 1.0, WEIGHT, BLOCK_C)
+    shift = _parameter(bias, channel, inside, 0.0, BIAS, BLOCK_C)
+    added = _parameter(offset, channel, inside, 0.0, OFFSET, BLOCK_C)
+    mean, mean_step, scale, scale_step, fraction = added, added, gain, gain, 0.0
+    if NORM == _UNIFORM:
+        mean = tl.load(stats + channel, mask=inside, other=0.0)
+        scale = tl.load(scales + channel, mask=inside, other=0.0) * gain
+        shift += (added - mean) * scale
+    elif NORM == _FIELD:
+        rows, down = (tl.load(row_lower), tl.load(row_upper)), tl.load(row_fraction)
+        mean, scale = _line_of_cells(stats, rows, down, tl.load(segment + 2), channel, inside, steps)
+        mean_step, scale_step = _line_of_cells(stats, rows, down, tl.load(segment + 3), channel, inside, steps)
+        mean_step, scale_step = mean_step - mean, (scale_step - scale) * gain
+        mean, scale = mean - added, scale * gain
+        fraction = tl.load(col_fraction, mask=cols, other=0.0)
+    return mean, mean_step, scale, scale_step, shift, fraction
+
+
+@triton.jit
+def _blurred(
+    x, residual, x_row, residual_row, height, width, row, col, channel, mask, values,
+    C: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, SHAPE: tl.constexpr,
+):  # fmt: skip
+    """The normalized map blurred with the taps 1 2 1 and halved, borders reflected: one row, (BLOCK_W, BLOCK_C)."""
+    y = tl.zeros(SHAPE, tl.float32)
+    for down in tl.static_range(3):
+        at_row = _reflected(2 * row + down - 1, height)
+        for across in tl.static_range(3):
+            at_col = _reflected(2 * col + across - 1, width)
+            tap = _at(
+                x, residual, at_row * x_row, at_row * residual_row, at_col, channel, mask, values,
+                C, NORM, RESIDUAL, RELU,
+            )  # fmt: skip
+            y += tap * ((1 + down % 2) * (1 + across % 2) / 16)
+    return y
+
+
+@triton.jit
+def _doubled(
+    x, residual, x_row, residual_row, height, width, row, col, channel, mask, values,
+    C: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, SHAPE: tl.constexpr,
+):  # fmt: skip
+    """The normalized map doubled by bilinear interpolation, borders replicated: one row, (BLOCK_W, BLOCK_C)."""
+    y = tl.zeros(SHAPE, tl.float32)
+    near_row, near_col = row // 2, col // 2
+    far_row = _clamped(near_row + 2 * (row % 2) - 1, height)
+    far_col = _clamped(near_col + 2 * (col % 2) - 1, width)
+    for down in tl.static_range(2):
+        at_row = near_row if down == 0 else far_row
+        for across in tl.static_range(2):
+            at_col = near_col if across == 0 else far_col
+            tap = _at(
+                x, residual, at_row * x_row, at_row * residual_row, at_col, channel, mask, values,
+                C, NORM, RESIDUAL, RELU,
+            )  # fmt: skip
+            y += tap * ((3 - 2 * down) * (3 - 2 * across) / 16)
+    return y
 
 
 @triton.jit(
@@ -82,95 +163,45 @@ def sweep(
     it is a field, ``stats`` are cells (B, r, c, 2, C) with steps in elements, ``segments`` is (n, 4): first and last
     column of the result, left and right cell; fractions and rows of cells are those of the pixels of ``x``.
     """
-    CHANNEL_BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    segment, row, sample = tl.program_id(0) // CHANNEL_BLOCKS, tl.program_id(1), tl.program_id(2).to(tl.int64)
-    channel = (tl.program_id(0) % CHANNEL_BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
+    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    segment, row, sample = tl.program_id(0) // BLOCKS, tl.program_id(1), tl.program_id(2).to(tl.int64)
+    channel = (tl.program_id(0) % BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = channel < C
     if NORM == _FIELD:
-        col = tl.load(segments + 4 * segment) + tl.arange(0, BLOCK_W)
-        last = tl.load(segments + 4 * segment + 1)
+        col, last = tl.load(segments + 4 * segment) + tl.arange(0, BLOCK_W), tl.load(segments + 4 * segment + 1)
     else:
-        col = segment * BLOCK_W + tl.arange(0, BLOCK_W)
-        last = out_width
+        col, last = segment * BLOCK_W + tl.arange(0, BLOCK_W), out_width
     mask = (col < last)[:, None] & inside[None, :]
-
-    # the pixel of the map before the padding
+    base_row, base_col = row, col  # the pixel of the map before the padding
     if PAD > 0:
         base_row = _reflected(row - PAD, out_height - 2 * PAD)
         base_col = _reflected(col - PAD, out_width - 2 * PAD)
-    else:
-        base_row, base_col = row, col
 
-    mean0, mean_step, scale0, scale_step, shift = 0.0, 0.0, 0.0, 0.0, 0.0
-    fraction = 0.0
-    if NORM != _NONE:
-        shift = tl.zeros((BLOCK_C,), tl.float32)
-        gain = tl.full((BLOCK_C,), 1.0, tl.float32)
-        added = tl.zeros((BLOCK_C,), tl.float32)
-        if WEIGHT:
-            gain = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
-        if BIAS:
-            shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-        if OFFSET:
-            added = tl.load(offset + channel, mask=inside, other=0.0).to(tl.float32)
-        if NORM == _UNIFORM:
-            mean = tl.load(stats + sample * stats_sample + channel, mask=inside, other=0.0)
-            scale0 = tl.load(scales + sample * stats_sample + channel, mask=inside, other=0.0) * gain
-            shift += (added - mean) * scale0
-        else:
-            left = tl.load(segments + 4 * segment + 2)
-            right = tl.load(segments + 4 * segment + 3)
-            above, below = tl.load(row_lower + base_row), tl.load(row_upper + base_row)
-            down = tl.load(row_fraction + base_row)
-            cells = stats + sample * stats_sample
-            mean0 = _line_of_cells(
-                cells, above, below, down, left, channel, inside, stats_sample, stats_row, stats_col, 0
-            ) - added  # fmt: skip
-            scale0 = gain * _line_of_cells(
-                cells, above, below, down, left, channel, inside, stats_sample, stats_row, stats_col, stats_which
-            )
-            mean_step = _line_of_cells(
-                cells, above, below, down, right, channel, inside, stats_sample, stats_row, stats_col, 0
-            ) - added - mean0  # fmt: skip
-            scale_step = gain * _line_of_cells(
-                cells, above, below, down, right, channel, inside, stats_sample, stats_row, stats_col, stats_which
-            ) - scale0  # fmt: skip
-            fraction = tl.load(col_fraction + base_col, mask=col < last, other=0.0)
-
+    values = _values(
+        stats + sample * stats_sample, scales + sample * stats_sample, weight, bias, offset, segments + 4 * segment,
+        row_lower + base_row, row_upper + base_row, row_fraction + base_row, col_fraction + base_col, col < last,
+        channel, inside, (stats_row, stats_col, stats_which), NORM, WEIGHT, BIAS, OFFSET, BLOCK_C,
+    )  # fmt: skip
     x += sample * x_sample * C
     residual += sample * residual_sample * C
-    if RESIZE == _SAME or RESIZE == _NEAREST:
+    SHAPE: tl.constexpr = (BLOCK_W, BLOCK_C)
+    if RESIZE == _DOWN:
+        y = _blurred(
+            x, residual, x_row, residual_row, height, width, base_row, base_col, channel, mask, values,
+            C, NORM, RESIDUAL, RELU, SHAPE,
+        )  # fmt: skip
+    elif RESIZE == _UP:
+        y = _doubled(
+            x, residual, x_row, residual_row, height, width, base_row, base_col, channel, mask, values,
+            C, NORM, RESIDUAL, RELU, SHAPE,
+        )  # fmt: skip
+    else:
         if RESIZE == _NEAREST:
             base_row, base_col = base_row // 2, base_col // 2
         y = _at(
-            x, residual, base_row * x_row, base_row * residual_row, base_col, channel, mask,
-            mean0, mean_step, scale0, scale_step, shift, fraction, C, NORM, RESIDUAL, RELU,
+            x, residual, base_row * x_row, base_row * residual_row, base_col, channel, mask, values,
+            C, NORM, RESIDUAL, RELU,
         )  # fmt: skip
-    elif RESIZE == _DOWN:
-        y = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
-        for down_tap in tl.static_range(3):
-            at_row = _reflected(2 * base_row + down_tap - 1, height)
-            for across_tap in tl.static_range(3):
-                at_col = _reflected(2 * base_col + across_tap - 1, width)
-                tap = _at(
-                    x, residual, at_row * x_row, at_row * residual_row, at_col, channel, mask,
-                    mean0, mean_step, scale0, scale_step, shift, fraction, C, NORM, RESIDUAL, RELU,
-                )  # fmt: skip
-                y += tap * ((1 + down_tap % 2) * (1 + across_tap % 2) / 16)
-    else:
-        y = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
-        near_row, near_col = base_row // 2, base_col // 2
-        far_row = _clamped(near_row + 2 * (base_row % 2) - 1, height)
-        far_col = _clamped(near_col + 2 * (base_col % 2) - 1, width)
-        for down_tap in tl.static_range(2):
-            at_row = near_row if down_tap == 0 else far_row
-            for across_tap in tl.static_range(2):
-                at_col = near_col if across_tap == 0 else far_col
-                tap = _at(
-                    x, residual, at_row * x_row, at_row * residual_row, at_col, channel, mask,
-                    mean0, mean_step, scale0, scale_step, shift, fraction, C, NORM, RESIDUAL, RELU,
-                )  # fmt: skip
-                y += tap * ((3 - 2 * down_tap) * (3 - 2 * across_tap) / 16)
     here = out + (sample * out_height + row) * out_width * C
     tl.store(here + col[:, None] * C + channel[None, :], y.to(out.dtype.element_ty), mask=mask)
 

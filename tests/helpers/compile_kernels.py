@@ -34,11 +34,11 @@ def main() -> int:
 
         from kin_cli.norm import triton_kernels as kernels
     except ImportError as error:
-        print(f"Triton is not installed: {error}", file=sys.stderr)
+        sys.stderr.write(f"Triton is not installed: {error}\n")
         return 77
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     if not all((tools / name).exists() for name in ("ptxas", "cuobjdump", "nvdisasm")):
-        print(f"{tools} has no ptxas, cuobjdump and nvdisasm", file=sys.stderr)
+        sys.stderr.write(f"{tools} has no ptxas, cuobjdump and nvdisasm\n")
         return 77
     os.environ["PATH"] += f":{tools}"
 
@@ -78,7 +78,7 @@ def main() -> int:
         # counted once, though the loop runs for every 32 numbers of a thread
         sums = {**counted(sass, 4096 / THREADS / 8), "name": f"sm_{capability}: sums", "least_loads": 4}
         found.append({**sums, "vector_stores": sums["stores"]})
-    print(json.dumps(found, indent=1))
+    sys.stdout.write(json.dumps(found, indent=1))
     return 0
 
 

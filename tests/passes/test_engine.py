@@ -141,8 +141,10 @@ class Imitation(EagerOps):
 
     folds, adds_bias = False, True
 
-    def to_input(self, levels: torch.Tensor, *, channels: int, dtype: torch.dtype) -> torch.Tensor:
-        x = levels.permute(0, 3, 1, 2).to(dtype) * (2 / 255) - 1
+    def to_input(
+        self, levels: torch.Tensor, *, channels: int, dtype: torch.dtype, black: float, white: float
+    ) -> torch.Tensor:
+        x = levels.permute(0, 3, 1, 2).to(dtype) * ((white - black) / 255) + black
         return torch.cat([x, x.new_zeros(len(x), channels - 3, *x.shape[2:])], dim=1)
 
     def to_bytes(self, y: torch.Tensor, patch_px: int) -> tuple[torch.Tensor, torch.Tensor]:
