@@ -27,7 +27,7 @@ _FREE = (
 )
 
 # settings that states of earlier versions lack, and the values at which these versions trained
-_LATER: dict[str, dict[str, object]] = {
+_LATER: dict[str, dict[str, Any]] = {
     "patches": {"source_jitter": 0.0, "guide": None, "stain_jitter": 0.0},
     "network": {"smooth_norm": False, "start_entry": None},
     "guidance": {"background": 0.0},

@@ -22,9 +22,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shelves = tmp_path / "shelf"
     shelves.mkdir()
     metadata = {"source_stain": "H&E", "target_stain": "PAS", "mpp": "0.25", "licence": "CC0", "data": "ours"}
-    save_generator(build(TINY), shelves / "he2pas.safetensors", spec=TINY, metadata=metadata)
+    save_generator(build(TINY), shelves / "he2masson.safetensors", spec=TINY, metadata=metadata)
     write_generator(shelves / "plain.pth")
-    write_generator(shelves / "he2pas.pth", seed=1)
+    write_generator(shelves / "he2masson.pth", seed=1)
     (shelves / "notes.txt").write_text("no generator")
     monkeypatch.setenv("KIN_MODELS", f"{shelves}:{tmp_path / 'absent'}")
     monkeypatch.chdir(tmp_path)
@@ -35,8 +35,8 @@ def test_names_are_those_of_the_files(folder: Path) -> None:
     known, unread = shelf()
     assert known["he2syn"] == bundled_model()
     assert {name: path.name for name, path in known.items() if path.parent == folder} == {
-        "he2pas": "he2pas.pth",
-        "he2pas.safetensors": "he2pas.safetensors",
+        "he2masson": "he2masson.pth",
+        "he2masson.safetensors": "he2masson.safetensors",
         "plain": "plain.pth",
     }
     assert unread == [f"KIN_MODELS: {folder.parent / 'absent'}: No such file or directory"]
@@ -49,15 +49,15 @@ def test_a_file_that_is_there_comes_before_a_name(folder: Path) -> None:
     assert find_generator(Path("some/plain")) == Path("some/plain")
     Path("plain").write_bytes(b"")
     assert find_generator(Path("plain")) == Path("plain")
-    with pytest.raises(ModelError, match="kin models lists them: he2pas"):
+    with pytest.raises(ModelError, match="kin models lists them: he2masson"):
         find_generator(Path("plane"))
 
 
 def test_the_list_shows_cards(folder: Path) -> None:
     listed = json.loads(succeed("models", "--json"))["models"]
-    (one,) = [entry for entry in listed if entry["name"] == "he2pas.safetensors"]
+    (one,) = [entry for entry in listed if entry["name"] == "he2masson.safetensors"]
     assert (one["source_stain"], one["target_stain"], one["mpp"], one["licence"]) == ("H&E", "PAS", "0.25", "CC0")
-    assert one["sha256"] == hashlib.sha256((folder / "he2pas.safetensors").read_bytes()).hexdigest()
+    assert one["sha256"] == hashlib.sha256((folder / "he2masson.safetensors").read_bytes()).hexdigest()
     shown = kin("models")
     assert shown.code == 0
     assert "H&E → PAS" in shown.out
