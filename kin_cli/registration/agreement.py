@@ -27,7 +27,7 @@ _NEAR_UM = 40.0
 _LEAST_TISSUE = 0.6
 _MOST_PLACES = 400
 _SIGNIFICANT = 1e-3
-_LEAST_EXCESS = 0.1  # of the fraction of places near the middle, over chance
+_LEAST_EXCESS = 0.05  # of the fraction of places near the middle, over chance
 
 
 @dataclass(frozen=True, eq=False)

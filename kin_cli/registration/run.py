@@ -142,7 +142,9 @@ class _Matcher:
             return None
         degrees: Iterable[float] = range(0, 360, STEP_DEGREES)
         if others:
-            around = [math.degrees(place.angle) + turn for place in others[:_FREE_SEARCHES] for turn in (-12, -6, 0, 6, 12)]
+            around = [
+                math.degrees(place.angle) + turn for place in others[:_FREE_SEARCHES] for turn in (-12, -6, 0, 6, 12)
+            ]
             degrees = sorted({round(angle / STEP_DEGREES) * STEP_DEGREES % 360 for angle in around})
         improved = []
         for place in self._searcher.places(self._rough, rough, degrees, _PLACES):
@@ -184,7 +186,7 @@ class _Matcher:
 
     def _covered(self, piece: Mask, motion: Piece) -> Mask:
         """Where a piece lies on the rough target, once moved."""
-        rows, cols = np.nonzero(piece[::2, ::2])
+        rows, cols = (places.astype(np.float64) for places in np.nonzero(piece[::2, ::2]))
         points = np.stack([(2 * cols + 0.5) * self._source.um[0], (2 * rows + 0.5) * self._source.um[1]], axis=-1)
         row, col = self._rough_target.indices(motion(points))
         height, width = self._taken.shape
@@ -213,7 +215,7 @@ def _judged(registration: Registration, source: Section, target: Section) -> tup
     points = source.centres()
     owners = registration.owner(found.middles)
     pieces = []
-    assert registration.labels is not None  # noqa: S101
+    assert registration.labels is not None
     for number, piece in enumerate(registration.pieces, start=1):
         if not piece.found:
             pieces.append(piece)

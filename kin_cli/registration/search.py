@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft, ndimage
 
-from kin_cli.geometry import Doubles, Floats, Mask
+from kin_cli.geometry import AnyArray, Doubles, Floats, Mask
 from kin_cli.registration.sections import Section
 
 STEP_DEGREES = 6
@@ -101,7 +101,7 @@ def _turned(layers: Floats, middle: Doubles, angle: float, side: int) -> Floats:
 
 
 class _Spectra:
-    """The other section's features (2, H, W), ready to be correlated with squares of ``side``, also beyond its edges."""
+    """The other section's features (2, H, W), to be correlated with squares of ``side``, also beyond its edges."""
 
     def __init__(self, target: Floats, side: int) -> None:
         self._pad = side // 2
@@ -110,7 +110,7 @@ class _Spectra:
         self._shape = tuple(fft.next_fast_len(n, real=True) for n in padded.shape[1:])
         self._first, self._second = self._forward(padded), self._forward(padded**2)
 
-    def _forward(self, values: Floats) -> Floats:
+    def _forward(self, values: AnyArray) -> Floats:
         found: Floats = fft.rfft2(values.astype(np.float32), s=self._shape, workers=-1)
         return found
 

@@ -1,8 +1,8 @@
 """A registration: where every point of a slide, the source, lies in another, the real one; and its file.
 
 A piece of tissue moves by p ↦ M · (p + bend(p)), in µm from the corners of level 0, with an affine map M (2, 3) and a
-displacement on a net of nodes. A point belongs to the piece that is nearest. The file is JSON, which can be read without
-kin; the displacements and the map of the pieces stand beside it in ``NAME.field.npz``.
+displacement on a net of nodes. A point belongs to the piece that is nearest. The file is JSON, which can be read
+without kin; the displacements and the map of the pieces stand beside it in ``NAME.field.npz``.
 
 Affine maps that other programs made are read as well: QuPath (interactive image alignment), VALIS (``M``), or any
 matrix of 2 × 3 or 3 × 3 numbers, from pixels of level 0 of the source to those of the real slide.
@@ -70,7 +70,8 @@ class Piece:
     def __call__(self, points: Doubles) -> Doubles:
         """Where points (…, 2) of the source lie in the real slide, in µm."""
         bent = points if self.bend is None else points + self.bend(points)
-        return bent @ self.matrix[:, :2].T + self.matrix[:, 2]
+        found: Doubles = bent @ self.matrix[:, :2].T + self.matrix[:, 2]
+        return found
 
     @property
     def degrees(self) -> float:
@@ -131,7 +132,7 @@ class Registration:
 
     def _places(self, points: Doubles) -> tuple[Integers, Integers]:
         """Row and column in ``labels`` of points in µm; those beyond the slide at its edge."""
-        assert self.labels is not None  # noqa: S101 - the callers have looked
+        assert self.labels is not None
         height, width = self.labels.shape
         extent = self.source.size.width * self.source.mpp, self.source.size.height * self.source.mpp
         cols = np.floor(points[..., 0] * (width / extent[0])).clip(0, width - 1).astype(np.int64)
@@ -142,7 +143,7 @@ class Registration:
         """Number of the nearest piece everywhere, and where a found piece is within ``KNOWN_UM``."""
         cached: tuple[Integers, Mask] | None = self.__dict__.get("_cache")
         if cached is None:
-            assert self.labels is not None  # noqa: S101
+            assert self.labels is not None
             um = self.source.size.width * self.source.mpp / self.labels.shape[1]
             nearest = ndimage.distance_transform_edt(self.labels == 0, return_distances=False, return_indices=True)
             owner = self.labels[tuple(nearest)]
@@ -191,7 +192,7 @@ def contents(registration: Registration, path: Path) -> dict[Path, bytes]:
         if piece.bend is not None:
             arrays[f"bend_{number}"] = piece.bend.values.astype(np.float32)
     stream = io.BytesIO()
-    np.savez_compressed(stream, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(stream, allow_pickle=False, **arrays)
     packed = stream.getvalue()
     record = {**registration.as_dict(), "field": beside.name, "field_crc32": zlib.crc32(packed)}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

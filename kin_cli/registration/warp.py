@@ -12,10 +12,11 @@ from scipy import ndimage
 
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import InputError
-from kin_cli.geometry import Box, Doubles, Floats, Grid, Mask, Pixels, Size
+from kin_cli.geometry import AnyArray, Box, Doubles, Floats, Grid, Integers, Mask, Pixels, Size
 from kin_cli.registration.sections import Section, centres
 from kin_cli.registration.transform import Registration
-from kin_cli.slide.view import SlideView, open_view
+from kin_cli.slide.tissue import tissue_in
+from kin_cli.slide.view import SlideView, open_view, overview
 
 _NODE_PX = 16  # between nodes the positions are interpolated; motions are smooth at 16 pixels
 _BLOCK_PX = 512
@@ -69,7 +70,7 @@ class RegisteredView:
             known[rows, cols] &= ~here | inside
         return pixels, known
 
-    def _um(self, x: Doubles, y: Doubles) -> Doubles:
+    def _um(self, x: AnyArray, y: AnyArray) -> Doubles:
         l0 = self.source.out_to_l0(x, y)
         return np.stack(np.broadcast_arrays(*l0), axis=-1) * self.registration.source.mpp
 
@@ -81,7 +82,7 @@ class RegisteredView:
     def _known(self, box: Box) -> Mask:
         return self.registration.known(self._grid_um(box))
 
-    def _owner(self, box: Box) -> np.ndarray:  # type: ignore[type-arg]
+    def _owner(self, box: Box) -> Integers:
         return self.registration.owner(self._grid_um(box))
 
     def _moved(self, box: Box, number: int) -> tuple[Pixels, Mask]:
@@ -117,6 +118,14 @@ def registered_view(registration: Registration, source: SlideView, real: SlideVi
         raise InputError(f"{source.slide.path}: the pixel size is not known", "state it in µm with --source-mpp")
     red, green, blue = (int(value) for value in white)
     return RegisteredView(registration, source, open_view(real.slide, mpp=source.mpp), (red, green, blue))
+
+
+def background_colour(view: SlideView) -> Pixels:
+    """The median colour (3,) of a slide outside its tissue; white if tissue is everywhere."""
+    pixels = overview(view, 1024)
+    outside = pixels[~tissue_in(pixels, view.slide.fill_colour)]
+    found: Pixels = np.median(outside, axis=0).astype(np.uint8) if len(outside) else np.full(3, 255, np.uint8)
+    return found
 
 
 def _span(flags: Mask) -> slice:
@@ -178,9 +187,11 @@ def picture(before: Pixels, after: Pixels, um: float) -> Image.Image:
     checks = np.where(((rows + cols) % 2 == 0)[..., None], before, after)
     curtain = np.where((np.arange(width) < width // 2)[None, :, None], before, after)
     sheet = Image.new("RGB", (2 * width + 8, height + _CAPTION_PX), "white")
-    for number, (pixels, text) in enumerate(
-        ((checks, f"checkerboard, squares of {side * um:.0f} µm"), (curtain, "curtain: source | registered real slide"))
-    ):
+    captions = (  # Pillow's font has no µ
+        f"checkerboard, squares of {side * um:.0f} um",
+        "curtain: source | registered real slide",
+    )
+    for number, (pixels, text) in enumerate(zip((checks, curtain), captions, strict=True)):
         left = number * (width + 8)
         sheet.paste(Image.fromarray(pixels), (left, _CAPTION_PX))
         ImageDraw.Draw(sheet).text((left + 4, 5), text, fill="black", font=ImageFont.load_default(14))
