@@ -115,7 +115,7 @@ class _Matcher:
         self._rough, self._rough_target = source.at(um), target.at(um)
         self._searcher = Searcher(self._rough_target)
         self._aligner = Aligner(source, target)
-        self._taken = np.zeros(self._rough_target.density.shape, np.bool_)
+        self._taken: Mask = np.zeros(self._rough_target.density.shape, np.bool_)
         self.count = int(labels.max())
         self.notes: list[str] = []
 
@@ -186,11 +186,10 @@ class _Matcher:
 
     def _covered(self, piece: Mask, motion: Piece) -> Mask:
         """Where a piece lies on the rough target, once moved."""
-        rows, cols = (places.astype(np.float64) for places in np.nonzero(piece[::2, ::2]))
-        points = np.stack([(2 * cols + 0.5) * self._source.um[0], (2 * rows + 0.5) * self._source.um[1]], axis=-1)
-        row, col = self._rough_target.indices(motion(points))
+        points = self._source.centres()[::2, ::2][piece[::2, ::2]]
+        places = self._rough_target.indices(motion(points))
         height, width = self._taken.shape
-        row, col = np.rint(row).astype(np.intp), np.rint(col).astype(np.intp)
+        row, col = np.rint(places[0]).astype(np.intp), np.rint(places[1]).astype(np.intp)
         inside = (row >= 0) & (col >= 0) & (row < height) & (col < width)
         found = np.zeros_like(self._taken)
         found[row[inside], col[inside]] = True

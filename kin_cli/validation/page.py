@@ -38,13 +38,13 @@ def page(found: Validation) -> str:
     style = template[template.index("<style>") : template.index("</style>") + len("</style>")]
     script = template[template.index("<script>") : template.index("</script>") + len("</script>")]
     real, translated = found.settings.real.path.name, found.settings.translated.path.name
-    body = Template(_BODY).substitute(
+    return Template(_BODY).substitute(
         version=text(__version__),
         title=text(f"{translated} – kin validate"),
         heading=text(translated),
         subtitle=f"against <code>{text(real)}</code> by kin {text(__version__)}",
         style=style,
-        script=script.replace(" % translation", " % translation"),
+        script=script,
         warnings="".join(f"<li>{text(note)}</li>" for note in (*found.notes, "for research only, not for diagnosis")),
         summary=cards(_summary(found)),
         pair=comparison(found.pictures["real"], found.pictures["translation"], name="Registered pair", marks="")
@@ -55,7 +55,6 @@ def page(found: Validation) -> str:
         figures="".join(_figures(found, um) for um in found.areas),
         method=_method(found),
     )
-    return body
 
 
 def _summary(found: Validation) -> list[tuple[str, str]]:
@@ -183,11 +182,12 @@ def _method(found: Validation) -> str:
     vector, counter = (" ".join(f"{value:.3f}" for value in values) for values in (stains.stain, stains.counterstain))
     return (
         f"<p>Optical densities of R, G, B: {text(stains.name)} {vector}, counterstain {counter}. A pixel is stained"
-        f" above {found.rules.stained:.3f} (Otsu's threshold in the real tissue); an area is positive if its mean density"
-        " exceeds the threshold that parts the real areas in two. Nuclei: peaks of both densities above"
-        f" {found.rules.nucleus:.3f}, at least 4 µm apart; positive if the stain there exceeds {found.rules.stained:.3f},"
-        " moderate from twice, strong from three times that. Intervals: bootstrap over squares of 256 µm. Chance: areas"
-        " shuffled. Recoloured: the source with mean and spread of the real slide's L*a*b* colours.</p>"
+        f" above {found.rules.stained:.3f} (Otsu's threshold in the real tissue); an area is positive if its mean"
+        " density exceeds the threshold that parts the real areas in two. Nuclei: peaks of both densities above"
+        f" {found.rules.nucleus:.3f}, at least 4 µm apart; positive if the stain there exceeds"
+        f" {found.rules.stained:.3f}, moderate from twice, strong from three times that. Intervals: bootstrap over"
+        " squares of 256 µm. Chance: areas shuffled. Recoloured: the source with mean and spread of the real slide's"
+        " L*a*b* colours.</p>"
     )
 
 

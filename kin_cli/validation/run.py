@@ -270,7 +270,7 @@ def _white(view: SlideView) -> tuple[float, float, float]:
 
 
 def _stains(name: str, real: SlideView, mask: TissueMask, um: float) -> tuple[Stains, Rules, Pixels]:
-    """The stains and thresholds of the real slide, and a sample of its tissue's pixels (n, 3), at the resolution ``um``.
+    """The stains and thresholds of the real slide, and pixels (n, 3) of its tissue, at the resolution ``um``.
 
     The sample are 40 squares of 256 pixels, drawn at random where there is tissue.
     """
