@@ -75,7 +75,10 @@ def scores(areas: Areas, *, finer: bool, seed: int = 0) -> list[Score]:
     threshold = otsu(areas.density(REAL).astype(np.float32))
     rng = np.random.default_rng(seed)
     own = _with_interval(areas, 0, threshold, rng)
-    shuffled = [_figures(areas, 0, threshold, order=rng.permutation(count)) for _ in range(_SHUFFLES)]
+    shuffled = []
+    for _ in range(_SHUFFLES):
+        order = rng.permutation(count)
+        shuffled.append(_figures(areas, 0, threshold, _far(areas, 0, threshold, order), order=order))
     other = _with_interval(areas, 2, threshold, rng) if len(areas.sums) > 2 else None
     found = []
     for name in BETTER:
@@ -98,7 +101,8 @@ def _with_interval(
     clusters = areas.clusters
     order = np.argsort(clusters, kind="stable")
     starts = np.searchsorted(clusters[order], np.arange(int(clusters.max()) + 2))
-    values = _figures(areas, slide, threshold)
+    far = _far(areas, slide, threshold)
+    values = _figures(areas, slide, threshold, far)
     number = len(starts) - 1
     draws = min(_DRAWS, max(20, _MOST_DRAWN // len(order)))
     drawn: list[dict[str, float]] = []
@@ -106,7 +110,7 @@ def _with_interval(
         for _ in range(draws):
             chosen = rng.integers(0, number, number)
             picked = np.concatenate([order[starts[c] : starts[c + 1]] for c in chosen])
-            drawn.append(_figures(areas, slide, threshold, picked=picked))
+            drawn.append(_figures(areas, slide, threshold, far, picked=picked))
     found: dict[str, tuple[float | None, Interval]] = {}
     for name, value in values.items():
         sample = np.array([one[name] for one in drawn if math.isfinite(one[name])])
@@ -117,9 +121,18 @@ def _with_interval(
 
 
 def _figures(
-    areas: Areas, slide: int, threshold: float, *, picked: Indices | None = None, order: Indices | None = None
+    areas: Areas,
+    slide: int,
+    threshold: float,
+    far: Doubles,
+    *,
+    picked: Indices | None = None,
+    order: Indices | None = None,
 ) -> dict[str, float]:
-    """All figures of the areas ``picked`` (None: all); ``order`` shuffles those of the slide against the real ones."""
+    """All figures of the areas ``picked`` (None: all); ``order`` shuffles those of the slide against the real ones.
+
+    ``far``: see ``_far``.
+    """
     count = len(areas.pixels)
     theirs = np.arange(count) if picked is None else picked
     ours = theirs if order is None else order[theirs]
@@ -127,7 +140,7 @@ def _figures(
     one, other = density[0] > threshold, density[1] > threshold
     sums = areas.sums[slide][ours], areas.sums[REAL][theirs]
     found = mask_figures(one, other) | {"auc": roc_area(density[0], other)}
-    found["hausdorff95_um"] = _hausdorff(areas, slide, threshold, picked, order)
+    found["hausdorff95_um"] = _hausdorff(far[:, theirs], one, other)
     found |= {"pearson": _correlation(*density), "spearman": _correlation(*map(stats.rankdata, density))}
     totals = [values.sum(axis=0) for values in sums]
     pixels = areas.pixels[ours].sum(), areas.pixels[theirs].sum()
@@ -190,16 +203,19 @@ def _labelled(sums: Doubles) -> Doubles:
     return found
 
 
-def _hausdorff(areas: Areas, slide: int, threshold: float, picked: Indices | None, order: Indices | None) -> float:
-    """The 95 % Hausdorff distance of the positive areas, in µm between their centres; drawn ones in a bootstrap."""
+def _far(areas: Areas, slide: int, threshold: float, order: Indices | None = None) -> Doubles:
+    """Distance in µm of every area from the nearest positive one of the real slide, and of the slide: (2, n)."""
     one, other = (areas.density(number) > threshold for number in (slide, REAL))
     one = one if order is None else one[order]
     if not one.any() or not other.any():
-        return math.nan
-    far = distances(areas.cells.astype(np.intp), one, other) * areas.um
-    chosen = np.arange(len(one)) if picked is None else picked
-    ends = [far[side][chosen][flags[chosen]] for side, flags in enumerate((one, other))]
-    if not all(len(end) for end in ends):
+        return np.full((2, len(one)), np.nan)
+    return distances(areas.cells.astype(np.intp), one, other) * areas.um
+
+
+def _hausdorff(far: Doubles, one: Mask, other: Mask) -> float:
+    """The 95 % Hausdorff distance of positive areas, of which ``far`` holds the distances (2, n)."""
+    ends = [far[side][flags] for side, flags in enumerate((one, other))]
+    if not all(len(end) for end in ends) or np.isnan(far).any():
         return math.nan
     return float(max(np.percentile(end, _HAUSDORFF_PERCENTILE) for end in ends))
 

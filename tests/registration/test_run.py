@@ -88,7 +88,7 @@ def test_a_mirrored_section_is_matched_only_when_said(one_piece: Section) -> Non
 
 def test_another_tissue_is_refused(one_piece: Section) -> None:
     other = section([blob((300, 340), (150, 165), 95, 77)])
-    with pytest.raises(InputError, match="no piece of he.tif is found in it"):
+    with pytest.raises(InputError, match=r"no piece of he\.tif is found in it"):
         registered(one_piece, other)
 
 
