@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kin_cli import __version__
 from kin_cli.concurrency import available_cores, prefetch
 from kin_cli.errors import OutputError
-from kin_cli.geometry import Cell, Size
+from kin_cli.geometry import Box, Cell, Pixels, Size
 from kin_cli.progress import Progress
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.levels import PyramidLayout, build_levels, fit_blocks, pad_tile
@@ -29,14 +31,39 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
 
     Memory bound: 2 · workers tiles.
     """
+    slide = SampleSlide(size, seed=seed)
+    fingerprint = {"sample": seed, "width": size.width, "height": size.height, "kin": __version__}
+    read = partial(slide.read, 0)
+    write_picture(output, size, read, mpp=slide.mpp, made="sample", by=fingerprint, workers=workers, progress=progress)
+
+
+def write_picture(
+    output: OutputSettings,
+    size: Size,
+    read: Callable[[Box], Pixels],
+    *,
+    mpp: float | None,
+    made: str,
+    by: dict[str, Any],
+    workers: int | None,
+    progress: Progress,
+) -> None:
+    """Write pixels that ``read`` gives for any box inside ``size``, as a pyramid, resuming work that was interrupted.
+
+    ``made`` names the stage; ``by`` says what the pixels depend on, and is kept in the file.
+
+    Memory bound: 2 · workers tiles.
+
+    Raises:
+        OutputError: the output exists, or cannot be written.
+    """
     _check(output)
     workers = workers or min(8, available_cores())
-    slide, tile = SampleSlide(size, seed=seed), fit_blocks(_TILE_PX, size).tile
+    tile = fit_blocks(_TILE_PX, size).tile
     codec = Codec("deflate" if output.flat else output.compression, output.quality, output.subsampling)
     layout = PyramidLayout(size, tile, min_side=max(size.width, size.height) + 1 if output.flat else 1024)
     grid = layout.grid(0)
-    fingerprint = {"sample": seed, "width": size.width, "height": size.height, "kin": __version__}
-    with open_work(output.path, fingerprint, overwrite=output.overwrite) as work:
+    with open_work(output.path, by, overwrite=output.overwrite) as work:
         if made_by(work, output.path):  # a run was killed between naming the output and removing its work
             work.remove()
             return
@@ -50,18 +77,13 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
         with BlobStore(work.folder, "tiles", capacity=layout.tile_count) as tiles:
 
             def make(cell: Cell) -> None:
-                pixels = pad_tile(slide.read(0, grid.clipped(cell)), tile)
+                pixels = pad_tile(read(grid.clipped(cell)), tile)
                 tiles.put(layout.key(0, cell), codec.encode(pixels))
 
-            todo = [cell for cell in grid if layout.key(0, cell) not in tiles]
-            with progress.stage("sample", len(todo), "tiles") as advance:
-                for _ in prefetch(make, todo, workers=workers, ahead=2 * workers):
-                    advance(1)
+            _fill(tiles, layout, make, progress, (made, workers))
             with progress.stage("pyramid", layout.reduced_count, "tiles") as advance:
                 build_levels(tiles, layout, codec=codec, workers=workers, advance=advance)
-            info = ImageInfo(
-                mpp=slide.mpp, icc=None, software=f"kin {__version__}", name=output.path.name, settings=fingerprint
-            )
+            info = ImageInfo(mpp=mpp, icc=None, software=f"kin {__version__}", name=output.path.name, settings=by)
             how: dict[str, Any] = {
                 "codec": codec,
                 "info": info,
@@ -74,6 +96,21 @@ def write_sample(output: OutputSettings, size: Size, *, seed: int, workers: int 
                 with progress.stage("write", layout.tile_count, "tiles") as advance:
                     write_pyramid(tiles, layout, advance=advance, **how)
         work.remove()
+
+
+def _fill(
+    tiles: BlobStore,
+    layout: PyramidLayout,
+    make: Callable[[Cell], None],
+    progress: Progress,
+    how: tuple[str, int],
+) -> None:
+    """Make the tiles of level 0 that are missing; ``how``: name of the stage and number of threads."""
+    made, workers = how
+    todo = [cell for cell in layout.grid(0) if layout.key(0, cell) not in tiles]
+    with progress.stage(made, len(todo), "tiles") as advance:
+        for _ in prefetch(make, todo, workers=workers, ahead=2 * workers):
+            advance(1)
 
 
 def _check(output: OutputSettings) -> None:

@@ -27,6 +27,7 @@ from kin_cli.commands.info import check, info
 from kin_cli.commands.models import models
 from kin_cli.commands.parameters import examples
 from kin_cli.commands.progress import add_verbosity
+from kin_cli.commands.register import register
 from kin_cli.commands.sample import sample
 from kin_cli.commands.seams import seams
 from kin_cli.commands.streams import guard_streams, printable, stdout_failure
@@ -36,6 +37,7 @@ from kin_cli.commands.tissue import tissue
 from kin_cli.commands.train import train
 from kin_cli.commands.translate import assemble, translate
 from kin_cli.commands.trust import trust
+from kin_cli.commands.validate import validate
 from kin_cli.commands.variables import name_variables, refuse_unknown
 from kin_cli.commands.view import view
 from kin_cli.errors import Stopped, explained
@@ -64,6 +66,7 @@ def cli(arguments: tuple[str, ...] | None, debug: bool) -> None:  # noqa: ARG001
 SECTIONS = {
     "Translate": (translate, batch, assemble),
     "Look and measure": (info, trust, check, view, tissue, seams, evaluate, compare, sweep, analyse, study),
+    "Against the real stain": (register, validate),
     "Generators": (models, train),
     "This machine": (doctor, bench, sample, templates),
 }

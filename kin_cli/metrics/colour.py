@@ -40,6 +40,17 @@ def lab_of_linear(linear: Doubles) -> Doubles:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
+def rgb_of_lab(colours: Doubles) -> Pixels:
+    """Convert CIELAB (D65) (…, 3) to 8-bit sRGB, rounded; colours that sRGB cannot show are clipped."""
+    lightness = (colours[..., 0] + 16) / 116
+    root = np.stack([lightness + colours[..., 1] / 500, lightness, lightness - colours[..., 2] / 200], axis=-1)
+    ratio = np.where(root > 6 / 29, root**3, 3 * (6 / 29) ** 2 * (root - 4 / 29))
+    linear = ((ratio * _WHITE) @ np.linalg.inv(_XYZ).T).clip(0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    rounded: Pixels = np.rint(255 * encoded).astype(np.uint8)
+    return rounded
+
+
 def luma(rgb: npt.NDArray[Any]) -> Doubles:
     """Luma Y' = 0.299 R' + 0.587 G' + 0.114 B' of (…, 3), in the unit of ``rgb``, not rounded: (…)."""
     weighted: Doubles = rgb @ YCBCR[0]

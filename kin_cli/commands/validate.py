@@ -1,0 +1,167 @@
+"""``kin validate``: a translation against the real stain of a serial section."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kin_cli.commands.parameters import (
+    FILE,
+    csv_option,
+    json_option,
+    overwrite_option,
+    tissue_option,
+    workers_option,
+)
+from kin_cli.commands.progress import ConsoleProgress
+from kin_cli.commands.streams import json_text, show
+from kin_cli.commands.variants import csv_bytes
+from kin_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from kin_cli.validation.run import Validation, ValidationSettings
+    from kin_cli.validation.scores import Score
+
+
+@click.command(short_help="Compare a translation with the real stain.")
+@click.argument("translated", type=FILE)
+@click.option("--against", type=FILE, required=True, help="Real slide: a serial section in the stain that is wanted.")
+@click.option(
+    "--registration",
+    type=FILE,
+    help="File of kin register (source and real slide), or an affine matrix of QuPath or VALIS.  [default: made now]",
+)
+@click.option("--source", type=FILE, help="Slide that was translated: registered, and recoloured for comparison.")
+@click.option(
+    "--stain", default="dab", show_default=True, help="Stain to measure: dab, pas, magenta, or R,G,B of its colour."
+)
+@click.option("--source-mpp", type=float, help="µm per pixel of TRANSLATED and source, if their files state none.")
+@click.option("--real-mpp", type=float, help="µm per pixel of the real slide, if its file states none.")
+@tissue_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of intervals and of chance.")
+@click.option("--report", type=FILE, help="Also write a page with pictures, scatter plots and maps: .html.")
+@click.option("--geojson", type=FILE, help="Also write the areas of 128 µm for QuPath: .geojson.")
+@workers_option
+@json_option
+@csv_option
+@overwrite_option
+def validate(translated: Path, as_json: bool, overwrite: bool, **options: Any) -> None:
+    """Compare TRANSLATED with the real stain, in areas of 32 to 256 µm of the tissue that both show.
+
+    Every figure has a 95 % interval, and beside it stand what chance (areas shuffled) and the source, merely
+    recoloured, reach: what is no better than these is no success. Areas finer than the registration's own error are
+    marked with ~.
+    """
+    settings = _settings(translated, options)
+    _check(settings, options, overwrite=overwrite)
+    from kin_cli.outputs import write_outputs
+    from kin_cli.validation.run import validate as run
+
+    progress = ConsoleProgress()
+    found = run(settings, progress)
+    for note in found.notes:
+        progress.note(note)
+    files: dict[Path, bytes] = {}
+    if options["csv_file"] is not None:
+        files[options["csv_file"]] = csv_bytes(_rows(found))
+    if options["geojson"] is not None:
+        from kin_cli.validation.page import geojson
+
+        files[options["geojson"]] = geojson(found)
+    if options["report"] is not None:
+        from kin_cli.validation.page import page
+
+        files[options["report"]] = page(found).encode(errors="replace")
+    write_outputs(files, overwrite=overwrite)
+    show(json_text(found.as_dict()) if as_json else _table(found))
+
+
+def _settings(translated: Path, options: dict[str, Any]) -> ValidationSettings:
+    from kin_cli.evaluation.settings import SlideChoice
+    from kin_cli.validation.run import ValidationSettings
+    from kin_cli.validation.stains import parse_stain
+
+    parse_stain(options["stain"])
+    mpp, source = options["source_mpp"], options["source"]
+    return ValidationSettings(
+        translated=SlideChoice(translated, source_mpp=mpp),
+        real=SlideChoice(options["against"], source_mpp=options["real_mpp"]),
+        source=None if source is None else SlideChoice(source, source_mpp=mpp),
+        registration=options["registration"],
+        stain=options["stain"],
+        tissue=options["tissue"],
+        seed=options["seed"],
+        workers=options["workers"],
+    )
+
+
+def _check(settings: ValidationSettings, options: dict[str, Any], *, overwrite: bool) -> None:
+    """Raise, before any work, if an output has a wrong name or cannot be written."""
+    from kin_cli.outputs import check_files, file_inputs, slide_inputs
+
+    for name, endings in (("report", (".html", ".htm")), ("geojson", (".geojson", ".json"))):
+        if options[name] is not None and options[name].suffix.lower() not in endings:
+            raise UsageError(f"{options[name]}: no known ending", f"write {endings[0]}")
+    source = None if settings.source is None else settings.source.path
+    inputs = [
+        *slide_inputs(settings.translated.path, "the translation"),
+        *slide_inputs(settings.real.path, "the real slide"),
+        *slide_inputs(source, "the source"),
+        *file_inputs((settings.registration, "the registration"), (settings.tissue, "the tissue mask")),
+    ]
+    written = [("--csv", options["csv_file"]), ("--report", options["report"]), ("--geojson", options["geojson"])]
+    check_files(written, inputs, overwrite=overwrite)
+
+
+def _table(found: Validation) -> str:
+    stains, error = found.stains, found.registration.error
+    lines = [
+        f"stain {stains.name}: {_vector(stains.stain)}, counterstain {_vector(stains.counterstain)}"
+        f" (optical density of R, G, B); stained above {found.rules.stained:.3f}",
+        "error of the registration: not known"
+        if error is None
+        else f"error of the registration: median {error['median']:.0f} µm, 90 % below {error['p90']:.0f} µm",
+    ]
+    um = 0
+    for score in found.scores:
+        if score.um != um:
+            um = score.um
+            mark = " ~ finer than the registration's error" if score.finer else ""
+            lines += ["", f"areas of {um} µm ({score.areas}){mark}"]
+            lines.append(f"  {'':<22}{'value':>9}  {'95 % interval':<18}{'chance':>9}{'recoloured':>12}")
+        lines.append(_line(score))
+    return "\n".join(lines)
+
+
+def _vector(values: tuple[float, float, float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values)
+
+
+def _line(score: Score) -> str:
+    interval = "" if score.interval is None else f"{number(score.interval[0])} to {number(score.interval[1])}"
+    mark = "~" if score.finer else " "
+    return (
+        f"{mark} {score.name:<22}{number(score.value):>9}  {interval:<18}"
+        f"{number(score.chance):>9}{number(score.recoloured):>12}"
+    ).rstrip()
+
+
+def number(value: float | None) -> str:
+    """A figure with three digits after the point, or fewer if it is large; none if it is not defined."""
+    if value is None or not math.isfinite(value):
+        return "none"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _rows(found: Validation) -> list[list[object]]:
+    rows: list[list[object]] = [
+        ["area_um", "figure", "value", "low", "high", "chance", "recoloured", "areas", "finer_than_registration"]
+    ]
+    for score in found.scores:
+        low, high = score.interval or (None, None)
+        values = (score.value, low, high, score.chance, score.recoloured)
+        rows.append([score.um, score.name, *values, score.areas, int(score.finer)])
+    return rows

@@ -1,0 +1,208 @@
+"""How well two registered sections agree: the displacement that is left, area by area, and landmarks.
+
+The error of a registration is estimated from the slides themselves: around each of many places the density of the
+source is looked for in the registered real slide, within 96 µm. Where structures are alike in both stains, the best
+place lies as far from the middle as the registration is wrong. What is found at random is found anywhere, so that the
+fraction of places near the middle also tells whether the two slides belong together.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import fft, ndimage, stats
+
+from kin_cli.errors import InputError
+from kin_cli.geometry import Doubles, Floats, Mask
+from kin_cli.registration.sections import Section
+from kin_cli.store.files import read_regular
+
+REACH_UM = 96.0
+_SIDE_UM = 256.0  # of the window that is looked for
+_NEAR_UM = 40.0
+_LEAST_TISSUE = 0.6
+_MOST_PLACES = 400
+_SIGNIFICANT = 1e-3
+_LEAST_EXCESS = 0.05  # of the fraction of places near the middle, over chance
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """What is left between two registered sections.
+
+    Attributes:
+        middles: centres of the windows, (n, 2) µm in the source.
+        shifts: what would make each agree better, (n, 2) µm in the source; NaN where nothing is alike.
+        likeness: correlation at the best shift, (n,).
+    """
+
+    middles: Doubles
+    shifts: Doubles
+    likeness: Doubles
+
+    def of(self, chosen: Mask) -> Agreement:
+        """The agreement of some of the windows."""
+        return Agreement(self.middles[chosen], self.shifts[chosen], self.likeness[chosen])
+
+    @property
+    def near(self) -> float:
+        """Fraction of the windows whose best place is within 40 µm of the middle; chance is 0.14."""
+        return float((np.hypot(*self.shifts.T) <= _NEAR_UM).mean()) if len(self.shifts) else 0.0
+
+    @property
+    def p(self) -> float:
+        """Probability of so many windows near the middle if their best places were anywhere (binomial)."""
+        if not len(self.shifts):
+            return 1.0
+        count = int((np.hypot(*self.shifts.T) <= _NEAR_UM).sum())
+        return float(stats.binom.sf(count - 1, len(self.shifts), _chance()))
+
+    @property
+    def believable(self) -> bool:
+        """Whether the two sections belong together: more windows near the middle than by chance."""
+        return self.p < _SIGNIFICANT and self.near > _chance() + _LEAST_EXCESS
+
+    def error(self) -> dict[str, float] | None:
+        """Median and 90th percentile of what is left, in µm, and the number of windows; None of fewer than 8.
+
+        Of windows whose best place is near the middle: the others are no measure of error, since nothing like them was
+        found. Sections that differ as much as their neighbours in the block do raise the estimate.
+        """
+        distance = np.hypot(*self.shifts.T)
+        distance = distance[distance <= _NEAR_UM]
+        if len(distance) < 8:
+            return None
+        median, high = np.percentile(distance, [50, 90])
+        return {"median": round(float(median), 1), "p90": round(float(high), 1), "windows": len(distance)}
+
+
+def _chance() -> float:
+    """Fraction of the places looked at that are near the middle."""
+    return float(np.pi * _NEAR_UM**2 / (2 * REACH_UM) ** 2)
+
+
+def agreement(source: Section, moved: Floats, known: Mask) -> Agreement:
+    """Compare a section with the density of the real one that was registered to it, (h, w), where it is ``known``."""
+    um = source.um[0]
+    half, reach = max(4, round(_SIDE_UM / um / 2)), max(2, round(REACH_UM / um))
+    usable = (source.tissue & known).astype(np.float32)
+    fraction = ndimage.uniform_filter(usable, 2 * half, mode="constant")
+    height, width = source.density.shape
+    rows, cols = (np.arange(half + reach, n - half - reach, half) for n in (height, width))
+    places = [(row, col) for row in rows for col in cols if fraction[row, col] >= _LEAST_TISSUE]
+    if len(places) > _MOST_PLACES:
+        drawn = np.random.default_rng(0).choice(len(places), _MOST_PLACES, replace=False)
+        places = [places[number] for number in np.sort(drawn)]
+    one, other = _detail(source.density, um), _detail(moved, um)
+    found = [_best_shift(one, other, row, col, half, reach) for row, col in places]
+    middles = np.array([(col * source.um[0], row * source.um[1]) for row, col in places]).reshape(-1, 2)
+    shifts = np.array([shift for shift, _ in found]).reshape(-1, 2) * source.um
+    return Agreement(middles, shifts, np.array([likeness for _, likeness in found]))
+
+
+def _detail(density: Floats, um: float) -> Floats:
+    """Density without what is wider than some nuclei and glands, so that outlines do not decide."""
+    smooth = ndimage.gaussian_filter(density, 6.0 / um)
+    found: Floats = smooth - ndimage.gaussian_filter(density, 60.0 / um)
+    return found
+
+
+def _best_shift(one: Floats, other: Floats, row: int, col: int, half: int, reach: int) -> tuple[Doubles, float]:
+    """The shift (x, y) in pixels at which a window of ``one`` is most like ``other``, and the correlation there."""
+    template = one[row - half : row + half, col - half : col + half]
+    wide = half + reach
+    around = other[row - wide : row + wide, col - wide : col + wide]
+    template = template - template.mean()
+    shape = [fft.next_fast_len(2 * wide, real=True)] * 2
+    shared = fft.irfft2(fft.rfft2(around, shape) * fft.rfft2(template, shape).conj(), shape)
+    total, squares = (_window_sums(values, 2 * half) for values in (around, around**2))
+    shared = shared[: 2 * reach + 1, : 2 * reach + 1]
+    spread = np.sqrt(np.maximum(squares - total**2 / (2 * half) ** 2, 1e-9) * max(float((template**2).sum()), 1e-9))
+    scores = shared / spread
+    best = np.unravel_index(int(np.abs(scores).argmax()), scores.shape)
+    y, x = (float(n) for n in best)
+    return np.array([x - reach + _peak(scores, best, 1), y - reach + _peak(scores, best, 0)]), float(scores[best])
+
+
+def _window_sums(values: Floats, side: int) -> Doubles:
+    sums = np.pad(values.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    found: Doubles = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    return found
+
+
+def _peak(scores: Floats, best: tuple[np.intp, ...], axis: int) -> float:
+    """Where, between -0.5 and 0.5, a parabola through a peak and its neighbours along an axis is highest."""
+    at = int(best[axis])
+    if not 0 < at < scores.shape[axis] - 1:
+        return 0.0
+    line = np.abs(scores[:, best[1]] if axis == 0 else scores[best[0]])
+    before, here, after = (float(line[at + step]) for step in (-1, 0, 1))
+    bow = before - 2 * here + after
+    return 0.0 if bow >= 0 else float(np.clip((before - after) / (2 * bow), -0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class LandmarkErrors:
+    """Distances between landmarks of the real slide and those of the source, carried over.
+
+    Attributes:
+        initial_px, final_px: without and with the registration, (n,) pixels of level 0 of the real slide.
+        diagonal_px: of the real slide.
+        mpp: µm per pixel of the real slide.
+    """
+
+    initial_px: Doubles
+    final_px: Doubles
+    diagonal_px: float
+    mpp: float
+
+    def as_dict(self) -> dict[str, object]:
+        """Return median, 90th percentile and maximum: of TRE (µm) and relative TRE (% of the diagonal)."""
+        found: dict[str, object] = {"landmarks": len(self.final_px)}
+        for name, values in (("initial", self.initial_px), ("registered", self.final_px)):
+            three = np.array([np.median(values), np.percentile(values, 90), values.max()])
+            names = ("median", "p90", "max")
+            found[name] = {
+                "tre_um": dict(zip(names, (three * self.mpp).round(2).tolist(), strict=True)),
+                "rtre_percent": dict(zip(names, (three / self.diagonal_px * 100).round(4).tolist(), strict=True)),
+            }
+        return found
+
+
+def read_landmarks(path: Path) -> dict[str, tuple[float, float]]:
+    """Landmarks by name: a CSV file with columns X and Y (pixels of level 0), and names in the first column, if any.
+
+    That is the format of the ANHIR challenge and of ImageJ. Names are numbers from 0 where there are none.
+
+    Raises:
+        InputError: the file is missing or is no such table.
+    """
+    hint = "landmarks are a CSV file with columns X and Y in pixels of level 0"
+    try:
+        text = read_regular(path).decode("utf-8-sig")
+        dialect = csv.Sniffer().sniff(text[:4096], ",;\t ") if text.strip() else csv.excel
+        rows = [row for row in csv.reader(io.StringIO(text), dialect) if any(cell.strip() for cell in row)]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", hint) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}", hint) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV file: {error}", hint) from None
+    names = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if "x" not in names or "y" not in names:
+        raise InputError(f"{path}: has no columns X and Y", hint)
+    x, y = names.index("x"), names.index("y")
+    found: dict[str, tuple[float, float]] = {}
+    for number, row in enumerate(rows[1:]):
+        try:
+            point = float(row[x]), float(row[y])
+        except (ValueError, IndexError):
+            raise InputError(f"{path}: row {number + 2} has no two numbers under X and Y", hint) from None
+        found[row[0].strip() if min(x, y) > 0 else str(number)] = point
+    if not found or not np.isfinite(list(found.values())).all():
+        raise InputError(f"{path}: holds no landmarks", hint)
+    return found

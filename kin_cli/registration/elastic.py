@@ -1,0 +1,284 @@
+"""From a rough place to an elastic map: rigid, affine and B-spline registration by SimpleITK.
+
+All of them maximize the mutual information of the densities of both sections (Mattes et al., IEEE Trans. Med. Imaging
+22, 2003), which needs no common colour, from coarse to fine resolution. Only pixels of a piece and a rim of background
+count. SimpleITK comes with ``pip install kin-cli[validate]``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from kin_cli.concurrency import available_cores
+from kin_cli.errors import KinError
+from kin_cli.geometry import Doubles, Floats, Mask
+from kin_cli.registration.search import Place
+from kin_cli.registration.sections import Section
+
+_BINS = 32
+_RIM_UM = 100.0  # of background around a piece that counts
+_COARSE_UM, _MIDDLE_UM = 32.0, 16.0
+_SAMPLES = 40_000  # pixels that the mutual information is computed of, at least
+_FRACTION = 0.2  # of the pixels, if these are more
+_KNOTS_UM = (1280.0, 640.0, 320.0)  # distances of the B-spline's control points, at the resolutions coarse to fine
+NODE_UM = 32.0
+"""Distance of the nodes at which a displacement is stored; the B-spline is smooth at a tenth of its control points."""
+
+_LEAST_STRETCH, _MOST_STRETCH = 0.7, 1.4  # of a length by the affine map; sections of one block differ less
+_LEAST_AREA, _MOST_AREA = 0.25, 4.0  # of a small area by the elastic map; below 0 it would be turned over
+
+
+def simple_itk() -> Any:
+    """SimpleITK, or ``KinError`` with what to install."""
+    try:
+        import SimpleITK
+    except ImportError:
+        raise KinError("registration needs SimpleITK", "pip install 'kin-cli[validate]'") from None
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(min(available_cores(), 8))
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    return SimpleITK
+
+
+@dataclass(frozen=True, eq=False)
+class Bend:
+    """Displacements (2, rows, cols) in µm, x first, at nodes ``origin`` + index · ``NODE_UM``; beyond them the nearest.
+
+    Between nodes they are interpolated linearly.
+    """
+
+    origin: tuple[float, float]
+    values: Floats
+
+    def __call__(self, points: Doubles) -> Doubles:
+        """Displacements (…, 2) at points (…, 2), all in µm."""
+        rows = (points[..., 1] - self.origin[1]) / NODE_UM
+        cols = (points[..., 0] - self.origin[0]) / NODE_UM
+        found = [ndimage.map_coordinates(layer, (rows, cols), order=1, mode="nearest") for layer in self.values]
+        return np.stack(found, axis=-1).astype(np.float64)
+
+
+class Aligner:
+    """Registers pieces of one section to another, at whatever resolutions both have."""
+
+    def __init__(self, source: Section, target: Section) -> None:
+        self._sitk = simple_itk()
+        self._pairs = {um: (source.at(um), target.at(um)) for um in (_COARSE_UM, _MIDDLE_UM)}
+        self._pairs[0.0] = (source, target)
+        self._images: dict[tuple[int, float], Any] = {}
+
+    def rigid(self, piece: Mask, place: Place) -> tuple[float, Place]:
+        """A place improved at 32 µm per pixel, and the mutual information there (natural units, higher is better)."""
+        sitk = self._sitk
+        transform = sitk.Euler2DTransform()
+        transform.SetCenter(place.centre)
+        transform.SetAngle(place.angle)
+        transform.SetTranslation(np.subtract(place.place, place.centre).tolist())
+        value = self._run(transform, piece, _COARSE_UM, shrinks=(2, 1), step=2 * _COARSE_UM, rounds=60)
+        there = transform.TransformPoint(place.centre)
+        return value, Place(value, transform.GetAngle(), place.centre, (there[0], there[1]))
+
+    def affine(self, piece: Mask, place: Place) -> tuple[float, Doubles]:
+        """The affine map (2, 3) that a place leads to, and its mutual information; the rigid one if it is distorted."""
+        transform = self._sitk.AffineTransform(2)
+        start = place.matrix()
+        transform.SetCenter(place.centre)
+        transform.SetMatrix(start[:, :2].ravel().tolist())
+        transform.SetTranslation(np.subtract(place.place, place.centre).tolist())
+        value = place.score
+        for um, shrinks in ((_COARSE_UM, (2, 1)), (_MIDDLE_UM, (1,)), (0.0, (1,))):
+            value = self._run(transform, piece, um, shrinks=shrinks, step=max(um, 8.0), rounds=100)
+        linear = np.array(transform.GetMatrix()).reshape(2, 2)
+        stretch = np.linalg.svd(linear, compute_uv=False)
+        if stretch.min() < _LEAST_STRETCH or stretch.max() > _MOST_STRETCH or np.linalg.det(linear) <= 0:
+            return place.score, start
+        there = np.array(transform.TransformPoint(place.centre))
+        return value, np.column_stack([linear, there - linear @ np.array(place.centre)])
+
+    def elastic(self, piece: Mask, matrix: Doubles) -> tuple[float, Bend | None]:
+        """What bends a piece before the affine map, and the mutual information; no bend if every one would fold it."""
+        sitk = self._sitk
+        known = self._affine(matrix)
+        left, upper, right, lower = self._frame(piece)
+        for finest in range(len(_KNOTS_UM), 0, -1):
+            mesh = [max(1, round(extent / _KNOTS_UM[0])) for extent in (right - left, lower - upper)]
+            spline = sitk.BSplineTransform(2, 3)
+            spline.SetTransformDomainOrigin((left, upper))
+            spline.SetTransformDomainPhysicalDimensions((right - left, lower - upper))
+            spline.SetTransformDomainMeshSize(mesh)
+            value = 0.0
+            for number in range(finest):
+                if number:
+                    spline = _refined(sitk, spline)
+                um = (_COARSE_UM, _MIDDLE_UM, 0.0)[number]
+                value = self._run_spline(spline, known, piece, um)
+            bend = _sampled(spline, (left, upper, right, lower))
+            if not folds(bend, self._near(piece, bend)):
+                return value, bend
+        return 0.0, None
+
+    def _near(self, piece: Mask, bend: Bend) -> Mask:
+        """The nodes of a bend that lie on the piece or next to it."""
+        um = self._pairs[0.0][0].um
+        grown = ndimage.binary_dilation(piece, iterations=math.ceil(NODE_UM / um[0]))
+        rows, cols = bend.values.shape[1:]
+        at = [
+            ((bend.origin[axis] + np.arange(n) * NODE_UM) / um[axis]).astype(np.intp).clip(0, piece.shape[1 - axis] - 1)
+            for n, axis in ((rows, 1), (cols, 0))
+        ]
+        found: Mask = grown[np.ix_(*at)]
+        return found
+
+    def _affine(self, matrix: Doubles) -> Any:
+        transform = self._sitk.AffineTransform(2)
+        transform.SetMatrix(matrix[:, :2].ravel().tolist())
+        transform.SetTranslation(matrix[:, 2].tolist())
+        return transform
+
+    def _image(self, side: int, um: float) -> Any:
+        """One of the two sections at a resolution, as SimpleITK's image in µm."""
+        key = (side, um)
+        if key not in self._images:
+            section = self._pairs[um][side]
+            density = ndimage.gaussian_filter(section.density, 0.5)
+            # beyond the edge of the target is background, which a piece at the edge is to be compared with
+            spare = [side * n // 4 for n in density.shape]
+            density = np.pad(density, [(n, n) for n in spare])
+            self._images[key] = self._as_image(density, section.um, spare)
+        return self._images[key]
+
+    def _as_image(self, values: Any, um: tuple[float, float], spare: list[int]) -> Any:
+        image = self._sitk.GetImageFromArray(values)
+        image.SetSpacing(um)
+        image.SetOrigin(((0.5 - spare[1]) * um[0], (0.5 - spare[0]) * um[1]))
+        return image
+
+    def _mask(self, piece: Mask, um: float) -> tuple[Any, int]:
+        """The piece (h, w) of the finest resolution with its rim, at another one, and its number of pixels."""
+        section = self._pairs[um][0]
+        rows, cols = section.density.shape
+        fine = self._pairs[0.0][0]
+        at = [
+            np.minimum(((np.arange(n) + 0.5) * section.um[axis] / fine.um[axis]).astype(np.intp), limit - 1)
+            for n, axis, limit in ((rows, 1, piece.shape[0]), (cols, 0, piece.shape[1]))
+        ]
+        near = ndimage.distance_transform_edt(~piece[np.ix_(*at)]) * section.um[0] <= _RIM_UM
+        return self._as_image(near.astype(np.uint8), section.um, [0, 0]), int(near.sum())
+
+    def _frame(self, piece: Mask) -> tuple[float, float, float, float]:
+        """Left, upper, right and lower end of a piece with its rim, in µm."""
+        um = self._pairs[0.0][0].um
+        rows, cols = np.nonzero(piece)
+        rim = 2 * _RIM_UM
+        left, right = cols.min() * um[0] - rim, (cols.max() + 1) * um[0] + rim
+        upper, lower = rows.min() * um[1] - rim, (rows.max() + 1) * um[1] + rim
+        return float(left), float(upper), float(right), float(lower)
+
+    def _method(self, piece: Mask, um: float) -> Any:
+        sitk = self._sitk
+        mask, pixels = self._mask(piece, um)
+        method = sitk.ImageRegistrationMethod()
+        method.SetMetricAsMattesMutualInformation(_BINS)
+        fraction = max(_FRACTION, _SAMPLES / max(pixels, 1))
+        if fraction < 1:
+            method.SetMetricSamplingStrategy(method.RANDOM)
+            method.SetMetricSamplingPercentage(fraction, 1)
+        method.SetMetricFixedMask(mask)
+        method.SetInterpolator(sitk.sitkLinear)
+        method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
+        return method
+
+    def _run(
+        self, transform: Any, piece: Mask, um: float, *, shrinks: tuple[int, ...], step: float, rounds: int
+    ) -> float:
+        """Improve a linear transform in place; returns its mutual information."""
+        method = self._method(piece, um)
+        method.SetShrinkFactorsPerLevel(shrinks)
+        method.SetSmoothingSigmasPerLevel([shrink / 2 for shrink in shrinks])
+        method.SetOptimizerAsRegularStepGradientDescent(step, step / 100, rounds, 0.6)
+        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetInitialTransform(transform, True)
+        return self._executed(method, um)
+
+    def _run_spline(self, spline: Any, known: Any, piece: Mask, um: float) -> float:
+        method = self._method(piece, um)
+        # a long core may be bent by ten times its likeness' reach at 32 µm
+        shrinks, sigmas = ((2, 1, 1), (4.0, 2.0, 0.5)) if um == _COARSE_UM else ((1,), (0.5,))
+        method.SetShrinkFactorsPerLevel(shrinks)
+        method.SetSmoothingSigmasPerLevel(sigmas)
+        method.SetOptimizerAsLBFGS2(
+            solutionAccuracy=1e-8, numberOfIterations=40, deltaConvergenceDistance=3, deltaConvergenceTolerance=1e-5
+        )
+        method.SetMovingInitialTransform(known)
+        method.SetInitialTransform(spline, True)
+        return self._executed(method, um)
+
+    def _executed(self, method: Any, um: float) -> float:
+        try:
+            method.Execute(self._image(0, um), self._image(1, um))
+        except RuntimeError as error:  # all samples map outside, or the transform became singular
+            cause = str(error).strip().splitlines()
+            raise AlignmentError(cause[-1] if cause else "unknown") from error
+        return -float(method.GetMetricValue())
+
+
+class AlignmentError(Exception):
+    """SimpleITK could not go on, for example since no pixel of the piece lies on the other slide any more."""
+
+
+def _refined(sitk: Any, spline: Any) -> Any:
+    """The same displacement with twice as many control points."""
+    origin, extent = spline.GetTransformDomainOrigin(), spline.GetTransformDomainPhysicalDimensions()
+    mesh = [2 * n for n in spline.GetTransformDomainMeshSize()]
+    finer = sitk.BSplineTransform(2, 3)
+    finer.SetTransformDomainOrigin(origin)
+    finer.SetTransformDomainPhysicalDimensions(extent)
+    finer.SetTransformDomainMeshSize(mesh)
+    coefficients = []
+    for image in spline.GetCoefficientImages():
+        values = sitk.GetArrayFromImage(image)
+        for axis in (0, 1):
+            values = _subdivided(values, axis)
+        coefficients.append(values.ravel())
+    finer.SetParameters(np.concatenate(coefficients).tolist())
+    return finer
+
+
+def _subdivided(values: Doubles, axis: int) -> Doubles:
+    """Coefficients of a uniform cubic B-spline at half the distance along an axis (the two-scale relation).
+
+    n spans have n + 3 coefficients, so that 2n spans have 2n + 3.
+    """
+    values = np.moveaxis(values, axis, 0)
+    between = (values[:-1] + values[1:]) / 2  # (1 4 6 4 1) / 8: odd ones
+    on = (values[:-2] + 6 * values[1:-1] + values[2:]) / 8  # even ones
+    finer = np.empty((2 * len(values) - 3, *values.shape[1:]))
+    finer[0::2], finer[1::2] = between, on
+    return np.moveaxis(finer, 0, axis)
+
+
+def _sampled(spline: Any, frame: tuple[float, float, float, float]) -> Bend:
+    """The displacement of a spline at the nodes of a frame (left, upper, right, lower in µm)."""
+    left, upper, right, lower = frame
+    cols, rows = math.ceil((right - left) / NODE_UM), math.ceil((lower - upper) / NODE_UM)
+    values = np.zeros((2, rows, cols), np.float32)
+    for row in range(rows):
+        for col in range(cols):
+            point = (left + col * NODE_UM, upper + row * NODE_UM)
+            moved = spline.TransformPoint(point)
+            values[:, row, col] = moved[0] - point[0], moved[1] - point[1]
+    return Bend((left, upper), values)
+
+
+def folds(bend: Bend, where: Mask) -> bool:
+    """Whether a bend turns tissue over at a node of ``where``, or changes a small area more than fourfold."""
+    if min(bend.values.shape[1:]) < 2:
+        return False
+    across = np.diff(bend.values, axis=2)[:, :-1] / NODE_UM
+    down = np.diff(bend.values, axis=1)[:, :, :-1] / NODE_UM
+    area = ((1 + across[0]) * (1 + down[1]) - across[1] * down[0])[where[:-1, :-1]]
+    return bool(area.size and (area.min() < _LEAST_AREA or area.max() > _MOST_AREA))

@@ -1,0 +1,276 @@
+"""The whole of a registration: read both slides, find the pieces, bend them, and judge the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from kin_cli.errors import InputError
+from kin_cli.evaluation.settings import SlideChoice
+from kin_cli.evaluation.tiles import opened
+from kin_cli.geometry import Doubles, Integers, Mask
+from kin_cli.progress import Progress
+from kin_cli.registration.agreement import Agreement, LandmarkErrors, agreement, read_landmarks
+from kin_cli.registration.elastic import Aligner, AlignmentError, Bend
+from kin_cli.registration.search import STEP_DEGREES, Place, Searcher, search_um
+from kin_cli.registration.sections import Section, pieces_of, read_section
+from kin_cli.registration.transform import Piece, Registration, Side
+from kin_cli.registration.warp import warped
+from kin_cli.slide.view import SlideView
+
+_PLACES = 8  # rough places that mutual information decides between
+_FREE_SEARCHES = 8  # pieces that are looked for everywhere; smaller ones follow their neighbours first
+_LEAST_COVERED = 0.6  # fraction of a piece that must lie on tissue of the real slide
+_OVERLAP = 0.3  # fraction of a piece that may lie where a larger one lies already
+_MIRRORED_HINT = "are they serial sections of one block? --mirrored, if one was mounted upside down"
+
+
+@dataclass(frozen=True)
+class RegisterSettings:
+    """What to register: a source slide and a real slide, their tissue, and whether the real one is mirrored."""
+
+    source: SlideChoice
+    real: SlideChoice
+    tissue: str | Path = "auto"
+    real_tissue: str | Path = "auto"
+    mirrored: bool = False
+    elastic: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Registered:
+    """A registration, its agreement, and notes: what a user should know, such as pieces that were not found."""
+
+    registration: Registration
+    agreement: Agreement
+    notes: tuple[str, ...] = field(default=())
+
+
+def side_of(view: SlideView, option: str) -> Side:
+    """A slide as a side of a registration; ``option`` states its pixel size if the file does not."""
+    if view.slide.mpp is None:
+        raise InputError(f"{view.slide.path}: the pixel size is not known", f"state it in µm with {option}")
+    return Side(view.slide.path, view.slide.levels[0], view.slide.mpp)
+
+
+def register(settings: RegisterSettings, progress: Progress) -> Registered:
+    """Register the real slide to the source, piece by piece.
+
+    Memory bound: see ``read_section``, twice; about ten times that while a piece is bent.
+
+    Raises:
+        KinError: a slide cannot be read, its pixel size is unknown, no piece of the source is found in the other slide,
+            or SimpleITK is missing.
+    """
+    with opened(settings.source) as view, opened(settings.real) as other:
+        sides = side_of(view, "--source-mpp"), side_of(other, "--real-mpp")
+        with progress.stage("read", 2, "slides") as advance:
+            source = read_section(view, tissue=settings.tissue)
+            advance(1)
+            real = read_section(other, tissue=settings.real_tissue)
+            advance(1)
+    return register_sections(source, real, sides, settings, progress)
+
+
+def register_sections(
+    source: Section, real: Section, sides: tuple[Side, Side], settings: RegisterSettings, progress: Progress
+) -> Registered:
+    """Register two sections that were read; see ``register``."""
+    target = real.mirrored() if settings.mirrored else real
+    labels = pieces_of(source)
+    matcher = _Matcher(source, target, labels)
+    with progress.stage("register", matcher.count, "pieces") as advance:
+        pieces = matcher.pieces(advance, elastic=settings.elastic)
+    notes, rough = list(matcher.notes), Registration(*sides, tuple(pieces), labels)
+    judged, found = _judged(rough, source, target)
+    if not any(piece.found for piece in judged.pieces):
+        raise InputError(f"{sides[1].path}: no piece of {sides[0].path.name} is found in it", _MIRRORED_HINT)
+    judged = _with_followers(judged)
+    for number, piece in enumerate(judged.pieces, start=1):
+        if not piece.found:
+            notes.append(
+                f"piece {number} ({piece.about['area_mm2']:.2f} mm²) was not found in {sides[1].path.name}: left out"
+            )
+    found = found.of(judged.known(found.middles))
+    judged = replace(judged, error=found.error(), mirrored=settings.mirrored)
+    if settings.mirrored:
+        judged = replace(judged, pieces=tuple(_unmirrored(piece, real.extent_um[0]) for piece in judged.pieces))
+    if judged.error is None:
+        notes.append("too few places are alike to estimate the error of the registration: use --landmarks, and look")
+    return Registered(judged, found, tuple(notes))
+
+
+class _Matcher:
+    """Finds the pieces of one section in another, each at its own place."""
+
+    def __init__(self, source: Section, target: Section, labels: Integers) -> None:
+        self._source, self._target, self._labels = source, target, labels
+        um = search_um(source, target)
+        self._rough, self._rough_target = source.at(um), target.at(um)
+        self._searcher = Searcher(self._rough_target)
+        self._aligner = Aligner(source, target)
+        self._taken: Mask = np.zeros(self._rough_target.density.shape, np.bool_)
+        self.count = int(labels.max())
+        self.notes: list[str] = []
+
+    def pieces(self, advance: Any, *, elastic: bool) -> list[Piece]:
+        """All pieces, the largest first."""
+        found: list[Piece] = []
+        places: list[Place] = []
+        for number in range(1, self.count + 1):
+            piece = self._labels == number
+            best = self._best(piece, places if number > _FREE_SEARCHES else [])
+            if best is None:
+                found.append(self._lost(piece))
+            else:
+                places.append(best)
+                found.append(self._bent(piece, best, elastic=elastic))
+                self._taken |= self._covered(piece, found[-1])
+            advance(1)
+        return found
+
+    def _best(self, piece: Mask, others: list[Place]) -> Place | None:
+        """The best place of a piece that is not taken; with ``others`` only rotations near theirs are tried."""
+        rough = _reduced(piece, self._rough)
+        if not rough.any():
+            return None
+        degrees: Iterable[float] = range(0, 360, STEP_DEGREES)
+        if others:
+            around = [
+                math.degrees(place.angle) + turn for place in others[:_FREE_SEARCHES] for turn in (-12, -6, 0, 6, 12)
+            ]
+            degrees = sorted({round(angle / STEP_DEGREES) * STEP_DEGREES % 360 for angle in around})
+        improved = []
+        for place in self._searcher.places(self._rough, rough, degrees, _PLACES):
+            try:
+                improved.append(self._aligner.rigid(piece, place)[1])
+            except AlignmentError:
+                continue
+        improved.sort(key=lambda place: -place.score)
+        for place in improved:
+            covered = self._covered(piece, Piece(place.matrix()))
+            if covered.any() and (covered & self._taken).sum() <= _OVERLAP * covered.sum():
+                return place
+        return None
+
+    def _bent(self, piece: Mask, place: Place, *, elastic: bool) -> Piece:
+        about = {"area_mm2": self._area(piece)}
+        try:
+            value, matrix = self._aligner.affine(piece, place)
+        except AlignmentError:
+            value, matrix = place.score, place.matrix()
+        bend: Bend | None = None
+        if elastic:
+            try:
+                bent, bend = self._aligner.elastic(piece, matrix)
+                value = bent if bend is not None else value
+            except AlignmentError:
+                bend = None
+            if bend is None:
+                self.notes.append(f"a piece of {about['area_mm2']:.2f} mm² is registered by an affine map only")
+        found = Piece(matrix, bend, True, about)
+        about |= {"degrees": round(found.degrees, 1), "mutual_information": round(value, 4)}
+        return found
+
+    def _lost(self, piece: Mask) -> Piece:
+        return Piece(np.eye(2, 3), None, False, {"area_mm2": self._area(piece)})
+
+    def _area(self, piece: Mask) -> float:
+        return round(float(piece.sum()) * self._source.um[0] * self._source.um[1] / 1e6, 3)
+
+    def _covered(self, piece: Mask, motion: Piece) -> Mask:
+        """Where a piece lies on the rough target, once moved."""
+        points = self._source.centres()[::2, ::2][piece[::2, ::2]]
+        places = self._rough_target.indices(motion(points))
+        height, width = self._taken.shape
+        row, col = np.rint(places[0]).astype(np.intp), np.rint(places[1]).astype(np.intp)
+        inside = (row >= 0) & (col >= 0) & (row < height) & (col < width)
+        found = np.zeros_like(self._taken)
+        found[row[inside], col[inside]] = True
+        closed: Mask = ndimage.binary_closing(found)
+        return closed
+
+
+def _reduced(piece: Mask, like: Section) -> Mask:
+    """A mask at the resolution of a coarser section."""
+    factor = round(piece.shape[1] / like.density.shape[1]) or 1
+    rows, cols = like.density.shape
+    padded = np.pad(piece, ((0, max(0, rows * factor - piece.shape[0])), (0, max(0, cols * factor - piece.shape[1]))))
+    means = padded[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor).mean(axis=(1, 3))
+    found: Mask = means >= 0.5
+    return found
+
+
+def _judged(registration: Registration, source: Section, target: Section) -> tuple[Registration, Agreement]:
+    """The registration with each piece's agreement, and pieces without one marked as not found."""
+    density, known = warped(registration, source, target)
+    found = agreement(source, density, known)
+    points = source.centres()
+    owners = registration.owner(found.middles)
+    pieces = []
+    assert registration.labels is not None
+    for number, piece in enumerate(registration.pieces, start=1):
+        if not piece.found:
+            pieces.append(piece)
+            continue
+        own, inside = found.of(owners == number), registration.labels == number
+        covered = _covered_fraction(piece, points[inside], target)
+        enough = own.believable if len(own.shifts) >= 12 else found.believable
+        about = piece.about | {"agreement": round(own.near, 3), "covered": round(covered, 3)}
+        pieces.append(replace(piece, found=enough and covered >= _LEAST_COVERED, about=about))
+    return replace(registration, pieces=tuple(pieces)), found
+
+
+def _covered_fraction(piece: Piece, points: Doubles, target: Section) -> float:
+    """Fraction of the points of a piece that come to lie on tissue of the target, or within two pixels of it."""
+    near = ndimage.binary_dilation(target.tissue, iterations=2)
+    rows, cols = target.indices(piece(points))
+    values = ndimage.map_coordinates(near.astype(np.float32), (rows, cols), order=0, mode="constant")
+    return float(values.mean()) if values.size else 0.0
+
+
+def _with_followers(registration: Registration) -> Registration:
+    """The registration in which a piece that was not found moves as the largest that was."""
+    leader = next(piece for piece in registration.pieces if piece.found)
+    pieces = tuple(
+        piece if piece.found else replace(piece, matrix=leader.matrix, bend=None) for piece in registration.pieces
+    )
+    return replace(registration, pieces=pieces)
+
+
+def _unmirrored(piece: Piece, width_um: float) -> Piece:
+    """The motion of a piece to the slide as it is, from that to the slide with left and right exchanged."""
+    matrix = piece.matrix * np.array([[-1.0], [1.0]])
+    matrix[0, 2] += width_um
+    return replace(piece, matrix=matrix)
+
+
+def landmark_errors(registration: Registration, files: tuple[Path, Path]) -> LandmarkErrors:
+    """The target registration error of landmarks in the source and the real slide (pixels of level 0).
+
+    The initial distances are those of both slides laid on each other corner to corner.
+
+    Raises:
+        InputError: a file cannot be read, or no landmark stands in both.
+    """
+    one, other = (read_landmarks(file) for file in files)
+    names = [name for name in one if name in other]
+    if not names:
+        raise InputError(f"{files[1]}: no landmark has the name of one in {files[0].name}", "names are in column 1")
+    ours = np.array([one[name] for name in names])
+    theirs = np.array([other[name] for name in names])
+    mpp = registration.real.mpp
+    initial = ours * (registration.source.mpp / mpp)
+    size = registration.real.size
+    return LandmarkErrors(
+        np.hypot(*(initial - theirs).T),
+        np.hypot(*(registration.to_real(ours) - theirs).T),
+        math.hypot(size.width, size.height),
+        mpp,
+    )

@@ -1,0 +1,140 @@
+"""Slides as registration sees them: density and tissue at a coarse resolution, and the pieces that the tissue forms.
+
+Positions are in µm from the corner of level 0, x to the right and y down, so that they do not depend on a resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from kin_cli.errors import InputError, NoTissueError
+from kin_cli.geometry import Doubles, Floats, Integers, Mask, Size
+from kin_cli.slide.tissue import TissueMask, detect_tissue, tissue_mask
+from kin_cli.slide.view import SlideView, overview
+
+FINEST_UM = 8.0
+"""Resolution of the finest level that is registered, µm per pixel, unless the slide would exceed ``_MAX_SIDE``."""
+
+_MAX_SIDE = 4096
+_BACKGROUND_PERCENTILE = 90
+_GAP_UM = 96.0  # parts of tissue that are nearer than this are one piece
+_SMALLEST_MM2, _SMALLEST_FRACTION = 0.1, 0.01
+_MOST_PIECES = 24
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A slide at one resolution: density and tissue, both (h, w).
+
+    Attributes:
+        density: the least of R, G and B, inverted and scaled so that 0 is background and 1 is black; float32.
+        tissue: where there is tissue.
+        um: width and height of a pixel in µm; the two differ by rounding only.
+    """
+
+    density: Floats
+    tissue: Mask
+    um: tuple[float, float]
+
+    @property
+    def extent_um(self) -> tuple[float, float]:
+        """Width and height of the slide."""
+        height, width = self.density.shape
+        return width * self.um[0], height * self.um[1]
+
+    def at(self, um: float) -> Section:
+        """The section reduced by area averaging to about ``um`` µm per pixel; itself if it is not finer."""
+        factor = max(1, round(um / self.um[0]))
+        if factor == 1:
+            return self
+        height, width = self.density.shape
+        rows, cols = -(-height // factor), -(-width // factor)
+        spare = ((0, rows * factor - height), (0, cols * factor - width))
+        density = np.pad(self.density, spare).reshape(rows, factor, cols, factor).mean(axis=(1, 3))
+        tissue = np.pad(self.tissue, spare).reshape(rows, factor, cols, factor).mean(axis=(1, 3)) >= 0.5
+        return Section(density, tissue, (self.um[0] * factor, self.um[1] * factor))
+
+    def mirrored(self) -> Section:
+        """The section as seen from the other side of the glass: left and right exchanged."""
+        return Section(self.density[:, ::-1].copy(), self.tissue[:, ::-1].copy(), self.um)
+
+    def indices(self, points: Doubles) -> tuple[Doubles, Doubles]:
+        """Row and column (…) of points (…, 2) in µm, in pixels whose centres are whole numbers."""
+        return points[..., 1] / self.um[1] - 0.5, points[..., 0] / self.um[0] - 0.5
+
+    def centres(self) -> Doubles:
+        """Centres of all pixels, (h, w, 2) in µm, x first."""
+        return centres(self.density.shape, self.um)
+
+
+def centres(shape: tuple[int, ...], um: tuple[float, float]) -> Doubles:
+    """Centres of the pixels of an image of (h, w) pixels of ``um`` µm, (h, w, 2) in µm, x first."""
+    x, y = (np.arange(shape[1]) + 0.5) * um[0], (np.arange(shape[0]) + 0.5) * um[1]
+    return np.stack(np.meshgrid(x, y), axis=-1)
+
+
+def read_section(view: SlideView, *, tissue: str | Path = "auto", finest_um: float = FINEST_UM) -> Section:
+    """Read a whole slide at ``finest_um`` µm per pixel, or coarser if it would have over 4096 pixels on a side.
+
+    ``tissue`` is "auto", "none" or the path of a mask, see ``tissue_mask``.
+
+    Memory bound: 150 MB for the tissue and 40 bytes for each of at most 4096² pixels.
+
+    Raises:
+        InputError: the pixel size of the slide is unknown.
+        NoTissueError: it shows no tissue.
+    """
+    path, mpp = view.slide.path, view.mpp
+    if mpp is None:
+        raise InputError(f"{path}: the pixel size is not known", "state it in µm: --source-mpp, --real-mpp")
+    longest = max(view.size.width, view.size.height)
+    side = min(_MAX_SIDE, max(64, round(longest * mpp / finest_um)), longest)
+    pixels = overview(view, side)
+    # tissue_mask would take all of a photograph, but its outline is the best guide to where it lies
+    mask = detect_tissue(view) if tissue == "auto" else tissue_mask(view, tissue)
+    if not mask.mask.any():
+        raise NoTissueError(f"{path}: no tissue in it", "--tissue none takes all of it as tissue")
+    height, width = pixels.shape[:2]
+    um = (view.size.width * mpp / width, view.size.height * mpp / height)
+    darkest = pixels.min(axis=-1)
+    found = _resized(mask, Size(width, height))
+    outside = darkest[~found]
+    white = float(np.median(outside)) if outside.size > 100 else float(np.percentile(darkest, _BACKGROUND_PERCENTILE))
+    density = np.clip(1.0 - darkest.astype(np.float32) / np.float32(max(white, 1.0)), 0.0, 1.0)
+    return Section(density, found, um)
+
+
+def _resized(mask: TissueMask, size: Size) -> Mask:
+    """The mask at another size, by the pixel under the centre of each."""
+    height, width = mask.mask.shape
+    rows = ((np.arange(size.height) + 0.5) * height / size.height).astype(np.intp)
+    cols = ((np.arange(size.width) + 0.5) * width / size.width).astype(np.intp)
+    found: Mask = mask.mask[np.ix_(rows, cols)]
+    return found
+
+
+def pieces_of(section: Section) -> Integers:
+    """Number the pieces of tissue from 1, the largest first: labels (h, w), 0 where there is none.
+
+    Parts with a gap below 96 µm are one piece. Parts under 0.1 mm², or under 1 % of the tissue, and those after the
+    24th belong to the piece beside them, if one is within 1 mm, and are nothing otherwise.
+    """
+    um = section.um[0]
+    reach = max(1, round(_GAP_UM / um / 2))
+    joined = ndimage.distance_transform_edt(~section.tissue) <= reach
+    labels, count = ndimage.label(joined, structure=np.ones((3, 3), np.bool_))
+    areas = np.bincount(labels[section.tissue], minlength=count + 1) * (section.um[0] * section.um[1] / 1e6)
+    areas[0] = 0.0
+    least = min(max(_SMALLEST_MM2, _SMALLEST_FRACTION * areas.sum()), areas.max())
+    kept = [number for number in np.argsort(-areas, kind="stable") if areas[number] >= least][:_MOST_PIECES]
+    renumbered = np.zeros(count + 1, np.int64)
+    renumbered[kept] = np.arange(1, len(kept) + 1)
+    found = np.where(section.tissue, renumbered[labels], 0)
+    far, nearest = ndimage.distance_transform_edt(found == 0, return_indices=True)
+    crumbs = section.tissue & (found == 0) & (far * um <= 1000.0)
+    found[crumbs] = found[tuple(nearest)][crumbs]
+    return found
