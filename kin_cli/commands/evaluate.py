@@ -93,12 +93,14 @@ def evaluate(slide: Path, as_json: bool, csv_file: Path | None, overwrite: bool,
     from kin_cli.outputs import check_files, write_outputs
 
     check_file(slide)
-    progress = ConsoleProgress()
-    settings = _settings(slide, options, note=progress.note)
+    progress, of_grid = ConsoleProgress(), list[str]()  # told beside the results, so that an error stays one line
+    settings = _settings(slide, options, note=progress.note, note_grid=of_grid.append)
     check_files([("--csv", csv_file)], _inputs(settings), overwrite=overwrite)
     from kin_cli.evaluation.run import evaluate as run
 
     found = run(settings, progress)
+    for note in of_grid if found.seams is not None else ():
+        progress.note(note)
     if csv_file is not None:
         write_outputs({csv_file: csv_bytes(_rows(found))}, overwrite=overwrite)
     if as_json:
@@ -107,21 +109,22 @@ def evaluate(slide: Path, as_json: bool, csv_file: Path | None, overwrite: bool,
         show(_table(found))
 
 
-def _settings(slide: Path, options: dict[str, Any], *, note: Callable[[str], None]) -> EvaluationSettings:
+def _settings(
+    slide: Path, options: dict[str, Any], *, note: Callable[[str], None], note_grid: Callable[[str], None]
+) -> EvaluationSettings:
     from kin_cli.evaluation.settings import EvaluationSettings, Sampling, SlideChoice, seam_choice, source_choice
     from kin_cli.pyramid.provenance import provenance
 
     mpp, source, made = options["mpp"], options["source"], provenance(slide)
     metrics = None if options["metrics"] is None else tuple(map(str.strip, options["metrics"].lower().split(",")))
     level, region = options["source_level"], options["source_region"]
-    with_seams = mpp is None and (metrics is None or "seams" in metrics)
     return EvaluationSettings(
         slide=SlideChoice(slide, mpp=mpp),
         reference=None if options["reference"] is None else SlideChoice(options["reference"], mpp=mpp),
         source=None if source is None else source_choice(made, source, level=level, region=region, mpp=mpp, note=note),
         metrics=metrics,
         sampling=Sampling(options["tiles"], options["seed"], options["tile_size"], options["tissue"]),
-        seams=seam_choice(slide, made, patch_px=options["patch_size"], note=note if with_seams else lambda _: None),
+        seams=seam_choice(slide, made, patch_px=options["patch_size"], note=note_grid),
         authors=options["authors"],
         inception=options["inception"],
         features=options["features"],

@@ -83,10 +83,10 @@ def seams(
     from kin_cli.pyramid.provenance import provenance
     from kin_cli.slide.tissue import tissue_mask
 
-    progress = ConsoleProgress()
+    progress, of_grid = ConsoleProgress(), list[str]()  # told beside the results, so that an error stays one line
     with ExitStack() as stack:
         view, source, made = stack.enter_context(opened(SlideChoice(slide))), None, provenance(slide)
-        grid = seam_choice(slide, made, patch_px=options["patch_size"], origin=options["origin"], note=progress.note)
+        grid = seam_choice(slide, made, patch_px=options["patch_size"], origin=options["origin"], note=of_grid.append)
         if options["source"] is not None:
             level, region = options["source_level"], options["source_region"]
             choice = source_choice(made, options["source"], level=level, region=region, note=progress.note)
@@ -102,6 +102,8 @@ def seams(
             progress=progress,
             workers=options["workers"] or available_cores(),
         )
+        for note in of_grid:
+            progress.note(note)
         if geojson is not None:
             from kin_cli.evaluation.seams import worst_as_geojson
             from kin_cli.outputs import write_outputs
