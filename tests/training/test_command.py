@@ -78,6 +78,7 @@ def test_settings_files_and_defaults_are_the_papers(
             losses=losses,
             network=NetworkSettings(64, 9, antialias, disc_width=64, disc_layers=3, init=init, init_gain=0.02),
             schedule=Schedule(epochs=epochs, batch=1, accumulate=1, lr=2e-4, decay_fraction=0.5),
+            reference=300,
         )
     ]
 
