@@ -383,13 +383,7 @@ def make_plan(settings: Settings) -> Plan:
                 f"{name} size {side} is not a multiple of {generator.stride}",
                 f"{generator.architecture} needs that: --{name}-size {math.ceil(side / step) * step}",
             )
-    wanted = settings.norm.wanted_halo_px
-    halo = generator.halo if wanted is None else wanted
-    halo = math.ceil(halo / generator.stride) * generator.stride
-    kind = devices[0].type
-    window = settings.norm.window_px or auto_window(
-        generator, patch_px=patch_px, halo_px=halo, device=kind, precision=precision
-    )
+    halo, window = _halo_and_window(settings, generator, device=devices[0].type, precision=precision)
     source = settings.source
     view = source_view(source)
     try:
@@ -422,6 +416,15 @@ def make_plan(settings: Settings) -> Plan:
     except BaseException:
         view.slide.close()
         raise
+
+
+def _halo_and_window(settings: Settings, generator: Generator, *, device: str, precision: Precision) -> tuple[int, int]:
+    """Width of the halo, a multiple of the generator's stride, and side of a window, in pixels."""
+    wanted, patch_px = settings.norm.wanted_halo_px, settings.norm.patch_px
+    halo = generator.halo if wanted is None else wanted
+    halo = math.ceil(halo / generator.stride) * generator.stride
+    chosen = auto_window(generator, patch_px=patch_px, halo_px=halo, device=device, precision=precision)
+    return halo, settings.norm.window_px or chosen
 
 
 def generator_of(settings: Settings) -> Generator:
