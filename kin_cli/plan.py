@@ -375,14 +375,7 @@ def make_plan(settings: Settings) -> Plan:
             "translate it without --table; there is nothing to analyse or to sweep",
         )
     reference = reference_of(settings, channels=generator.channels)
-    patch_px = settings.norm.patch_px
-    for name, side in (("patch", patch_px), ("measure", settings.norm.measured_px)):
-        if side % generator.stride:
-            step = math.lcm(4, generator.stride)
-            raise UsageError(
-                f"{name} size {side} is not a multiple of {generator.stride}",
-                f"{generator.architecture} needs that: --{name}-size {math.ceil(side / step) * step}",
-            )
+    _check_sides(settings, generator)
     halo, window = _halo_and_window(settings, generator, device=devices[0].type, precision=precision)
     source = settings.source
     view = source_view(source)
@@ -408,11 +401,9 @@ def make_plan(settings: Settings) -> Plan:
             stain_match=match,
         )
         _check_tissue(plan)
-        while settings.compute.workers is None and plan.workers > 1 and plan.host_bytes > memory_limit():
-            plan = replace(plan, workers=plan.workers // 2)
         if settings.norm.thumbnail is not None:
             thumbnail_of(settings.norm.thumbnail)  # or the work would begin before it is found unreadable
-        return plan
+        return _within_memory(plan)
     except BaseException:
         view.slide.close()
         raise
@@ -425,6 +416,24 @@ def _halo_and_window(settings: Settings, generator: Generator, *, device: str, p
     halo = math.ceil(halo / generator.stride) * generator.stride
     chosen = auto_window(generator, patch_px=patch_px, halo_px=halo, device=device, precision=precision)
     return halo, settings.norm.window_px or chosen
+
+
+def _within_memory(plan: Plan) -> Plan:
+    """The plan with fewer threads, if their number is not the user's and their windows would exceed the memory."""
+    while plan.settings.compute.workers is None and plan.workers > 1 and plan.host_bytes > memory_limit():
+        plan = replace(plan, workers=plan.workers // 2)
+    return plan
+
+
+def _check_sides(settings: Settings, generator: Generator) -> None:
+    """Raise ``UsageError`` if the network cannot take patches, or their measured parts, of the sides asked for."""
+    for name, side in (("patch", settings.norm.patch_px), ("measure", settings.norm.measured_px)):
+        if side % generator.stride:
+            step = math.lcm(4, generator.stride)
+            raise UsageError(
+                f"{name} size {side} is not a multiple of {generator.stride}",
+                f"{generator.architecture} needs that: --{name}-size {math.ceil(side / step) * step}",
+            )
 
 
 def generator_of(settings: Settings) -> Generator:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from scipy import ndimage
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Doubles, Pixels
+from kin_cli.registration.transform import Side, read_registration
 from kin_cli.slide.base import Slide
 from kin_cli.store.files import read_regular
 
@@ -114,15 +113,12 @@ def registered_slide(real: Slide, source: Slide, registration: Path) -> Register
 
 def _of_kin_register(real: Slide, source: Slide, file: Path) -> Mapping:
     """The mapping in a file of ``kin register``, NaN where it is not known."""
-    if importlib.util.find_spec("kin_cli.registration") is None:
-        raise InputError(f"{file}: made by a kin that can register slides, which this one cannot", "update kin")
-    transform = importlib.import_module("kin_cli.registration.transform")
-    sides = []
+    sides: list[Side] = []
     for slide in (source, real):
         if slide.mpp is None:
             raise InputError(f"{slide.path}: its pixel size is not known, which a registration needs")
-        sides.append(transform.Side(slide.path, slide.levels[0], slide.mpp))
-    found = transform.read_registration(file, *sides)
+        sides.append(Side(slide.path, slide.levels[0], slide.mpp))
+    found = read_registration(file, *sides)
     mpp = sides[0].mpp
 
     def mapping(points: Doubles) -> Doubles:
