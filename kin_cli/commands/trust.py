@@ -24,7 +24,7 @@ from kin_cli.errors import UsageError
 
 
 @cloup.command(
-    short_help="Ask how far a generator can be believed on a slide.",
+    short_help="Ask how far to believe a translation.",
     epilog=examples(
         "kin trust slide.svs -m generator.safetensors",
         "kin trust slide.svs -m seed0.safetensors -m seed1.safetensors --csv patches.csv",
