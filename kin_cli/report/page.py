@@ -38,7 +38,14 @@ from kin_cli.progress import Progress
 from kin_cli.pyramid.codec import Codec
 from kin_cli.report.evidence import Evidence, Place, gather
 from kin_cli.settings import Settings
-from kin_cli.store.files import bytes_text, open_regular, os_errors_as_output_errors, read_regular, write_atomic
+from kin_cli.store.files import (
+    bytes_text,
+    named_beside,
+    open_regular,
+    os_errors_as_output_errors,
+    read_regular,
+    write_atomic,
+)
 
 Record = Mapping[str, Any]
 
@@ -195,7 +202,7 @@ def _viewer(record: Record) -> str:
     """How to look closer: the command, and the static copy that it made beside the output, if there is one."""
     slide, output = Path(record["slide"]), Path(record["output"])
     command = shlex.join(["kin", "view", str(slide), str(output)])
-    copy = f"{output.name}.view"
+    copy = named_beside(output, ".view").name
     link = ""
     if (output.parent / copy / "index.html").is_file():
         link = f'<a href="{text(quote(copy, errors="surrogateescape"))}/index.html">The copy in {text(copy)}</a>; or: '

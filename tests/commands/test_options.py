@@ -127,6 +127,9 @@ VALUES = {
     "skip_existing": None,
     "report": None,
     "on_read_error": "fill",
+    "trust": None,
+    "trust_below": "1%",
+    "stain_match": "reinhard",
 }
 
 

@@ -74,7 +74,9 @@ def test_statistics_are_measured_once(
 ) -> None:
     measured = []
     measure = Engine.measure
-    monkeypatch.setattr(Engine, "measure", lambda self, images: measured.append(len(images)) or measure(self, images))
+    monkeypatch.setattr(
+        Engine, "measure", lambda self, images, **how: measured.append(len(images)) or measure(self, images, **how)
+    )
     compare(comparison_settings(photo, tiny_generator, tmp_path / "work"), SilentProgress())
     assert sum(measured) == 6 * 5 + 1  # and the thumbnail
 

@@ -170,7 +170,8 @@ def test_the_authors_thumbnail_is_squashed_to_a_patch() -> None:
     class Recorder:
         stride = 4
 
-        def measure(self, images: list[Pixels]) -> Floats:
+        def measure(self, images: list[Pixels], *, alone: bool) -> Floats:
+            assert alone
             seen.extend(images)
             return np.ones((1, 2, 5), np.float32)
 
