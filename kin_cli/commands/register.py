@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
-from kin_cli.commands.parameters import FILE, TissueType, json_option, overwrite_option, tissue_option, workers_option
+from kin_cli.commands.parameters import (
+    FILE,
+    TissueType,
+    examples,
+    json_option,
+    overwrite_option,
+    tissue_option,
+    workers_option,
+)
 from kin_cli.commands.progress import ConsoleProgress
 from kin_cli.commands.streams import json_text, show, tell_output
 from kin_cli.errors import UsageError
@@ -21,21 +30,34 @@ _PICTURE_UM = 8.0
 _PICTURE_SIDE = 4096
 
 
-@click.command(short_help="Register a serial section to a slide.")
+@cloup.command(
+    short_help="Register a serial section to a slide.",
+    epilog=examples(
+        "kin register he.svs ihc.svs -o pair.json --picture pair.png",
+        "kin register he.svs ihc.svs -o pair.json --landmarks he.csv ihc.csv",
+    ),
+)
 @click.argument("source", type=FILE)
 @click.argument("real", type=FILE)
-@click.option("-o", "--output", type=FILE, required=True, help="The registration, a .json file.")
-@click.option("--source-mpp", type=float, help="µm per pixel of SOURCE, if its file states none or a wrong one.")
-@click.option("--real-mpp", type=float, help="µm per pixel of REAL, if its file states none or a wrong one.")
+@cloup.option("-o", "--output", type=FILE, required=True, help="The registration, a .json file.")
+@cloup.option("--source-mpp", type=float, help="µm per pixel of SOURCE, if its file states none or a wrong one.")
+@cloup.option("--real-mpp", type=float, help="µm per pixel of REAL, if its file states none or a wrong one.")
 @tissue_option
-@click.option("--real-tissue", type=TissueType(), default="auto", show_default=True, help="The same for REAL.")
-@click.option("--mirrored", is_flag=True, help="REAL shows the other side of the section: left and right exchanged.")
-@click.option("--elastic/--affine", default=True, show_default=True, help="Bend the pieces, or move them only.")
-@click.option(
+@cloup.option("--real-tissue", type=TissueType(), default="auto", show_default=True, help="The same for REAL.")
+@cloup.option("--mirrored", is_flag=True, help="REAL shows the other side of the section: left and right exchanged.")
+@cloup.option("--elastic/--affine", default=True, show_default=True, help="Bend the pieces, or move them only.")
+@cloup.option(
     "--landmarks", type=FILE, nargs=2, help="CSV files of landmarks in SOURCE and REAL: reports the error at them."
 )
-@click.option("--picture", type=FILE, help="Also write a checkerboard and a curtain of both to this PNG file.")
-@click.option("--warped", type=FILE, help="Also write REAL as SOURCE would show it: .tif, .ome.tif.")
+@cloup.option("--picture", type=FILE, help="Also write a checkerboard and a curtain of both to this PNG file.")
+@cloup.option(
+    "--unknown",
+    type=click.Choice(["background", "black"]),
+    default="background",
+    show_default=True,
+    help="Colour in --warped of what is not registered: the background of REAL, or black.",
+)
+@cloup.option("--warped", type=FILE, help="Also write REAL as SOURCE would show it: .tif, .ome.tif.")
 @workers_option
 @json_option
 @overwrite_option
@@ -131,14 +153,16 @@ def _warp(registration: Registration, choices: Any, options: dict[str, Any], *, 
 
     with ExitStack() as stack:
         source, real = (stack.enter_context(opened(choice)) for choice in choices)
-        view = registered_view(registration, source, real, background_colour(real))
+        black = options["unknown"] == "black"
+        white = background_colour(real)
+        view = registered_view(registration, source, real, 0 * white if black else white)
         write_picture(
             OutputSettings(options["warped"], overwrite=overwrite),
             view.size,
             view.read,
             mpp=source.mpp,
             made="warp",
-            by={"kin": __version__, "registered": registration.as_dict()},
+            by={"kin": __version__, "registered": registration.as_dict(), "unknown": options["unknown"]},
             workers=options["workers"],
             progress=ConsoleProgress(),
         )

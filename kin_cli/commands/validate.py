@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from kin_cli.commands.parameters import (
     FILE,
     csv_option,
+    examples,
     json_option,
     overwrite_option,
     tissue_option,
@@ -26,24 +28,30 @@ if TYPE_CHECKING:
     from kin_cli.validation.scores import Score
 
 
-@click.command(short_help="Compare a translation with the real stain.")
+@cloup.command(
+    short_help="Compare a translation with the real stain.",
+    epilog=examples(
+        "kin validate translated.ome.tif --against ihc.svs --source he.svs --stain dab",
+        "kin validate translated.ome.tif --against pas.svs --registration pair.json --stain pas --report report.html",
+    ),
+)
 @click.argument("translated", type=FILE)
-@click.option("--against", type=FILE, required=True, help="Real slide: a serial section in the stain that is wanted.")
-@click.option(
+@cloup.option("--against", type=FILE, required=True, help="Real slide: a serial section in the stain that is wanted.")
+@cloup.option(
     "--registration",
     type=FILE,
     help="File of kin register (source and real slide), or an affine matrix of QuPath or VALIS.  [default: made now]",
 )
-@click.option("--source", type=FILE, help="Slide that was translated: registered, and recoloured for comparison.")
-@click.option(
+@cloup.option("--source", type=FILE, help="Slide that was translated: registered, and recoloured for comparison.")
+@cloup.option(
     "--stain", default="dab", show_default=True, help="Stain to measure: dab, pas, magenta, or R,G,B of its colour."
 )
-@click.option("--source-mpp", type=float, help="µm per pixel of TRANSLATED and source, if their files state none.")
-@click.option("--real-mpp", type=float, help="µm per pixel of the real slide, if its file states none.")
+@cloup.option("--source-mpp", type=float, help="µm per pixel of TRANSLATED and source, if their files state none.")
+@cloup.option("--real-mpp", type=float, help="µm per pixel of the real slide, if its file states none.")
 @tissue_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of intervals and of chance.")
-@click.option("--report", type=FILE, help="Also write a page with pictures, scatter plots and maps: .html.")
-@click.option("--geojson", type=FILE, help="Also write the areas of 128 µm for QuPath: .geojson.")
+@cloup.option("--seed", type=int, default=0, show_default=True, help="Random seed of intervals and of chance.")
+@cloup.option("--report", type=FILE, help="Also write a page with pictures, scatter plots and maps: .html.")
+@cloup.option("--geojson", type=FILE, help="Also write the areas of 128 µm for QuPath: .geojson.")
 @workers_option
 @json_option
 @csv_option
