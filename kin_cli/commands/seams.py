@@ -13,6 +13,7 @@ from kin_cli.commands.parameters import (
     examples,
     json_option,
     overwrite_option,
+    shifted_option,
     source_level_option,
     source_region_option,
     tissue_option,
@@ -52,6 +53,7 @@ _MAP_PX = 1600  # longer side of the map
     help="Upper left corner of the first patch, x y, px.",
 )
 @tissue_option
+@shifted_option
 @cloup.option("--heatmap", type=FILE, help="Also write a map of all patch borders to this PNG file.")
 @cloup.option("--geojson", type=FILE, help="Also write the 200 worst borders to this GeoJSON file, for QuPath.")
 @workers_option
@@ -102,6 +104,11 @@ def seams(
             progress=progress,
             workers=options["workers"] or available_cores(),
         )
+        mismatch = None
+        if options["shifted"] is not None:
+            from kin_cli.commands.validate import mismatch_of
+
+            mismatch = mismatch_of(view, options, progress)
         if geojson is not None:
             from kin_cli.evaluation.seams import worst_as_geojson
             from kin_cli.outputs import write_outputs
@@ -112,9 +119,12 @@ def seams(
 
             _write_map(heatmap, found, overview(view, _MAP_PX), mpp=view.mpp, overwrite=overwrite)
     if as_json:
-        show(json_text({"slide": str(slide), **found.as_dict()}))
+        record = {} if mismatch is None else {"mismatch": mismatch.as_dict()}
+        show(json_text({"slide": str(slide), **found.as_dict(), **record}))
     else:
         show("\n".join([in_words(found), *_remedy(found, made), "", *_values(found), *_worst(found)]))
+        if mismatch is not None:
+            show(mismatch.in_words())
 
 
 def _check_files(
@@ -129,6 +139,7 @@ def _check_files(
     inputs = [
         *slide_inputs(slide, "the slide"),
         *slide_inputs(options["source"], "the source slide"),
+        *slide_inputs(options["shifted"], "the shifted translation"),
         *file_inputs((options["tissue"], "the tissue mask")),
     ]
     check_files(written, inputs, overwrite=overwrite)
