@@ -1,6 +1,6 @@
 """Reduce a guide to what the H&E slide itself predicts, by a regression of brown on local image features.
 
-    kin register he.tif ihc.tif -o registered.json --warped registered.tif
+    kin register he.tif ihc.tif -o registered.json --warped registered.tif --unknown black
     python research/predict_guide.py he.tif registered.tif -o guide.tif --region 0,0,13346,13000
 
 A registered section shows more than H&E can predict (which of two similar groups of cells is positive) and is shifted
@@ -148,7 +148,9 @@ def predict(source: Path, registered: Path, box: Box | None, output: Path) -> No
         if slide.mpp is None:
             raise InputError(f"{source}: does not say its resolution", "the cells are measured in µm")
         if slide.levels[0] != other.levels[0]:
-            raise InputError(f"{registered}: not the size of {source}", "make it with kin register --warped")
+            raise InputError(
+                f"{registered}: not the size of {source}", "make it with kin register --warped --unknown black"
+            )
         other.mpp, size, mpp = slide.mpp, slide.levels[0], slide.mpp
         features, found = survey(open_view(slide, mpp=_UM), open_view(other, mpp=_UM))
     density, tissue = found[..., 0], features[..., 0] < 0.6

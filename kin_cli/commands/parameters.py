@@ -153,6 +153,11 @@ overwrite_work_option = cloup.option(
     "--overwrite", is_flag=True, help="Replace an existing output, and unfinished work of other settings."
 )
 csv_option = cloup.option("--csv", "csv_file", type=FILE, help="Also write the results to this CSV file.")
+shifted_option = cloup.option(
+    "--shifted",
+    type=FILE,
+    help="The same slide translated with --region from half a patch further: reports the mismatch of both, in ΔE.",
+)
 inception_option = cloup.option(
     "--inception", type=FILE, envvar="KIN_INCEPTION", help="File with the Inception weights for FID and KID."
 )

@@ -32,7 +32,10 @@ _PICTURE_SIDE = 4096
 
 @cloup.command(
     short_help="Register a serial section to a slide.",
-    epilog=examples("kin register slide.svs pas.svs -o slide-pas.json"),
+    epilog=examples(
+        "kin register he.svs ihc.svs -o pair.json --picture pair.png",
+        "kin register he.svs ihc.svs -o pair.json --landmarks he.csv ihc.csv",
+    ),
 )
 @click.argument("source", type=FILE)
 @click.argument("real", type=FILE)
@@ -47,6 +50,13 @@ _PICTURE_SIDE = 4096
     "--landmarks", type=FILE, nargs=2, help="CSV files of landmarks in SOURCE and REAL: reports the error at them."
 )
 @cloup.option("--picture", type=FILE, help="Also write a checkerboard and a curtain of both to this PNG file.")
+@cloup.option(
+    "--unknown",
+    type=click.Choice(["background", "black"]),
+    default="background",
+    show_default=True,
+    help="Colour in --warped of what is not registered: the background of REAL, or black.",
+)
 @cloup.option("--warped", type=FILE, help="Also write REAL as SOURCE would show it: .tif, .ome.tif.")
 @workers_option
 @json_option
@@ -143,14 +153,16 @@ def _warp(registration: Registration, choices: Any, options: dict[str, Any], *, 
 
     with ExitStack() as stack:
         source, real = (stack.enter_context(opened(choice)) for choice in choices)
-        view = registered_view(registration, source, real, background_colour(real))
+        black = options["unknown"] == "black"
+        white = background_colour(real)
+        view = registered_view(registration, source, real, 0 * white if black else white)
         write_picture(
             OutputSettings(options["warped"], overwrite=overwrite),
             view.size,
             view.read,
             mpp=source.mpp,
             made="warp",
-            by={"kin": __version__, "registered": registration.as_dict()},
+            by={"kin": __version__, "registered": registration.as_dict(), "unknown": options["unknown"]},
             workers=options["workers"],
             progress=ConsoleProgress(),
         )

@@ -13,6 +13,7 @@ from kin_cli.commands.parameters import (
     examples,
     json_option,
     overwrite_option,
+    shifted_option,
     source_level_option,
     source_region_option,
     tissue_option,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from kin_cli.evaluation.seams import SlideSeams
     from kin_cli.metrics.seams import SeamResult
     from kin_cli.pyramid.provenance import Provenance
+    from kin_cli.slide.view import SlideView
 
 _LISTED = 10  # number of borders in the list of the worst
 _MAP_PX = 1600  # longer side of the map
@@ -52,6 +54,7 @@ _MAP_PX = 1600  # longer side of the map
     help="Upper left corner of the first patch, x y, px.",
 )
 @tissue_option
+@shifted_option
 @cloup.option("--heatmap", type=FILE, help="Also write a map of all patch borders to this PNG file.")
 @cloup.option("--geojson", type=FILE, help="Also write the 200 worst borders to this GeoJSON file, for QuPath.")
 @workers_option
@@ -104,19 +107,19 @@ def seams(
         )
         for note in of_grid:
             progress.note(note)
-        if geojson is not None:
-            from kin_cli.evaluation.seams import worst_as_geojson
-            from kin_cli.outputs import write_outputs
+        mismatch = None
+        if options["shifted"] is not None:
+            from kin_cli.commands.validate import mismatch_of
 
-            write_outputs({geojson: worst_as_geojson(found, view)}, overwrite=overwrite)
-        if heatmap is not None:
-            from kin_cli.slide.view import overview
-
-            _write_map(heatmap, found, overview(view, _MAP_PX), mpp=view.mpp, overwrite=overwrite)
+            mismatch = mismatch_of(view, options, progress)
+        _write_places(found, view, heatmap=heatmap, geojson=geojson, overwrite=overwrite)
     if as_json:
-        show(json_text({"slide": str(slide), **found.as_dict()}))
+        record = {} if mismatch is None else {"mismatch": mismatch.as_dict()}
+        show(json_text({"slide": str(slide), **found.as_dict(), **record}))
     else:
         show("\n".join([in_words(found), *_remedy(found, made), "", *_values(found), *_worst(found)]))
+        if mismatch is not None:
+            show(mismatch.in_words())
 
 
 def _check_files(
@@ -131,20 +134,28 @@ def _check_files(
     inputs = [
         *slide_inputs(slide, "the slide"),
         *slide_inputs(options["source"], "the source slide"),
+        *slide_inputs(options["shifted"], "the shifted translation"),
         *file_inputs((options["tissue"], "the tissue mask")),
     ]
     check_files(written, inputs, overwrite=overwrite)
 
 
-def _write_map(file: Path, found: SlideSeams, thumbnail: Any, *, mpp: float | None, overwrite: bool) -> None:
+def _write_places(
+    found: SlideSeams, view: SlideView, *, heatmap: Path | None, geojson: Path | None, overwrite: bool
+) -> None:
+    """Write where the borders are, as a picture and as GeoJSON."""
     import io
 
-    from kin_cli.evaluation.seams import seam_map
+    from kin_cli.evaluation.seams import seam_map, worst_as_geojson
     from kin_cli.outputs import write_outputs
+    from kin_cli.slide.view import overview
 
-    encoded = io.BytesIO()
-    seam_map(found, thumbnail, mpp=mpp).save(encoded, "PNG")
-    write_outputs({file: encoded.getvalue()}, overwrite=overwrite)
+    contents = {} if geojson is None else {geojson: worst_as_geojson(found, view)}
+    if heatmap is not None:
+        encoded = io.BytesIO()
+        seam_map(found, overview(view, _MAP_PX), mpp=view.mpp).save(encoded, "PNG")
+        contents[heatmap] = encoded.getvalue()
+    write_outputs(contents, overwrite=overwrite)
 
 
 def _remedy(found: SlideSeams, made: Provenance | None) -> list[str]:

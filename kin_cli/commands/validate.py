@@ -15,6 +15,7 @@ from kin_cli.commands.parameters import (
     examples,
     json_option,
     overwrite_option,
+    shifted_option,
     tissue_option,
     workers_option,
 )
@@ -24,16 +25,23 @@ from kin_cli.commands.variants import csv_bytes
 from kin_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from kin_cli.evaluation.consistency import Mismatch
+    from kin_cli.slide.view import SlideView
     from kin_cli.validation.run import Validation, ValidationSettings
     from kin_cli.validation.scores import Score
 
 
 @cloup.command(
     short_help="Compare a translation with the real stain.",
-    epilog=examples("kin validate slide.kin.ome.tif --against pas.svs --registration slide-pas.json"),
+    epilog=examples(
+        "kin validate translated.ome.tif --against ihc.svs --source he.svs --stain dab",
+        "kin validate translated.ome.tif --against pas.svs --registration pair.json --stain pas --report report.html",
+        "kin validate translated.ome.tif --shifted shifted.ome.tif",
+    ),
 )
 @click.argument("translated", type=FILE)
-@cloup.option("--against", type=FILE, required=True, help="Real slide: a serial section in the stain that is wanted.")
+@cloup.option("--against", type=FILE, help="Real slide: a serial section in the stain that is wanted.")
+@shifted_option
 @cloup.option(
     "--registration",
     type=FILE,
@@ -59,7 +67,12 @@ def validate(translated: Path, as_json: bool, overwrite: bool, **options: Any) -
     Every figure has a 95 % interval, and beside it stand what chance (areas shuffled) and the source, merely
     recoloured, reach: what is no better than these is no success. Areas finer than the registration's own error are
     marked with ~.
+
+    Without a real slide, --shifted tells how far the translation depends on where its patches lie.
     """
+    if options["against"] is None:
+        _consistency(translated, options, as_json=as_json)
+        return
     settings = _settings(translated, options)
     _check(settings, options, overwrite=overwrite)
     from kin_cli.outputs import write_outputs
@@ -73,15 +86,49 @@ def validate(translated: Path, as_json: bool, overwrite: bool, **options: Any) -
     if options["csv_file"] is not None:
         files[options["csv_file"]] = csv_bytes(_rows(found))
     if options["geojson"] is not None:
-        from kin_cli.validation.page import geojson
+        from kin_cli.evaluation.tiles import opened
+        from kin_cli.validation.page import areas_as_geojson
 
-        files[options["geojson"]] = geojson(found)
+        with opened(settings.translated) as view:
+            files[options["geojson"]] = areas_as_geojson(found, view)
     if options["report"] is not None:
         from kin_cli.validation.page import page
 
         files[options["report"]] = page(found).encode(errors="replace")
     write_outputs(files, overwrite=overwrite)
     show(json_text(found.as_dict()) if as_json else _table(found))
+
+
+def _consistency(translated: Path, options: dict[str, Any], *, as_json: bool) -> None:
+    """Report the mismatch with a translation in shifted patches."""
+    if options["shifted"] is None:
+        raise UsageError(
+            "there is nothing to compare with", "--against a real slide, or --shifted a second translation"
+        )
+    unused = [name for name in ("report", "geojson", "csv_file", "registration", "source") if options[name] is not None]
+    if unused:
+        raise UsageError(f"--{unused[0].removesuffix('_file')} needs --against", "name the real slide")
+    from kin_cli.evaluation.settings import SlideChoice
+    from kin_cli.evaluation.tiles import opened
+
+    with opened(SlideChoice(translated)) as view:
+        found = mismatch_of(view, options, ConsoleProgress())
+    show(json_text({"slide": str(translated), "mismatch": found.as_dict()}) if as_json else found.in_words())
+
+
+def mismatch_of(view: SlideView, options: dict[str, Any], progress: ConsoleProgress) -> Mismatch:
+    """The mismatch of a translation with the one that ``--shifted`` names."""
+    from kin_cli.concurrency import available_cores
+    from kin_cli.evaluation.consistency import grid_offset, measure_mismatch
+    from kin_cli.evaluation.settings import SlideChoice
+    from kin_cli.evaluation.tiles import opened
+    from kin_cli.pyramid.provenance import provenance
+    from kin_cli.slide.tissue import tissue_mask
+
+    with opened(SlideChoice(options["shifted"])) as other:
+        offset = grid_offset(view, other, (provenance(view.slide.path), provenance(other.slide.path)))
+        mask, workers = tissue_mask(view, options["tissue"]), options["workers"] or available_cores()
+        return measure_mismatch(view, other, offset, mask, progress=progress, workers=workers)
 
 
 def _settings(translated: Path, options: dict[str, Any]) -> ValidationSettings:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from importlib import resources
 from string import Template
 
@@ -11,8 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from kin_cli import __version__
-from kin_cli.geometry import Doubles, Pixels
+from kin_cli.geometry import Box, Doubles, Pixels
 from kin_cli.report.page import cards, comparison, jpeg_address, table, text
+from kin_cli.slide.geojson import encoded, feature, rectangle
+from kin_cli.slide.view import SlideView, open_view
 from kin_cli.validation.areas import Areas
 from kin_cli.validation.run import Validation
 from kin_cli.validation.scores import BETTER, REAL, Score
@@ -191,31 +191,20 @@ def _method(found: Validation) -> str:
     )
 
 
-def geojson(found: Validation) -> bytes:
-    """Areas of 128 µm as QuPath reads them: squares in pixels of level 0 of the translation, with measurements."""
+def areas_as_geojson(found: Validation, view: SlideView) -> bytes:
+    """Areas of 128 µm as QuPath reads them, on the translation, of which ``view`` is any view; with measurements."""
     areas, side = found.areas[_MAP_UM], _MAP_UM / found.registration.source.mpp
-    features = []
-    if len(areas.pixels):
-        ours, theirs = areas.density(0), areas.density(REAL)
-        threshold = otsu(theirs.astype(np.float32))
-        for (row, col), one, other in zip(areas.cells.tolist(), ours.tolist(), theirs.tolist(), strict=True):
-            x, y = col * side, row * side
-            corners = [(x, y), (x + side, y), (x + side, y + side), (x, y + side), (x, y)]
-            key = (one > threshold, other > threshold)
-            features.append(
-                {
-                    "type": "Feature",
-                    "geometry": {"type": "Polygon", "coordinates": [[[round(a, 2), round(b, 2)] for a, b in corners]]},
-                    "properties": {
-                        "objectType": "tile",
-                        "classification": {"name": _NAMES[key], "color": list(_AGREES.get(key, (200, 200, 200)))},
-                        "measurements": {"density translation": one, "density real": other},
-                    },
-                }
-            )
-    stream = io.StringIO()
-    json.dump({"type": "FeatureCollection", "features": features}, stream, allow_nan=False)
-    return stream.getvalue().encode()
+    whole, features = open_view(view.slide), []
+    ours, theirs = areas.density(0), areas.density(REAL)
+    threshold = otsu(theirs.astype(np.float32))
+    for (row, col), one, other in zip(areas.cells.tolist(), ours.tolist(), theirs.tolist(), strict=True):
+        x, y = round(col * side), round(row * side)
+        box = Box(x, y, round((col + 1) * side) - x, round((row + 1) * side) - y)
+        key = (one > threshold, other > threshold)
+        measured = {"density translation": one, "density real": other}
+        colour = _AGREES.get(key, (200, 200, 200))
+        features.append(feature(rectangle(whole, box), _NAMES[key], colour, measurements=measured))
+    return encoded(features)
 
 
 _BODY = """<!doctype html>
