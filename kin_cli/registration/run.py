@@ -27,6 +27,8 @@ from kin_cli.slide.view import SlideView
 _PLACES = 8  # rough places that mutual information decides between
 _FREE_SEARCHES = 8  # pieces that are looked for everywhere; smaller ones follow their neighbours first
 _LEAST_COVERED = 0.6  # fraction of a piece that must lie on tissue of the real slide
+_WELL_COVERED, _ALIKE_DEGREES = 0.85, 25.0  # of a piece that is turned like a proved one
+_CLEAR = 0.25  # see _merit: below it pieces are also tried parted at their necks
 _OVERLAP = 0.3  # fraction of a piece that may lie where a larger one lies already
 _MIRRORED_HINT = "are they serial sections of one block? --mirrored, if one was mounted upside down"
 
@@ -84,11 +86,14 @@ def register_sections(
     """Register two sections that were read; see ``register``."""
     target = real.mirrored() if settings.mirrored else real
     labels = pieces_of(source)
-    matcher = _Matcher(source, target, labels)
-    with progress.stage("register", matcher.count, "pieces") as advance:
-        pieces = matcher.pieces(advance, elastic=settings.elastic)
-    notes, rough = list(matcher.notes), Registration(*sides, tuple(pieces), labels)
-    judged, found = _judged(rough, source, target)
+    judged, found, notes = _matched(source, target, labels, sides, settings, progress)
+    if _merit(judged, found) < _CLEAR:
+        parts = pieces_of(source, parted=True)
+        if parts.max() > labels.max():
+            again = _matched(source, target, parts, sides, settings, progress)
+            if _merit(again[0], again[1]) > _merit(judged, found):
+                judged, found, notes = again
+                notes.append("pieces were parted at their necks, which had moved apart")
     if not any(piece.found for piece in judged.pieces):
         raise InputError(f"{sides[1].path}: no piece of {sides[0].path.name} is found in it", _MIRRORED_HINT)
     judged = _with_followers(judged)
@@ -104,6 +109,29 @@ def register_sections(
     if judged.error is None:
         notes.append("too few places are alike to estimate the error of the registration: use --landmarks, and look")
     return Registered(judged, found, tuple(notes))
+
+
+def _matched(
+    source: Section,
+    target: Section,
+    labels: Integers,
+    sides: tuple[Side, Side],
+    settings: RegisterSettings,
+    progress: Progress,
+) -> tuple[Registration, Agreement, list[str]]:
+    """The motion of each piece, judged, and notes."""
+    matcher = _Matcher(source, target, labels)
+    with progress.stage("register", matcher.count, "pieces") as advance:
+        pieces = matcher.pieces(advance, elastic=settings.elastic)
+    judged, found = _judged(Registration(*sides, tuple(pieces), labels), source, target)
+    return judged, found, matcher.notes
+
+
+def _merit(registration: Registration, found: Agreement) -> float:
+    """Fraction of the pieces' area that was found, times that of windows which agree."""
+    areas = np.array([piece.about["area_mm2"] for piece in registration.pieces])
+    inside = found.of(registration.known(found.middles))
+    return inside.near * float(areas[[piece.found for piece in registration.pieces]].sum() / areas.sum())
 
 
 class _Matcher:
@@ -213,7 +241,7 @@ def _judged(registration: Registration, source: Section, target: Section) -> tup
     found = agreement(source, density, known)
     points = source.centres()
     owners = registration.owner(found.middles)
-    pieces = []
+    pieces, sure = [], []
     assert registration.labels is not None
     for number, piece in enumerate(registration.pieces, start=1):
         if not piece.found:
@@ -221,10 +249,20 @@ def _judged(registration: Registration, source: Section, target: Section) -> tup
             continue
         own, inside = found.of(owners == number), registration.labels == number
         covered = _covered_fraction(piece, points[inside], target)
-        enough = own.believable if len(own.shifts) >= 12 else found.believable
         about = piece.about | {"agreement": round(own.near, 3), "covered": round(covered, 3)}
-        pieces.append(replace(piece, found=enough and covered >= _LEAST_COVERED, about=about))
+        if own.believable and covered >= _LEAST_COVERED:
+            sure.append(piece.degrees)
+        pieces.append(replace(piece, found=own.believable and covered >= _LEAST_COVERED, about=about))
+    if not sure and found.believable:  # many small pieces: together they show what none shows alone
+        sure = [piece.degrees for piece in pieces if piece.about.get("covered", 0.0) >= _WELL_COVERED]
+    pieces = [replace(piece, found=True) if not piece.found and _follows(piece, sure) else piece for piece in pieces]
     return replace(registration, pieces=tuple(pieces)), found
+
+
+def _follows(piece: Piece, sure: list[float]) -> bool:
+    """Whether a piece that its own windows do not prove lies on tissue, turned like one that is proved."""
+    near = any(abs(math.remainder(piece.degrees - degrees, 360.0)) <= _ALIKE_DEGREES for degrees in sure)
+    return near and piece.about.get("covered", 0.0) >= _WELL_COVERED
 
 
 def _covered_fraction(piece: Piece, points: Doubles, target: Section) -> float:
