@@ -185,6 +185,14 @@ def _table(found: Validation) -> str:
             lines += ["", f"areas of {um} µm ({score.areas}){mark}"]
             lines.append(f"  {'':<22}{'value':>9}  {'95 % interval':<18}{'chance':>9}{'recoloured':>12}")
         lines.append(_line(score))
+    if found.abstention is not None:
+        from kin_cli.validation.abstention import points
+
+        curve = found.abstention
+        lines += ["", f"agreement of areas of 128 µm if the least believable are left out (chance {curve.chance:.3f})"]
+        for at, kept, low, high in points(curve):
+            lines.append(f"  {100 * at:3.0f} % flagged{'':<9}{kept:>9.3f}  chance {low:.3f} to {high:.3f}")
+        lines.append(f"  mean gain {curve.gain:+.3f}, chance does as well in {100 * curve.p_value:.0f} % of draws")
     return "\n".join(lines)
 
 

@@ -10,19 +10,23 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kin_cli.geometry import AnyArray, Box, Cell, Doubles, Floats, Grid, Mask, Pixels
+from kin_cli.geometry import AnyArray, Cell, Doubles, Floats, Grid, Mask, Pixels, Size
 from kin_cli.models.reference import GROUPS, Reference
 from kin_cli.norm.table import StatTable
+from kin_cli.slide.geojson import feature, rectangle
 from kin_cli.slide.view import SlideView
+from kin_cli.store.files import read_regular
 
 TRUST_MARK = "kin trust map"
 """Marks a PNG and a GeoJSON file as made by kin; followed by the name of the output."""
 MEANS = {"colour": "colour and contrast", "sharpness": "sharpness and texture", "structure": "structure"}
 """What the groups of layers see, in words."""
+_MEASUREMENT = "trust percentile, %"
 _CELLS_AT_ONCE = 512
 _NOTED = 3.0  # a note from this multiple of the fraction that is expected by chance
 _NOTED_LEAST = 2  # patches
@@ -205,30 +209,49 @@ def map_png(found: TrustMap, background: Pixels, *, output: str) -> bytes:
 
 
 def map_geojson(found: TrustMap, view: SlideView, *, output: str) -> bytes:
-    """The map for QuPath: one square for every judged patch, in pixels of level 0 of the slide.
+    """The map for QuPath: one square for every judged patch, on the slide that was translated.
 
     Measurements hold the percentile; the classification says whether it is below the threshold, and by which layers.
+    ``read_map`` reads it again.
     """
     features = [_feature(found, view, Cell(int(row), int(col))) for row, col in np.argwhere(found.judged)]
-    head = {"type": "FeatureCollection", "generator": f"{TRUST_MARK} of {output.encode(errors='replace').decode()}"}
-    return (json.dumps({**head, "features": features}, ensure_ascii=True) + "\n").encode()
+    size = found.grid.size
+    head = {
+        "type": "FeatureCollection",
+        "generator": f"{TRUST_MARK} of {output.encode(errors='replace').decode()}",
+        "grid": {"width": size.width, "height": size.height, "patch": found.grid.step, "threshold": found.threshold},
+    }
+    return (json.dumps({**head, "features": features}, separators=(",", ":"), ensure_ascii=True) + "\n").encode()
 
 
 def _feature(found: TrustMap, view: SlideView, cell: Cell) -> dict[str, Any]:
-    box: Box = found.grid.clipped(cell)
-    corners = ((box.x, box.y), (box.right, box.y), (box.right, box.bottom), (box.x, box.bottom), (box.x, box.y))
-    ring = [[round(float(v), 2) for v in view.out_to_l0(float(x), float(y))] for x, y in corners]
     value, group = float(found.percentile[cell]), GROUPS[int(found.group[cell])]
-    doubtful = value < found.threshold
+    name = f"unlike training: {MEANS[group]}" if value < found.threshold else "like training"
     step = int(np.searchsorted([high for high, _ in _STEPS[:-1]], value, side="right"))
-    name = f"unlike training: {MEANS[group]}" if doubtful else "like training"
-    return {
-        "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {
-            "objectType": "annotation",
-            "classification": {"name": name, "color": list(_STEPS[step][1])},
-            "measurements": {"trust percentile": float(f"{value:.4g}")},
-            "isLocked": True,
-        },
-    }
+    square = rectangle(view, found.grid.clipped(cell))
+    made = feature(square, name, _STEPS[step][1], measurements={_MEASUREMENT: 100 * value})
+    made["properties"] |= {"isLocked": True, "cell": list(cell), "group": int(found.group[cell])}
+    return made
+
+
+def read_map(path: Path) -> TrustMap | None:
+    """The map that ``map_geojson`` wrote to a file; None if there is none, or it is another program's.
+
+    Weights are 1 where there is a percentile, which is read to 10⁻⁶.
+    """
+    try:
+        content = json.loads(read_regular(path))
+        if not str(content["generator"]).startswith(TRUST_MARK):
+            return None
+        known = content["grid"]
+        grid = Grid(Size(int(known["width"]), int(known["height"])), int(known["patch"]))
+        percentile = np.full((grid.rows, grid.cols), np.nan, np.float32)
+        group = np.full(percentile.shape, -1, np.int8)
+        for entry in content["features"]:
+            row, col = (int(number) for number in entry["properties"]["cell"])
+            percentile[row, col] = float(entry["properties"]["measurements"][_MEASUREMENT]) / 100
+            group[row, col] = int(entry["properties"]["group"])
+        weights = np.isfinite(percentile).astype(np.float32)
+        return TrustMap(grid, percentile, group, weights, float(known["threshold"]), "fp32")
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return None

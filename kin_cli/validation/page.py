@@ -13,6 +13,7 @@ from kin_cli.geometry import Box, Doubles, Pixels
 from kin_cli.report.page import cards, comparison, jpeg_address, table, text
 from kin_cli.slide.geojson import encoded, feature, rectangle
 from kin_cli.slide.view import SlideView, open_view
+from kin_cli.validation.abstention import points
 from kin_cli.validation.areas import Areas
 from kin_cli.validation.run import Validation
 from kin_cli.validation.scores import BETTER, REAL, Score
@@ -53,6 +54,7 @@ def page(found: Validation) -> str:
         maps=_maps(found),
         scatter=_scatter(found),
         figures="".join(_figures(found, um) for um in found.areas),
+        abstention=_abstention(found),
         method=_method(found),
     )
 
@@ -177,6 +179,24 @@ def _plot(areas: Areas) -> Pixels:
     return np.asarray(picture)
 
 
+def _abstention(found: Validation) -> str:
+    """Accuracy of what the trust map believes; nothing without a map."""
+    curve = found.abstention
+    if curve is None:
+        return ""
+    head = ["flagged", "accuracy of what is kept", "by chance", "95 % of chance"]
+    chosen = [
+        (f"{100 * at:.0f} %", f"{kept:.3f}", f"{curve.chance:.3f}", f"{low:.3f} – {high:.3f}")
+        for at, kept, low, high in points(curve)
+    ]
+    return (
+        '<h2 id="trust">If the least believable is left out</h2>'
+        "<p>The trust map beside the translation orders the areas of 128 µm; an area is right if translation and real"
+        f" slide agree whether it is positive. Mean gain {curve.gain:+.3f}; chance does as well in"
+        f" {100 * curve.p_value:.0f} % of draws.</p>{table(head, chosen, numbers=1)}"
+    )
+
+
 def _method(found: Validation) -> str:
     stains = found.stains
     vector, counter = (" ".join(f"{value:.3f}" for value in values) for values in (stains.stain, stains.counterstain))
@@ -235,6 +255,7 @@ $figures
 $maps
 <h2 id="scatter">Densities</h2>
 $scatter
+$abstention
 <h2 id="method">Method</h2>
 $method
 </main>

@@ -24,6 +24,8 @@ from kin_cli.registration.transform import Registration, read_registration
 from kin_cli.registration.warp import RegisteredView, background_colour, registered_view
 from kin_cli.slide.tissue import TissueMask, detect_tissue, tissue_mask
 from kin_cli.slide.view import SlideView, overview
+from kin_cli.trust.witness import AbstentionCurve
+from kin_cli.validation.abstention import abstention_of
 from kin_cli.validation.areas import BASE_UM, NUCLEUS_UM, SCALES_UM, Areas, AreaTable, Rules, measured
 from kin_cli.validation.recolour import Recolouring, recolouring
 from kin_cli.validation.scores import Score, scores
@@ -33,6 +35,7 @@ _WORKING_UM = 1.0
 _BLOCK_AREAS = 24  # areas of 32 µm on a side of a block that is read at once
 _SAMPLES, _SAMPLE_PX = 40, 256
 _PICTURE_SIDE = 1400
+_ABSTENTION_UM = 128
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class ValidationSettings:
 class Validation:
     """The result: all scores, what they rest on, and pictures for the report.
 
-    ``pictures`` holds (h, w, 3) overviews by name: translation, real and, perhaps, source.
+    ``pictures`` holds (h, w, 3) overviews by name: translation, real and, perhaps, source. ``abstention`` is of areas
+    of 128 µm, None if no trust map lies beside the translation.
     """
 
     settings: ValidationSettings
@@ -74,6 +78,7 @@ class Validation:
     areas: dict[int, Areas]
     notes: tuple[str, ...]
     pictures: dict[str, Pixels] = field(default_factory=dict)
+    abstention: AbstentionCurve | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record, ready for JSON."""
@@ -94,6 +99,7 @@ class Validation:
             },
             "thresholds": {"stained": round(self.rules.stained, 4), "nucleus": round(self.rules.nucleus, 4)},
             "scores": [asdict(score) for score in self.scores],
+            **({} if self.abstention is None else {"abstention": self.abstention.as_dict()}),
             "notes": list(self.notes),
         }
 
@@ -129,9 +135,10 @@ def validate(settings: ValidationSettings, progress: Progress) -> Validation:
         notes += run.notes
         if error is None:
             notes.append("the registration states no error of its own: areas finer than it are not marked")
-        return Validation(
-            settings, registration, run.stains, run.rules, tuple(found), areas, tuple(notes), run.pictures()
-        )
+        mpp = registration.source.mpp
+        curve = abstention_of(areas[_ABSTENTION_UM], translated, mpp=mpp, seed=settings.seed)
+        parts = (run.stains, run.rules, tuple(found), areas, tuple(notes), run.pictures())
+        return Validation(settings, registration, *parts, abstention=curve)
 
 
 def _registration(

@@ -111,9 +111,10 @@ def export(
         OutputError: the folder exists and is not empty, or cannot be written.
     """
     kind, app = (".png" if lossless else ".jpg"), ViewApp(layers, lossless=lossless)
-    names = ["tissue"]
+    translations = [number for number, layer in enumerate(layers) if layer.role == "translation"]
+    names = ["tissue", *(f"trust/{number}" for number in translations)]
     if seams:
-        names += [f"seams/{number}" for number, layer in enumerate(layers) if layer.role == "translation"]
+        names += [f"seams/{number}" for number in translations]
 
     def fill(draft: Path) -> int:
         written = 0

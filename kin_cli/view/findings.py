@@ -1,4 +1,4 @@
-"""What takes a while to find: the tissue of the source and the seams of a translation, in the background, once each."""
+"""What takes a while to find: the tissue of the source, seams and trust of a translation, each once, in the background."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from kin_cli.concurrency import available_cores
 from kin_cli.errors import KinError, Stopped, explained
 from kin_cli.evaluation.seams import measure_slide_seams
 from kin_cli.evaluation.settings import SeamChoice
-from kin_cli.geometry import Mask
+from kin_cli.geometry import AnyArray, Mask
+from kin_cli.passes.trust import cell_colours, percent, read_map
 from kin_cli.progress import Advance, Progress, SilentProgress
 from kin_cli.slide.tissue import TissueMask, detect_tissue
 from kin_cli.slide.view import SlideView, open_view
+from kin_cli.store.files import named_beside
 from kin_cli.view.layers import Layer
 
 _WORST = 30
+_TRUST_OPACITY = 120
 _TINT = (0, 114, 178, 90)  # blue of the palette of Okabe and Ito, a third opaque
 
 
@@ -40,7 +43,7 @@ class Findings:
         self._threads: list[threading.Thread] = []
 
     def state(self, name: str) -> dict[str, Any]:
-        """How far "tissue" or "seams/N" (of layer N) is; the first call begins it.
+        """How far "tissue", "seams/N" or "trust/N" (of layer N) is; the first call begins it.
 
         A dictionary with ``fraction`` (0 to 1) while it is computed, then with the result, or with ``error``.
 
@@ -75,9 +78,11 @@ class Findings:
         kind, _, number = name.partition("/")
         if name == "tissue":
             return lambda progress: tissue_as_dict(self._tissue(open_view(self._layers[0].picture.slide), progress))
-        if kind == "seams" and number.isascii() and number.isdecimal() and len(number) < 4:
+        if kind in ("seams", "trust") and number.isascii() and number.isdecimal() and len(number) < 4:
             layer = self._layers[int(number)]
             if layer.role == "translation":
+                if kind == "trust":
+                    return lambda _progress: trust_of(layer)
                 return lambda progress: self._seams(layer, progress)
         raise LookupError(name)
 
@@ -130,6 +135,26 @@ class Findings:
         }
 
 
+def trust_of(layer: Layer) -> dict[str, Any]:
+    """The trust map beside a translation, as a coloured PNG with a pixel for each patch, and what it shows in words."""
+    file = named_beside(layer.picture.slide.path, ".trust.geojson")
+    found = read_map(file)
+    if found is None:
+        return {"error": f"no trust map beside {layer.name}: kin translate makes it"}
+    if found.grid.size != layer.picture.slide.levels[0]:
+        return {"error": f"the trust map beside {layer.name} is of another picture"}
+    colours, _ = cell_colours(found)
+    opacity = np.where(found.judged, _TRUST_OPACITY, 0)[..., None]
+    image = _encoded(np.concatenate([colours, opacity], axis=-1).astype(np.uint8))
+    below = f"{found.doubtful.sum()} of {found.judged.sum()} patches are below {percent(found.threshold)}"
+    return {
+        "image": image,
+        "width": found.grid.cols * found.grid.step,
+        "height": found.grid.rows * found.grid.step,
+        "text": below,
+    }
+
+
 class _Reported(SilentProgress):
     """Progress as a number; a stage raises ``Stopped`` when the server ends."""
 
@@ -157,7 +182,11 @@ def tissue_as_dict(mask: TissueMask) -> dict[str, Any]:
 
 
 def _png(mask: Mask) -> str:
-    image = Image.fromarray(np.where(mask[..., None], np.array(_TINT, np.uint8), np.uint8(0)))
+    return _encoded(np.where(mask[..., None], np.array(_TINT, np.uint8), np.uint8(0)))
+
+
+def _encoded(pixels: AnyArray) -> str:
+    """Colours with opacity (h, w, 4) as a PNG in a ``data:`` address."""
     stream = BytesIO()
-    image.save(stream, "PNG")
+    Image.fromarray(pixels).save(stream, "PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -40,7 +40,7 @@ def translated(slide: Path, model: Path, folder: Path, *options: object) -> tupl
 
 def percentiles(folder: Path) -> list[float]:
     found = json.loads((folder / "o.ome.tif.trust.geojson").read_text())["features"]
-    return [feature["properties"]["measurements"]["trust percentile"] for feature in found]
+    return [feature["properties"]["measurements"]["trust percentile, %"] for feature in found]
 
 
 def test_the_map_finds_what_is_odd_and_changes_no_byte(model: Path, odd: Path, tmp_path: Path) -> None:

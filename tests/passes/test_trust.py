@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from kin_cli.geometry import Box, Grid, Size
-from kin_cli.passes.trust import TrustMap, map_geojson, map_png, percent, trust_note
+from kin_cli.passes.trust import TrustMap, map_geojson, map_png, percent, read_map, trust_note
 from kin_cli.slide.view import SlideView, open_view
 from tests.helpers.slides import ArraySlide
 
@@ -53,7 +54,21 @@ def test_the_squares_of_the_geojson_lie_on_the_slide_at_level_0() -> None:
     names = [feature["properties"]["classification"]["name"] for feature in parsed["features"]]
     odd = "unlike training: sharpness and texture"
     assert names == ["like training", odd, "like training", odd, "like training"]
-    assert parsed["features"][1]["properties"]["measurements"] == {"trust percentile": 0.0001}
+    assert parsed["features"][1]["properties"]["measurements"] == {"trust percentile, %": 0.01}
+
+
+def test_the_map_is_read_again_and_nothing_else_is(tmp_path: Path) -> None:
+    file = tmp_path / "o.tif.trust.geojson"
+    file.write_bytes(map_geojson(example(MIXED), view(), output="o.tif"))
+    found = read_map(file)
+    assert found is not None
+    np.testing.assert_allclose(found.percentile, example(MIXED).percentile, atol=1e-6)
+    np.testing.assert_array_equal(found.group, example(MIXED).group)
+    assert (found.grid, found.threshold) == (example(MIXED).grid, 0.01)
+    for other in (b"", b"{}", b"[1]", b'{"type": "FeatureCollection", "features": []}', b"\xff\xfe"):
+        file.write_bytes(other)
+        assert read_map(file) is None
+    assert read_map(tmp_path / "missing") is None
 
 
 def test_the_picture_has_its_colours_where_the_patches_are() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Iterator
@@ -14,10 +15,13 @@ import pytest
 from PIL import Image
 
 from kin_cli.errors import OutputError
-from kin_cli.geometry import Box
+from kin_cli.geometry import Box, Grid
+from kin_cli.passes.trust import TrustMap, map_geojson
 from kin_cli.progress import SilentProgress
 from kin_cli.slide.open import open_slide
+from kin_cli.slide.view import open_view
 from kin_cli.view.app import ViewApp, export, new_folder
+from kin_cli.view.findings import trust_of
 from kin_cli.view.http import Refusal, Request
 from kin_cli.view.layers import Layer, ViewChoice, opened_layers
 from tests.helpers.processes import assert_refused, kin
@@ -150,3 +154,29 @@ def test_the_command_exports_and_refuses(shown: tuple[Path, Path, Path], tmp_pat
     assert_refused(kin("view", tmp_path / "missing.tif"), "missing.tif", code=1)
     assert_refused(kin("view", shown[0], "--real", shown[1]), "--registration", code=2)
     assert_refused(kin("view", shown[0], "--mpp", "nan"), "positive", code=2)
+
+
+def test_the_trust_map_beside_a_translation_is_a_layer(tmp_path: Path, shown: tuple[Path, Path, Path]) -> None:
+    steps = tmp_path / "steps.tif"
+    steps.write_bytes(shown[1].read_bytes())
+    with opened_layers(ViewChoice(shown[0], (steps,))) as layers:
+        assert "no trust map" in trust_of(layers[1])["error"]
+        view = open_view(layers[1].picture.slide)
+        percentile = np.full((3, 4), 0.5, np.float32)
+        percentile[1, 2] = 1e-5
+        none = np.zeros((3, 4), np.int8)
+        found = TrustMap(Grid(view.size, 512), percentile, none, none.astype(np.float32), 0.01, "fp32")
+        (tmp_path / "steps.tif.trust.geojson").write_bytes(map_geojson(found, view, output="steps.tif"))
+        made = trust_of(layers[1])
+        assert made["text"] == "1 of 12 patches are below 1 %"
+        assert (made["width"], made["height"]) == (2048, 1536)
+        pixels = np.asarray(Image.open(BytesIO(base64.b64decode(made["image"].partition(",")[2]))))
+        assert pixels.shape == (3, 4, 4)
+        assert pixels[1, 2, 0] > pixels[0, 0, 0]
+        app = ViewApp(layers)
+        try:
+            while "fraction" in (answer := json.loads(get(app, "findings/trust/1.json"))):
+                time.sleep(0.01)
+            assert answer == made
+        finally:
+            app.close()

@@ -7,7 +7,7 @@
   const STOPS = [[90, 140, 190], [250, 190, 40], [190, 0, 30]], TOP = { "ΔE": 5, "8-bit": 12 };
   const source = layers[0], mpp = source.mpp, frame = source.size[0];
   const $ = id => document.getElementById(id);
-  const state = { mode: layers.length > 1 ? "curtain" : "single", left: 0, right: Math.min(1, layers.length - 1), at: 0.5, tissue: 0, seams: 0 };
+  const state = { mode: layers.length > 1 ? "curtain" : "single", left: 0, right: Math.min(1, layers.length - 1), at: 0.5, tissue: 0, seams: 0, trust: 0 };
   const findings = { ...known };
   let panes = [], locked = null, curtain = null, images = [], current = -1, built = 0, mask = null;
 
@@ -23,7 +23,7 @@
     if (MODES.includes(given.get("mode"))) state.mode = given.get("mode");
     for (const name of ["left", "right"]) if (Number.isInteger(number(name)) && layers[number(name)]) state[name] = number(name);
     if (number("at") >= 0 && number("at") <= 1) state.at = number("at");
-    for (const name of ["tissue", "seams"]) if (given.has(name)) state[name] = given.get(name) === "1" ? 1 : 0;
+    for (const name of ["tissue", "seams", "trust"]) if (given.has(name)) state[name] = given.get(name) === "1" ? 1 : 0;
     if (layers.length < 2) state.mode = "single";
     const view = { x: number("x"), y: number("y"), z: number("z") };
     return Object.values(view).every(Number.isFinite) && view.z > 0 ? { ...view, z: clamp(view.z, 1e-6, 64) } : null;
@@ -39,6 +39,7 @@
       const hash = new URLSearchParams({
         x: round(view.x, 1), y: round(view.y, 1), z: String(+view.z.toPrecision(5)), mode: state.mode, left: state.left,
         right: state.right, at: round(state.at, 3), tissue: state.tissue, seams: state.seams,
+        trust: state.trust,
       });
       try { history.replaceState(null, "", `#${hash}`); } catch { location.replace(`#${hash}`); }
     }, 200);
@@ -177,8 +178,15 @@
       pen.imageSmoothingEnabled = false;
       pen.drawImage(mask, x, y, source.place[2] * z, source.place[3] * z);
     }
-    const number = judged(), found = findings[`seams/${number}`];
+    const number = judged(), found = findings[`seams/${number}`], map = findings[`trust/${number}`];
+    if (state.trust && map?.picture) drawTrust(pen, pane, layers[number], map, w, h);
     if (state.seams && found?.lines) drawSeams(pen, pane, layers[number], found, w, h);
+  }
+
+  function drawTrust(pen, pane, layer, map, w, h) {
+    const { x: cx, y: cy, z } = pane.view, scale = layer.place[2] / layer.size[0];
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(map.picture, (layer.place[0] - cx) * z + w / 2, (layer.place[1] - cy) * z + h / 2, map.width * scale * z, map.height * scale * z);
   }
 
   function drawSeams(pen, pane, layer, found, w, h) {
@@ -225,7 +233,7 @@
         if (!answer.ok) throw new Error(await answer.text());
         const found = await answer.json();
         if (!("fraction" in found)) { findings[name] = found; say(""); break; }
-        say(`${name.startsWith("seams") ? "measuring seams" : "finding tissue"}: ${Math.round(100 * found.fraction)} %`);
+        say(`${name.startsWith("seams") ? "measuring seams" : name.startsWith("trust") ? "reading the trust map" : "finding tissue"}: ${Math.round(100 * found.fraction)} %`);
         await new Promise(done => setTimeout(done, 400));
       }
     } catch (error) {
@@ -249,6 +257,16 @@
       }
     }
     const number = judged();
+    if (state.trust && number > 0) {
+      need(`trust/${number}`);
+      const map = findings[`trust/${number}`];
+      if (map?.error) say(map.error);
+      if (map?.image && !map.picture && !map.loading) {
+        map.loading = new Image();
+        map.loading.onload = () => { map.picture = map.loading; say(`${layers[number].name}: ${map.text}`); refresh(); };
+        map.loading.src = map.image;
+      }
+    }
     $("worst").hidden = !(state.seams && number > 0);
     if (!$("worst").hidden) {
       need(`seams/${number}`);
@@ -313,7 +331,7 @@
     $("right-pick").hidden = $("swap").hidden = layers.length < 2 || state.mode === "single";
     $("blend-pick").hidden = state.mode !== "blend";
     $("blend").value = 100 * state.at;
-    for (const name of ["tissue", "seams"]) $(name).setAttribute("aria-pressed", Boolean(state[name]));
+    for (const name of ["tissue", "seams", "trust"]) $(name).setAttribute("aria-pressed", Boolean(state[name]));
     layersOver();
     for (const pane of panes) if (pane.viewer.world.getItemCount()) changed(pane);
     toAddress();
@@ -341,7 +359,7 @@
     const actions = {
       1: () => set({ mode: "curtain" }), 2: () => set({ mode: "side" }), 3: () => set({ mode: "blend" }), 4: () => set({ mode: "single" }),
       "+": () => leader().zoomBy(1.5), "=": () => leader().zoomBy(1.5), "-": () => leader().zoomBy(1 / 1.5),
-      "[": () => setAt(state.at - 0.05), "]": () => setAt(state.at + 0.05), x: swap, t: () => toggle("tissue"), s: () => hasTranslation && toggle("seams"),
+      "[": () => setAt(state.at - 0.05), "]": () => setAt(state.at + 0.05), x: swap, t: () => toggle("tissue"), s: () => hasTranslation && toggle("seams"), u: () => hasTranslation && toggle("trust"),
       n: () => jump(current + 1), p: () => jump(current < 0 ? -1 : current - 1), f: () => home(leader()), 0: oneToOne, c: copy, "?": about,
     };
     const action = pan ? () => leader().panBy(...pan) : actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
@@ -380,8 +398,8 @@
     for (const name of ["left", "right"]) $(name).addEventListener("change", event => set({ [name]: Number(event.target.value) }));
     $("swap").addEventListener("click", swap);
     $("blend").addEventListener("input", event => setAt(event.target.value / 100));
-    for (const name of ["tissue", "seams"]) $(name).addEventListener("click", () => toggle(name));
-    $("seams").disabled = !hasTranslation;
+    for (const name of ["tissue", "seams", "trust"]) $(name).addEventListener("click", () => toggle(name));
+    $("seams").disabled = $("trust").disabled = !hasTranslation;
     $("in").addEventListener("click", () => leader().zoomBy(1.5));
     $("out").addEventListener("click", () => leader().zoomBy(1 / 1.5));
     $("fit").addEventListener("click", () => home(leader()));
