@@ -13,6 +13,7 @@ import click
 import pytest
 import torch
 
+import kin_cli.face
 from kin_cli.commands.main import cli
 from tests.helpers.generators import write_generator
 from tests.helpers.processes import kin
@@ -95,6 +96,21 @@ def test_the_commands_of_a_page_run_one_after_another(folder: Path, page: Path) 
             continue  # a server; its own tests run it
         run = kin(*shlex.split(line)[1:], **SMALL)
         assert run.code == 0, f"{page.name}: {line}\n{run.err}"
+
+
+def test_the_blocks_of_python_run_one_after_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "python.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert len(blocks) == 5
+    settings_of = kin_cli.face.settings_of
+    small = {"patch_size": 64, "tissue": "none"}
+    monkeypatch.setattr(kin_cli.face, "settings_of", lambda *files, **options: settings_of(*files, **small, **options))
+    exec("\n".join(blocks).replace('"slide.svs")\nprint(found', '"slide.svs", tissue="none")\nprint(found'), {})
+    shown = capsys.readouterr().out
+    assert "(64, 64, 3)" in shown
+    assert "absent.svs: no such file" in shown
 
 
 @pytest.mark.parametrize("name", PARSED)
