@@ -22,8 +22,6 @@ def translate(settings: Settings, progress: Progress) -> dict[str, object]:
 def carry_out(plan: Plan, progress: Progress) -> dict[str, object]:
     """Carry out a plan and return the run record."""
     with Job.begin(plan, progress) as job:
-        for note in plan.notes():
-            progress.note(note)
         record = job.left_over()
         if record is None:
             for note in plan.notes():  # not before: a refusal is one line
