@@ -120,7 +120,8 @@ def export(
         written = 0
         for number, layer in enumerate(layers):
             written += _write_tiles(layer, draft / "tiles" / str(number), kind, progress, workers or available_cores())
-        findings = {name: app.findings.now(name, progress) for name in names}
+        made = {name: app.findings.now(name, progress) for name in names}
+        findings = {name: found for name, found in made.items() if not (name.startswith("trust") and "error" in found)}
         for path, content in app_files(layers, kind, findings).items():
             (draft / path).write_bytes(content)
         return written

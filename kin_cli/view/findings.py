@@ -1,4 +1,4 @@
-"""What takes a while to find: the tissue of the source, seams and trust of a translation, each once, in a thread."""
+"""What takes a while to find: tissue of the source, seams and trust of a translation, in the background, once each."""
 
 from __future__ import annotations
 
