@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # these two record experiments, on slides that do not ship
 RECORDS = ("quality.md", "performance.md")
 # servers, and commands on whole studies and pairs of slides: their own tests run them
-PARSED = ("view.md", "study.md", "trust.md")
+PARSED = ("view.md", "study.md", "trust.md", "validation.md")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # small patches and networks, so that commands meant for slides run in seconds
 SMALL = {

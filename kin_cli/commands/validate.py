@@ -169,8 +169,11 @@ def _check(settings: ValidationSettings, options: dict[str, Any], *, overwrite: 
 
 
 def _table(found: Validation) -> str:
+    from kin_cli.validation.scores import verdict
+
     stains, error = found.stains, found.registration.error
     lines = [
+        verdict(found.scores),
         f"stain {stains.name}: {_vector(stains.stain)}, counterstain {_vector(stains.counterstain)}"
         f" (optical density of R, G, B); stained above {found.rules.stained:.3f}",
         "error of the registration: not known"

@@ -16,7 +16,7 @@ from kin_cli.slide.view import SlideView, open_view
 from kin_cli.validation.abstention import points
 from kin_cli.validation.areas import Areas
 from kin_cli.validation.run import Validation
-from kin_cli.validation.scores import BETTER, REAL, Score
+from kin_cli.validation.scores import BETTER, REAL, Score, verdict
 from kin_cli.validation.stains import otsu
 
 _MAP_UM = 128
@@ -48,6 +48,7 @@ def page(found: Validation) -> str:
         script=script,
         warnings="".join(f"<li>{text(note)}</li>" for note in (*found.notes, "for research only, not for diagnosis")),
         summary=cards(_summary(found)),
+        verdict=text(verdict(found.scores).capitalize()),
         pair=comparison(found.pictures["real"], found.pictures["translation"], name="Registered pair", marks="")
         .replace("Registered pair: source", "Registered pair: real")
         .replace('name left">source', 'name left">real'),
@@ -246,6 +247,7 @@ $style
 <main>
 <ul class="warnings" aria-label="Notes">$warnings</ul>
 $summary
+<p>$verdict.</p>
 <h2 id="pair">Real and translation</h2>
 <p class="soft hint">Drag the line, or focus the picture with Tab and use the arrow keys.</p>
 <figure>$pair</figure>

@@ -28,7 +28,7 @@ from kin_cli.trust.witness import AbstentionCurve
 from kin_cli.validation.abstention import abstention_of
 from kin_cli.validation.areas import BASE_UM, NUCLEUS_UM, SCALES_UM, Areas, AreaTable, Rules, measured
 from kin_cli.validation.recolour import Recolouring, recolouring
-from kin_cli.validation.scores import Score, scores
+from kin_cli.validation.scores import Score, scores, verdict
 from kin_cli.validation.stains import Stains, estimate, otsu
 
 _WORKING_UM = 1.0
@@ -100,6 +100,7 @@ class Validation:
             "thresholds": {"stained": round(self.rules.stained, 4), "nucleus": round(self.rules.nucleus, 4)},
             "scores": [asdict(score) for score in self.scores],
             **({} if self.abstention is None else {"abstention": self.abstention.as_dict()}),
+            "verdict": verdict(self.scores),
             "notes": list(self.notes),
         }
 

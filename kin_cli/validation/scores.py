@@ -91,6 +91,22 @@ def scores(areas: Areas, *, finer: bool, seed: int = 0) -> list[Score]:
     return found
 
 
+def verdict(found: list[Score] | tuple[Score, ...], um: int = 128) -> str:
+    """Whether the density of the stain is where it should be, in one sentence: against chance and recolouring."""
+    score = next((one for one in found if one.um == um and one.name == "pearson"), None)
+    if score is None or score.value is None or score.interval is None:
+        return f"too few areas of {um} µm to judge"
+    low, high = score.interval
+    said = f"in areas of {um} µm the stain's density follows the real one with r = {score.value:.2f}"
+    said += f" ({low:.2f} to {high:.2f})"
+    if low <= (score.chance or 0.0):
+        return f"{said}, which chance reaches, too"
+    if score.recoloured is None:
+        return f"{said}, more than by chance; --source tells what recolouring alone reaches"
+    than = "more than" if low > score.recoloured else "less than" if high < score.recoloured else "no more than"
+    return f"{said}: {than} the recoloured source ({score.recoloured:.2f})"
+
+
 Interval = tuple[float, float] | None
 
 
