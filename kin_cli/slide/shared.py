@@ -57,8 +57,9 @@ class SharedIdentity:
                 self._note(f"{identity.path}: comparing its checksum with that of earlier work")
             identity.sha256()
         self._require_one(known, whole=alone)
+        unknown = identity.as_dict()["sha256"] is None  # before it is recorded: the digest may come at any moment
         self._record(mine, may_fail=not is_new or any(known.values()))
-        if identity.as_dict()["sha256"] is None:
+        if unknown:
             identity.when_known(lambda _sha256: self._record(mine, may_fail=False))
             if is_new or alone:
                 identity.begin()

@@ -222,3 +222,21 @@ def test_the_hint_for_a_table_of_another_slide_works(photo: Path, tiny_generator
     assert "--overwrite" not in refused.err
     more = ("--table", tmp_path / "table2")
     assert kin("translate", other, "-m", tiny_generator, "-o", tmp_path / "b.tif", *SMALL, *more).code == 0
+
+
+def test_a_digest_that_becomes_known_while_the_slide_is_recorded_is_recorded_too(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, identity = tmp_path / "table", SlideIdentity(slide)
+    folder.mkdir()
+    record = SharedIdentity._record
+
+    def then_it_is_known(self: SharedIdentity, mine: str, *, may_fail: bool) -> None:
+        record(self, mine, may_fail=may_fail)
+        monkeypatch.setattr(SharedIdentity, "_record", record)
+        identity.sha256()  # as the thread of the work folder does at this very moment
+
+    monkeypatch.setattr(SharedIdentity, "_record", then_it_is_known)
+    shared(folder, identity).join()
+    (file,) = folder.iterdir()
+    assert json.loads(file.read_bytes())["sha256"] == digest(slide)
