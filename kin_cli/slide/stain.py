@@ -66,11 +66,11 @@ def tissue_colours(view: SlideView) -> Pixels:
     if len(order) < _SQUARES:  # little tissue, or thin: the fullest squares
         order = np.sort(np.argsort(-fraction, kind="stable")[: min(_SQUARES, int((fraction > 0).sum()))])
     chosen = order[np.linspace(0, len(order) - 1, min(_SQUARES, len(order))).round().astype(int)] if len(order) else []
-    found = [sampled(whole.read(grid.clipped(grid.cell(int(index))))) for index in chosen]
+    found = [_sampled(whole.read(grid.clipped(grid.cell(int(index))))) for index in chosen]
     return np.concatenate(found) if found else np.empty((0, 3), np.uint8)
 
 
-def sampled(patch: Pixels) -> Pixels:
+def _sampled(patch: Pixels) -> Pixels:
     """Every fourth pixel of a patch in both directions that is no glass, (n, 3)."""
     pixels = patch[::_STEP, ::_STEP].reshape(-1, 3)
     density = -np.log((pixels.min(axis=1).astype(np.float32) + 1) / _LIGHT)

@@ -22,7 +22,7 @@ from kin_cli.passes.engine import Engine
 from kin_cli.progress import Progress
 from kin_cli.slide.base import Slide
 from kin_cli.slide.open import open_slide
-from kin_cli.slide.stain import METHODS, fit_stains, jittered_stains, sampled
+from kin_cli.slide.stain import METHODS, fit_stains, jittered_stains, tissue_colours
 from kin_cli.slide.tissue import tissue_mask, window_means
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
@@ -33,7 +33,7 @@ _PARTS = 5  # of the training data, for calibration
 _OVERLAP = 4  # patches drawn per patch that fits side by side: more would be the same again
 _ROUNDED_PATCHES, _ROUNDED_PX = 8, 256  # patches that tell what another precision changes
 _PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16")
-_SOME_COLOURS = 60  # patches whose colours are kept for --stain-match
+_SOME_IMAGES = 60  # images whose colours are sampled for --stain-match
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,14 @@ def learn_reference(
     device = ready_devices(settings.device)[0]
     engine = Engine(generator, device=device, precision="fp32")
     stats = np.empty((len(places), 2, engine.channels), np.float32)
-    colours: list[Pixels] = []
     some: list[Pixels] = []
-    step = max(1, len(places) // _SOME_COLOURS)
+    step = max(1, len(places) // _ROUNDED_PATCHES)
     mpps: list[float] = []
     with progress.stage("measure", len(places), "patches") as advance:
         for number, (patch, mpp) in enumerate(_patches(images, places, settings)):
             if mpp is not None:
                 mpps.append(mpp)
             if number % step == 0:
-                colours.append(sampled(patch))
                 some.append(patch[:_ROUNDED_PX, :_ROUNDED_PX])
             rng = np.random.default_rng([settings.seed, 1, number])
             amount = settings.stain_jitter if number % 2 else 0.0
@@ -119,7 +117,7 @@ def learn_reference(
         settings.min_tissue,
         round(sum(mpps) / len(mpps), 4) if mpps else None,
         settings.stain_jitter,
-        _stains(np.concatenate(colours), progress),
+        _stains(_colours(images, settings), progress),
         f"kin {__version__}",
     )
     parts = np.array([place.part for place in places])
@@ -242,6 +240,16 @@ def _patches(
             with closing(prefetch(read, here, workers=workers, ahead=2 * workers)) as patches:
                 for patch in patches:
                     yield patch, view.mpp
+
+
+def _colours(images: Sequence[Path], settings: LearnSettings) -> Pixels:
+    """Colours (n, 3) of the tissue of up to 60 of the images, sampled as those of a slide that is to be matched."""
+    chosen = [images[int(i)] for i in np.linspace(0, len(images) - 1, min(_SOME_IMAGES, len(images))).round()]
+    found = []
+    for path in chosen:
+        with open_slide(path) as slide:
+            found.append(tissue_colours(_view(slide, settings)))
+    return np.concatenate(found)
 
 
 def _stains(colours: Pixels, progress: Progress) -> dict[str, Any]:
