@@ -111,7 +111,7 @@ def seams(
         if options["shifted"] is not None:
             from kin_cli.commands.validate import mismatch_of
 
-            mismatch = mismatch_of(view, options, progress)
+            mismatch = mismatch_of(view, options, mask, progress)
         _write_places(found, view, heatmap=heatmap, geojson=geojson, overwrite=overwrite)
     if as_json:
         record = {} if mismatch is None else {"mismatch": mismatch.as_dict()}

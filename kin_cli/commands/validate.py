@@ -26,6 +26,7 @@ from kin_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from kin_cli.evaluation.consistency import Mismatch
+    from kin_cli.slide.tissue import TissueMask
     from kin_cli.slide.view import SlideView
     from kin_cli.validation.run import Validation, ValidationSettings
     from kin_cli.validation.scores import Score
@@ -47,7 +48,11 @@ if TYPE_CHECKING:
     type=FILE,
     help="File of kin register (source and real slide), or an affine matrix of QuPath or VALIS.  [default: made now]",
 )
-@cloup.option("--source", type=FILE, help="Slide that was translated: registered, and recoloured for comparison.")
+@cloup.option(
+    "--source",
+    type=FILE,
+    help="Slide that was translated: registered, and recoloured for comparison; its tissue counts.",
+)
 @cloup.option(
     "--stain", default="dab", show_default=True, help="Stain to measure: dab, pas, magenta, or R,G,B of its colour."
 )
@@ -105,29 +110,39 @@ def _consistency(translated: Path, options: dict[str, Any], *, as_json: bool) ->
         raise UsageError(
             "there is nothing to compare with", "--against a real slide, or --shifted a second translation"
         )
-    unused = [name for name in ("report", "geojson", "csv_file", "registration", "source") if options[name] is not None]
+    unused = [name for name in ("report", "geojson", "csv_file", "registration") if options[name] is not None]
     if unused:
         raise UsageError(f"--{unused[0].removesuffix('_file')} needs --against", "name the real slide")
-    from kin_cli.evaluation.settings import SlideChoice
-    from kin_cli.evaluation.tiles import opened
+    from contextlib import ExitStack
 
-    with opened(SlideChoice(translated)) as view:
-        found = mismatch_of(view, options, ConsoleProgress())
+    from kin_cli.evaluation.settings import SlideChoice, source_choice
+    from kin_cli.evaluation.tiles import check_same_size, opened
+    from kin_cli.pyramid.provenance import provenance
+    from kin_cli.slide.tissue import tissue_mask
+
+    progress = ConsoleProgress()
+    with ExitStack() as stack:
+        view = stack.enter_context(opened(SlideChoice(translated)))
+        shown = view  # where tissue is looked for; a translation may paint glass
+        if options["source"] is not None:
+            choice = source_choice(provenance(translated), options["source"], note=progress.note)
+            shown = stack.enter_context(opened(choice))
+            check_same_size(view, shown)
+        found = mismatch_of(view, options, tissue_mask(shown, options["tissue"]), progress)
     show(json_text({"slide": str(translated), "mismatch": found.as_dict()}) if as_json else found.in_words())
 
 
-def mismatch_of(view: SlideView, options: dict[str, Any], progress: ConsoleProgress) -> Mismatch:
-    """The mismatch of a translation with the one that ``--shifted`` names."""
+def mismatch_of(view: SlideView, options: dict[str, Any], mask: TissueMask, progress: ConsoleProgress) -> Mismatch:
+    """The mismatch, in the tissue of ``mask``, of a translation with the one that ``--shifted`` names."""
     from kin_cli.concurrency import available_cores
     from kin_cli.evaluation.consistency import grid_offset, measure_mismatch
     from kin_cli.evaluation.settings import SlideChoice
     from kin_cli.evaluation.tiles import opened
     from kin_cli.pyramid.provenance import provenance
-    from kin_cli.slide.tissue import tissue_mask
 
     with opened(SlideChoice(options["shifted"])) as other:
         offset = grid_offset(view, other, (provenance(view.slide.path), provenance(other.slide.path)))
-        mask, workers = tissue_mask(view, options["tissue"]), options["workers"] or available_cores()
+        workers = options["workers"] or available_cores()
         return measure_mismatch(view, other, offset, mask, progress=progress, workers=workers)
 
 

@@ -4,8 +4,8 @@ A piece of tissue moves by p ↦ M · (p + bend(p)), in µm from the corners of 
 displacement on a net of nodes. A point belongs to the piece that is nearest. The file is JSON, which can be read
 without kin; the displacements and the map of the pieces stand beside it in ``NAME.field.npz``.
 
-Affine maps that other programs made are read as well: QuPath (interactive image alignment), VALIS (``M``), or any
-matrix of 2 × 3 or 3 × 3 numbers, from pixels of level 0 of the source to those of the real slide.
+Affine maps that other programs made are read as well, as from QuPath or VALIS (``M``): any matrix of 2 × 3 or 3 × 3
+numbers, from pixels of level 0 of the source to those of the real slide.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ def contents(registration: Registration, path: Path) -> dict[Path, bytes]:
 def read_registration(path: Path, source: Side, real: Side) -> Registration:
     """Read a registration of these two slides: one of ``kin register``, or an affine matrix of another program.
 
-    The matrix maps pixels of level 0 of the source to those of the real slide; so it is in QuPath if the source is the
-    base image, and in VALIS if the real slide is the reference and both were aligned at full resolution.
+    The matrix maps pixels of level 0 of the source to those of the real slide. Programs differ in direction and scale
+    of what they export: one that maps the other way has to be inverted, one of reduced pictures to be scaled.
 
     Raises:
         InputError: the file is missing, damaged, of another pair of slides, or holds no matrix.

@@ -124,7 +124,7 @@ def validate(settings: ValidationSettings, progress: Progress) -> Validation:
         if not len(areas[SCALES_UM[0]].pixels):
             raise NoTissueError(
                 f"{settings.translated.path}: no area is tissue in it and in {settings.real.path.name}",
-                "look at the picture of kin register; is it the right pair?",
+                "is it the right pair? a matrix of another program must map the source to the real slide",
             )
         error = registration.error
         limit = 0.0 if error is None else error["p90"]
