@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,15 +101,12 @@ def seams(
     made = provenance(slide)
     grid = seam_choice(slide, made, patch_px=patch_size, note=progress.note)
     mask_of = tissue if str(tissue) in ("auto", "none") else Path(tissue)
-    with opened(SlideChoice(slide)) as view:
-        if source is None:
-            mask = tissue_mask(view, mask_of)
-            return measure_slide_seams(
-                view, grid, source=None, mask=mask, progress=progress, workers=workers or available_cores()
-            )
-        choice = source_choice(made, Path(source), level=None, region=None, note=progress.note)
-        with opened(choice) as control:
-            mask = tissue_mask(control, mask_of)
-            return measure_slide_seams(
-                view, grid, source=control, mask=mask, progress=progress, workers=workers or available_cores()
-            )
+    with ExitStack() as stack:
+        view, control = stack.enter_context(opened(SlideChoice(slide))), None
+        if source is not None:
+            choice = source_choice(made, Path(source), level=None, region=None, note=progress.note)
+            control = stack.enter_context(opened(choice))
+        mask = tissue_mask(control or view, mask_of)
+        return measure_slide_seams(
+            view, grid, source=control, mask=mask, progress=progress, workers=workers or available_cores()
+        )

@@ -261,16 +261,21 @@ class Job:
         record = {**_record(plan, self._clock, self.faults, output_sha256=self._sha256), **quality, **trust}
         if note := one_colour_note(record):
             progress.note(note)
-        # drafted in the work folder, so that a killed process leaves no temporary file beside the output
-        draft = self._work.path("record.json")
-        with os_errors_as_output_errors(output.record_path):
-            write_atomic(
-                draft, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-            )
-            refuse_strangers(output.record_path, output)
-            draft.replace(output.record_path)
-            sync_folder(output.record_path.parent)
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        self._write_beside(output.record_path, text.encode(errors="backslashreplace"), draft="record.json")
         return record
+
+    def _write_beside(self, path: Path, content: bytes, *, draft: str) -> None:
+        """Write a file beside the output, unless it is another program's.
+
+        It is drafted in the work folder, so that a killed process leaves no temporary file beside the output.
+        """
+        place = self._work.path(draft)
+        with os_errors_as_output_errors(path):
+            write_atomic(place, content)
+            refuse_strangers(path, self.plan.settings.output)
+            place.replace(path)
+            sync_folder(path.parent)
 
     def _write_trust(self) -> dict[str, Any]:
         """Write the trust map beside the output; return its entry in the record."""
@@ -282,11 +287,7 @@ class Job:
             picture = overview(unmatched(plan.view), TRUST_MAP_PX)
             contents = map_files(found, plan.view, picture, output=output.path.name)
             for path, content in zip(output.trust_paths, contents, strict=True):
-                draft = self._work.path("trust" + path.suffix)  # as the record is
-                with os_errors_as_output_errors(path):
-                    write_atomic(draft, content)
-                    refuse_strangers(path, output)
-                    draft.replace(path)
+                self._write_beside(path, content, draft="trust" + path.suffix)
         files = dict(zip(("map", "geojson"), (path.name for path in output.trust_paths), strict=True))
         return {"trust": {**found.summary(), **files}}
 

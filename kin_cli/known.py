@@ -22,7 +22,7 @@ def reference_of(settings: Settings, *, channels: int) -> Reference | None:
     """
     trust, matching = settings.trust, settings.source.stain_match is not None
     asked = trust.enabled or trust.below is not None
-    with_map = trust.enabled is not False and settings.norm.method != "tin" and channels > 0
+    with_map = settings.makes_trust_map and channels > 0
     # learned with the usual range of inputs
     usable = settings.model is not None and settings.input_range == FULL_RANGE and (with_map or matching)
     reference = read_reference(settings.model, channels) if usable and settings.model is not None else None

@@ -52,15 +52,20 @@ def check_outputs(settings: Settings) -> None:
     written = (output.path, output.record_path, output.report_path, *output.trust_paths, work)
     if settings.table is not None and real(settings.table) in {real(path) for path in written}:
         raise UsageError(f"{settings.table}: is the table's folder and a file of the output", "name another --table")
-    for path in (output.path, *beside):
-        if path.is_dir():
-            raise OutputError(f"{path}: is a folder", "give the output another file name with -o")
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path}: is a device or a pipe, which a file would replace", "choose another output")
+    _refuse_no_files((output.path, *beside), "give the output another file name with -o")
     if os.path.lexists(output.path) and not (output.overwrite or output.skip_existing or os.path.lexists(work)):
         raise OutputError(f"{output.path}: exists already", "--overwrite replaces it")
     for path in beside:
         refuse_strangers(path, output)
+
+
+def _refuse_no_files(paths: Iterable[Path], hint: str) -> None:
+    """Raise ``OutputError`` if something other than a file stands where one will be written."""
+    for path in paths:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder", hint)
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: is a device or a pipe, which a file would replace", "choose another output")
 
 
 def work_folder_of(place: Path) -> Path | None:
@@ -79,9 +84,8 @@ def refuse_work_folders(*places: Path | None) -> None:
 def check_trust_outputs(settings: Settings) -> None:
     """Raise as ``check_outputs`` does for the files of the trust map, which not every generator has."""
     refuse_inputs(settings.output.trust_paths, inputs_of(settings))
+    _refuse_no_files(settings.output.trust_paths, "give the output another file name with -o, or --no-trust")
     for path in settings.output.trust_paths:
-        if path.is_dir():
-            raise OutputError(f"{path}: is a folder", "give the output another file name with -o, or --no-trust")
         refuse_strangers(path, settings.output)
 
 

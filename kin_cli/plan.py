@@ -270,8 +270,7 @@ class Plan:
         patch, tile = self.settings.norm.patch_px, self.layout.tile
         around = ((self.window_px + 2 * self.halo_px) / self.window_px) ** 2
         cost = around * (tile / patch) ** 2 * (patch / self.settings.norm.measured_px) ** 2
-        measured = len(self.measured_cells) if self.settings.norm.method != "tin" else 0
-        return {"measure": (measured, 1.0), "apply": (self.windows.translated_tiles, cost)}
+        return {"measure": (len(self.measured_cells), 1.0), "apply": (self.windows.translated_tiles, cost)}
 
     def notes(self) -> list[str]:
         """What to tell the user before the work: ``warnings``, what loading changed in the generator, scarce memory."""
@@ -397,7 +396,7 @@ def make_plan(settings: Settings) -> Plan:
             or auto_batch(generator, window + 2 * halo, device=devices[0], precision=precision),
             workers=settings.compute.workers or min(8, available_cores()),
             identity=identity,
-            reference=None if settings.trust.enabled is False or settings.norm.method == "tin" else reference,
+            reference=reference if settings.makes_trust_map else None,
             stain_match=match,
         )
         _check_tissue(plan)

@@ -227,6 +227,11 @@ class TrustSettings:
     below: float | None = None
     leave_out: bool = False
 
+    @classmethod
+    def of(cls, enabled: bool | None, below: float | None, *, background: str | None) -> TrustSettings:
+        """The settings as options give them: a threshold together with background "keep" leaves patches out."""
+        return cls(enabled, below, leave_out=below is not None and background == "keep")
+
     @property
     def threshold(self) -> float:
         """The trust percentile below which a patch counts as unlike the training."""
@@ -283,6 +288,11 @@ class Settings:
     input_range: tuple[float, float] = FULL_RANGE
 
     @property
+    def makes_trust_map(self) -> bool:
+        """Whether a trust map is made, if the generator's file tells of its training: not for one set of statistics."""
+        return self.trust.enabled is not False and self.norm.method != "tin"
+
+    @property
     def model_name(self) -> str:
         """The generator for messages and records: its file, or its network if it comes without a file."""
         if self.model is not None:
@@ -317,7 +327,8 @@ def presets(options: Mapping[str, Any]) -> dict[str, Any]:
     seamless, authors = options.get("seamless"), options.get("authors")
     if seamless and method == "in":
         raise UsageError("--method in has patch borders by definition", "--seamless goes with kin, dn and tin")
-    if not (not authors if seamless is None else seamless):
+    paper = bool(authors) if seamless is None else not seamless
+    if paper:
         halo = 0 if halo is None else halo
         window = options.get("patch_size") or NormSettings.patch_px if window is None and halo == 0 else window
         interpolation = interpolation or ("nearest" if method == "kin" else None)
@@ -353,12 +364,23 @@ def settings_of(
         given["kernel"] = Kernel.parse(given["kernel"])
     if isinstance(given.get("region"), tuple | list):
         given["region"] = Box(*given["region"])
+    trust = TrustSettings.of(
+        given.pop("trust", None), given.pop("trust_below", None), background=given.get("background")
+    )
     parts: dict[str, dict[str, Any]] = {"norm": norm, "source": {}, "output": {}, "compute": {}, "": {}}
     for name, value in given.items():
         field_name = _FIELDS.get(name, name)
         part = next((part for part, names in _PARTS.items() if field_name in names), None)
         if part is None or name in _FIELDS.values():
-            known = ["paper", *_PRESETS, *_PRESET_OF, *_FIELDS, *(n for names in _PARTS.values() for n in names)]
+            known = [
+                "paper",
+                "trust",
+                "trust_below",
+                *_PRESETS,
+                *_PRESET_OF,
+                *_FIELDS,
+                *(n for names in _PARTS.values() for n in names),
+            ]
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else "the options are those of kin translate, with underscores"
             raise UsageError(f"translate has no option '{name}'", hint)
@@ -370,6 +392,7 @@ def settings_of(
         output=OutputSettings(Path(output) if output is not None else default_output(slide), **parts["output"]),
         norm=NormSettings(**parts["norm"]),
         compute=ComputeSettings(**parts["compute"]),
+        trust=trust,
         network=None if isinstance(generator, str | Path) else generator,
         **parts[""],
     )

@@ -303,11 +303,7 @@ def settings_from(slide: Path, options: dict[str, Any]) -> Settings:
         model_norm=options["model_norm"],
         **network_settings(options),
         config=config_file(),
-        trust=TrustSettings(
-            options["trust"],
-            options["trust_below"],
-            leave_out=options["trust_below"] is not None and options["background"] == "keep",
-        ),
+        trust=TrustSettings.of(options["trust"], options["trust_below"], background=options["background"]),
     )
 
 

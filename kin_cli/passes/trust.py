@@ -18,7 +18,7 @@ import numpy as np
 from kin_cli.geometry import AnyArray, Cell, Doubles, Floats, Grid, Mask, Pixels, Size
 from kin_cli.models.reference import GROUPS, Reference
 from kin_cli.norm.table import StatTable
-from kin_cli.slide.geojson import feature, rectangle
+from kin_cli.slide.geojson import encoded, feature, rectangle
 from kin_cli.slide.view import SlideView
 from kin_cli.store.files import read_regular
 
@@ -202,10 +202,10 @@ def map_png(found: TrustMap, background: Pixels, *, output: str) -> bytes:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    about, encoded = PngInfo(), io.BytesIO()
-    about.add_itxt("Software", f"{TRUST_MARK} of {output.encode(errors='replace').decode()}")
-    Image.fromarray(map_picture(found, background)).save(encoded, "PNG", pnginfo=about)
-    return encoded.getvalue()
+    about, file = PngInfo(), io.BytesIO()
+    about.add_itxt("Software", _mark(output))
+    Image.fromarray(map_picture(found, background)).save(file, "PNG", pnginfo=about)
+    return file.getvalue()
 
 
 def map_geojson(found: TrustMap, view: SlideView, *, output: str) -> bytes:
@@ -214,14 +214,17 @@ def map_geojson(found: TrustMap, view: SlideView, *, output: str) -> bytes:
     Measurements hold the percentile; the classification says whether it is below the threshold, and by which layers.
     ``read_map`` reads it again.
     """
-    features = [_feature(found, view, Cell(int(row), int(col))) for row, col in np.argwhere(found.judged)]
     size = found.grid.size
-    head = {
-        "type": "FeatureCollection",
-        "generator": f"{TRUST_MARK} of {output.encode(errors='replace').decode()}",
-        "grid": {"width": size.width, "height": size.height, "patch": found.grid.step, "threshold": found.threshold},
-    }
-    return (json.dumps({**head, "features": features}, separators=(",", ":"), ensure_ascii=True) + "\n").encode()
+    return encoded(
+        (_feature(found, view, Cell(int(row), int(col))) for row, col in np.argwhere(found.judged)),
+        generator=_mark(output),
+        grid={"width": size.width, "height": size.height, "patch": found.grid.step, "threshold": found.threshold},
+    )
+
+
+def _mark(output: str) -> str:
+    """What says in a file that kin made it, and for which output."""
+    return f"{TRUST_MARK} of {output.encode(errors='replace').decode()}"
 
 
 def _feature(found: TrustMap, view: SlideView, cell: Cell) -> dict[str, Any]:

@@ -40,9 +40,9 @@ def feature(
     return {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
-def encoded(features: Iterable[Mapping[str, Any]]) -> bytes:
-    """A GeoJSON file (FeatureCollection) in UTF-8."""
-    collection = {"type": "FeatureCollection", "features": list(features)}
+def encoded(features: Iterable[Mapping[str, Any]], **about: Any) -> bytes:
+    """A GeoJSON file (FeatureCollection) in ASCII; ``about`` are further members, in front of the features."""
+    collection = {"type": "FeatureCollection", **about, "features": list(features)}
     return (json.dumps(collection, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 

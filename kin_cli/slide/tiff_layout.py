@@ -24,10 +24,8 @@ from kin_cli.store.files import bytes_text
 ReadAt = Callable[[int, int], bytes]  # (offset, number of bytes) → bytes of the file
 
 _MEMORY_FRACTION = 4  # decoding a segment takes up to four times its size, and one at a time is decoded
-_ALWAYS_BYTES, _MOST_COMPRESSED = (
-    1 << 30,
-    2000,
-)  # a segment beyond the first is not believed with a ratio beyond the second
+# a segment of more bytes than the first is not believed if it is compressed more than the second
+_ALWAYS_BYTES, _MOST_COMPRESSED = 1 << 30, 2000
 _JPEG = {6, 7, 34892}
 _JPEG_HEAD_BYTES = 1 << 16
 # baseline, extended or progressive JPEG of 1, 3 or 4 components

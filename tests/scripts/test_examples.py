@@ -73,6 +73,10 @@ def test_options_are_those_of_the_command(slide: Path, tmp_path: Path, tiny_gene
     assert record["settings"]["kernel"] == "constant:3"
     with open_slide(tmp_path / "o.tif") as made:
         assert (made.levels[0].width, np.asarray(made.mpp).size) == (256, 1)
+    with pytest.raises(UsageError, match="holds no reference statistics"):
+        kin_cli.translate(slide, tmp_path / "t.tif", model=tiny_generator, trust=True, **SMALL)
+    with pytest.raises(UsageError, match="exclude each other"):
+        kin_cli.translate(slide, tmp_path / "t.tif", model=tiny_generator, trust=False, trust_below=0.01, **SMALL)
     with pytest.raises(UsageError, match="did you mean kernel"):
         kin_cli.translate(slide, generator=tiny_generator, kernal="constant:3")
     with pytest.raises(UsageError, match="needs a generator"):
