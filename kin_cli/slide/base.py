@@ -82,6 +82,18 @@ class Slide(ABC):
             return np.empty((box.height, box.width, 3), np.uint8)
         return np.ascontiguousarray(self._fetch(level, box))
 
+    def tile_size(self, level: int) -> Size | None:  # noqa: ARG002
+        """Size of the tiles in which a level is stored; None if it is unknown, or stored otherwise."""
+        return None
+
+    def jpeg_tile(self, level: int, col: int, row: int) -> bytes | None:  # noqa: ARG002
+        """A stored tile as a JPEG file that decodes to its pixels, without being encoded anew; None if there is none.
+
+        There is none if the level is stored otherwise, the tile is not stored, damaged, or outside. Tiles at the right
+        and lower edge are as large as the others. Thread-safe.
+        """
+        return None
+
     @abstractmethod
     def _fetch(self, level: int, box: Box) -> Pixels:
         """Pixels (h, w, 3) uint8 of a box that is not empty and lies inside the level."""

@@ -256,6 +256,7 @@ class TiffSlide(Slide):
             self._big_bytes = max(
                 (size for level in self._levels if (size := 3 * level.segment.pixels) >= _BIG_SEGMENT_BYTES), default=0
             ) * (1 + int(page.samplesperpixel) * page.dtype.itemsize)
+        self._sound = [bytearray(level.planes[0].stored) for level in self._levels]  # 1: need not be checked again
         self.levels = tuple(level.size for level in self._levels)
         self.downsamples = downsamples_of(self.levels)
 
@@ -263,6 +264,24 @@ class TiffSlide(Slide):
         """See ``Slide.close``."""
         self._file.close()
         self._cache.clear()
+
+    def tile_size(self, level: int) -> Size | None:
+        """See ``Slide.tile_size``."""
+        layout = self._levels[level]
+        return layout.segment if layout.tiled else None
+
+    def jpeg_tile(self, level: int, col: int, row: int) -> bytes | None:
+        """See ``Slide.jpeg_tile``."""
+        layout = self._levels[level]
+        down = math.ceil(layout.size.height / layout.segment.height)
+        if layout.jpeg is None or not (0 <= col < layout.across and 0 <= row < down):
+            return None
+        number, sound = row * layout.across + col, self._sound[level]
+        data = layout.planes[0].stored_bytes(self._bytes, number)
+        file = None if data is None else layout.jpeg.file(data, known_sound=bool(sound[number]))
+        if file is not None:
+            sound[number] = 1
+        return file
 
     def _describe(self, file: tifffile.TiffFile, picture: Picture) -> None:
         """Set pixel size, objective and ICC profile, and add notes."""

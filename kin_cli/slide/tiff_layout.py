@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +11,12 @@ from typing import Any, Protocol
 
 import imagecodecs
 import numpy as np
-import pyvips
 import tifffile
 
 from kin_cli.geometry import AnyArray, Box, Integers, Pixels, Size
 from kin_cli.memory import memory_limit
 from kin_cli.slide.files import EXPORT_HINT
+from kin_cli.slide.jpeg import HEAD_BYTES, JpegTiles, check_jpeg, jpeg_size, jpeg_space
 from kin_cli.slide.tiff_colours import GIVES_RGB, Colours, Unsupported, to_rgb, unpacked_ycbcr
 from kin_cli.store.files import bytes_text
 
@@ -27,9 +26,6 @@ _MEMORY_FRACTION = 4  # decoding a segment takes up to four times its size, and 
 # a segment of more bytes than the first is not believed if it is compressed more than the second
 _ALWAYS_BYTES, _MOST_COMPRESSED = 1 << 30, 2000
 _JPEG = {6, 7, 34892}
-_JPEG_HEAD_BYTES = 1 << 16
-# baseline, extended or progressive JPEG of 1, 3 or 4 components
-_FRAME_8_BITS = re.compile(rb"\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08")
 _ZEROS = 16  # bytes at the end of compressed data that no encoder writes
 _FAX = {2, 3, 4}
 _RAW_SEGMENT_PX = 512
@@ -64,6 +60,9 @@ class Plane(Protocol):
     def samples(self, read: ReadAt, segment: Segment) -> AnyArray | None:
         """Samples (h, w, n) of a segment, perhaps larger than its box; None if the segment is not stored."""
 
+    def stored_bytes(self, read: ReadAt, number: int) -> bytes | None:
+        """A tile or strip as it lies in the file; None if it is not stored, or not apart from others."""
+
 
 @dataclass(frozen=True)
 class _SegmentPlane:
@@ -91,6 +90,10 @@ class _SegmentPlane:
             raise ValueError("its tile or strip is said to lie at offset 0, where the header is")
         return self.decode(read(int(self.offsets[number]), int(self.counts[number])), number)
 
+    def stored_bytes(self, read: ReadAt, number: int) -> bytes | None:
+        offset, count = int(self.offsets[number]), int(self.counts[number])
+        return read(offset, count) if offset and count else None
+
 
 @dataclass(frozen=True)
 class _RawPlane:
@@ -113,18 +116,24 @@ class _RawPlane:
         flat = np.frombuffer(data, self.dtype).astype(self.dtype.newbyteorder("="), copy=False)
         return flat.reshape(box.height, box.width, self.depth)
 
+    def stored_bytes(self, read: ReadAt, number: int) -> bytes | None:  # noqa: ARG002
+        return None
+
 
 @dataclass(frozen=True)
 class TiffLevel:
     """One level: its size, the size of its segments, its planes, and the conversion of samples (h, w, n) to RGB.
 
-    There are several planes if the colours are stored apart.
+    There are several planes if the colours are stored apart. ``jpeg`` makes JPEG files of its tiles, None if they are
+    none that any viewer shows as ``to_rgb`` does.
     """
 
     size: Size
     segment: Size
     planes: tuple[Plane, ...]
     to_rgb: Callable[[AnyArray], Pixels]
+    jpeg: JpegTiles | None = None
+    tiled: bool = True
 
     @property
     def across(self) -> int:
@@ -222,24 +231,8 @@ def odd_colours(page: tifffile.TiffPage) -> bool:
     if where is None:
         return False
     page.parent.filehandle.seek(where[0])
-    told = _jpeg_space(page.parent.filehandle.read(min(where[1], _JPEG_HEAD_BYTES)))
+    told = jpeg_space(page.parent.filehandle.read(min(where[1], HEAD_BYTES)))
     return told is not None and told != int(page.photometric)
-
-
-def _jpeg_space(data: bytes) -> int | None:
-    """2 (RGB) or 6 (YCbCr) if the markers or component names of a JPEG of three components say so; otherwise None."""
-    at, told = 2, None
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        body = data[at + 4 : at + 2 + length]
-        if marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
-            told = 6 if body[11] else 2
-        elif marker == 0xE0 and body.startswith(b"JFIF"):
-            return 6
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return 2 if told is None and body[6:15:3] == b"RGB" else told
-        at += 2 if marker == 0xFF else 2 + length
-    return told
 
 
 def _level(pages: list[tifffile.TiffPage], colours: Colours) -> TiffLevel:
@@ -247,12 +240,24 @@ def _level(pages: list[tifffile.TiffPage], colours: Colours) -> TiffLevel:
     check_segments(first)
     planes = tuple(plane for page in pages for plane in _planes(page, colours))
     size, segment = Size(first.imagewidth, first.imagelength), _segment_size(first)
-    level = TiffLevel(size, segment, planes, to_rgb(first, colours))
+    level = TiffLevel(size, segment, planes, to_rgb(first, colours), _jpeg_tiles(first, colours), first.is_tiled)
     wanted = level.across * math.ceil(size.height / segment.height)
     short = [plane.stored for plane in planes if isinstance(plane, _SegmentPlane) and plane.stored < wanted]
     if short:
         raise ValueError(f"only {short[0]} of {wanted} tiles or strips are listed")
     return level
+
+
+def _jpeg_tiles(page: tifffile.TiffPage, colours: Colours) -> JpegTiles | None:
+    """The tiles of a page as JPEG files, if they hold grey, or three colours, of 8 bits and nothing else."""
+    plain = page.is_tiled and int(page.compression) == 7 and int(page.predictor) == 1 and int(page.fillorder) == 1
+    alone = colours.planes == 1 and not (colours.inverted or colours.alpha or colours.ignored)
+    if not (plain and alone and page.bitspersample == 8 and page.planarconfig == 1):
+        return None
+    photometric, samples = int(page.photometric), int(page.samplesperpixel)
+    if (samples, photometric) not in ((1, 1), (3, 2), (3, 6)):
+        return None
+    return JpegTiles(_segment_size(page), page.jpegtables, photometric if samples == 3 else None)
 
 
 def _segment_size(page: tifffile.TiffPage) -> Size:
@@ -317,7 +322,7 @@ def _decoder(page: tifffile.TiffPage, colours: Colours) -> Callable[[bytes, int]
 def _decode(decode: Callable[..., Any], page: tifffile.TiffPage, data: bytes, number: int) -> AnyArray:
     """Samples (h, w, n) of one segment; of pictures larger than the segment, as some writers store them, its part."""
     codec = int(page.compression)
-    size = _jpeg_size(data) if codec in _JPEG else _jpeg2000_size(data)
+    size = jpeg_size(data) if codec in _JPEG else _jpeg2000_size(data)
     if size is not None:
         if size.pixels * 3 > segment_limit():
             raise Unsupported(f"a tile or strip that holds a picture of {size} pixels")
@@ -332,30 +337,11 @@ def _decode(decode: Callable[..., Any], page: tifffile.TiffPage, data: bytes, nu
     if found is None:
         raise ValueError("nothing is stored")
     if codec in _JPEG:
-        _check_jpeg(page, data)
+        check_jpeg(data, page.jpegtables)
     elif size is not None:
         _check_jpeg2000(data)
     samples: AnyArray = found[0]
     return samples.astype(np.bool_) if codec in _FAX and int(page.bitspersample) == 1 else samples
-
-
-def _check_jpeg(page: tifffile.TiffPage, data: bytes) -> None:
-    """Raise ``ValueError`` if a tile or strip in JPEG is damaged, about which its decoder in tifffile is silent.
-
-    libvips, unlike imagecodecs, can take the warnings of libjpeg for errors, as OpenSlide does. It decodes an eighth of
-    the size, which takes the same bits and little time.
-    """
-    if not _FRAME_8_BITS.search(data[:_JPEG_HEAD_BYTES]):
-        return  # 12 bits, or lossless
-    if data.endswith(bytes(_ZEROS)) and b"\xff\xd9" not in data:
-        raise ValueError("a damaged JPEG: it ends in zeros")
-    whole = data if page.jpegtables is None else b"\xff\xd8" + page.jpegtables[2:-2] + data[2:]
-    try:
-        pyvips.Image.new_from_buffer(whole, "", shrink=8, fail_on="warning").avg()
-    except pyvips.Error as error:
-        pyvips.vips_lib.vips_error_clear()
-        found = re.search(r"VipsJpeg: (.*)", str(error))
-        raise ValueError(f"a damaged JPEG: {found[1] if found else error}") from None
 
 
 def _check_jpeg2000(data: bytes) -> None:
@@ -374,7 +360,7 @@ def _check_jpeg2000(data: bytes) -> None:
 
 
 def _larger_jpeg(page: tifffile.TiffPage, data: bytes) -> AnyArray:
-    _check_jpeg(page, data)
+    check_jpeg(data, page.jpegtables)
     spaces = tifffile.tifffile.jpeg_decode_colorspace(
         page.photometric, page.planarconfig, page.extrasamples, page.is_jfif
     )
@@ -390,18 +376,6 @@ def _larger_picture(page: tifffile.TiffPage, samples: AnyArray) -> AnyArray:
     if any(have < want for have, want in zip(samples.shape, wanted, strict=True)):
         raise ValueError(f"a tile holds {samples.shape} samples instead of {wanted}")
     return samples[: wanted[0], : wanted[1], : wanted[2]]
-
-
-def _jpeg_size(data: bytes) -> Size | None:
-    """Size that the frame header of a JPEG states; None if there is none in the bytes."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int.from_bytes(data[start : start + 2], "big") for start in (at + 5, at + 7))
-            return Size(width, height) if width and height else None
-        at += 2 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
 
 
 def _jpeg2000_size(data: bytes) -> Size | None:

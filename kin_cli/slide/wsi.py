@@ -17,6 +17,7 @@ from kin_cli.slide.reasons import refusal, unread
 from kin_cli.slide.tiff import TiffSlide
 
 _BLOCK_PX = 512
+_TILES_AS_THEY_ARE = {"aperio", "generic-tiff"}
 _LARGER_TILES = "Dimensional mismatch reading"  # OpenSlide's error for a tile that holds more pixels than it should
 
 
@@ -40,11 +41,13 @@ class WholeSlide(Slide):
         self._handle = self._opened()
         self._reopening = threading.Lock()
         self._tiff: TiffSlide | None = None
+        self._no_tiff = False
         properties = self._handle.properties
         self.levels = tuple(Size(width, height) for width, height in self._handle.level_dimensions)
         self.downsamples = tuple(self._handle.level_downsamples)
         self.set_pixel_size(_number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y"))
         self.objective = _number(properties, "openslide.objective-power")
+        self._tile_sizes = [_tile_size(properties, level) for level in range(len(self.levels))]
         self.fill_colour = _colour(properties.get("openslide.background-color"))
         bounds = [_number(properties, f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
         if None not in bounds[2:]:  # a corner at 0 is None
@@ -57,6 +60,20 @@ class WholeSlide(Slide):
         self._handle.close()
         if self._tiff is not None:
             self._tiff.close()
+
+    def tile_size(self, level: int) -> Size | None:
+        """See ``Slide.tile_size``."""
+        return self._tile_sizes[level]
+
+    def jpeg_tile(self, level: int, col: int, row: int) -> bytes | None:
+        """See ``Slide.jpeg_tile``; for TIFF files whose tiles OpenSlide shows as they are."""
+        if self.format not in _TILES_AS_THEY_ARE or not 0 <= level < len(self.levels):
+            return None
+        with self._reopening:
+            found = self._in_tiff(level)
+        if found is None or self._tiff is None or self._tiff.tile_size(found) != self.tile_size(level):
+            return None
+        return self._tiff.jpeg_tile(found, col, row)
 
     def _fetch(self, level: int, box: Box) -> Pixels:
         if level == 0 or self.downsamples[level].is_integer():
@@ -95,12 +112,21 @@ class WholeSlide(Slide):
 
     def _stored(self, level: int, box: Box) -> Pixels | None:
         """Pixels of a TIFF-based slide by ``TiffSlide``, which cuts tiles that are too large; None if it cannot."""
+        found = self._in_tiff(level)
         try:
-            self._tiff = self._tiff or TiffSlide(self.path)
-            same = [number for number, size in enumerate(self._tiff.levels) if size == self.levels[level]]
-            return self._tiff.read(same[0], box) if same else None
+            return None if found is None or self._tiff is None else self._tiff.read(found, box)
         except InputError:
             return None
+
+    def _in_tiff(self, level: int) -> int | None:
+        """The number of a level in ``TiffSlide``, which is opened for it; None if that cannot read it."""
+        if self._tiff is None and not self._no_tiff:
+            try:
+                self._tiff = TiffSlide(self.path)
+            except InputError:
+                self._no_tiff = True
+        sizes = () if self._tiff is None else self._tiff.levels
+        return sizes.index(self.levels[level]) if self.levels[level] in sizes else None
 
     def _read(self, handle: openslide.OpenSlide, level: int, box: Box) -> Pixels:
         downsample = self.downsamples[level]
@@ -131,6 +157,11 @@ def _blocks(box: Box, size: Size) -> list[Box]:
     rows = range(box.y - box.y % _BLOCK_PX, box.bottom, _BLOCK_PX)
     cols = range(box.x - box.x % _BLOCK_PX, box.right, _BLOCK_PX)
     return [Box(x, y, _BLOCK_PX, _BLOCK_PX).clipped(size) for y in rows for x in cols]
+
+
+def _tile_size(properties: Mapping[str, str], level: int) -> Size | None:
+    width, height = (_number(properties, f"openslide.level[{level}].tile-{side}") for side in ("width", "height"))
+    return Size(int(width), int(height)) if width and height else None
 
 
 def _number(properties: Mapping[str, str], key: str) -> float | None:

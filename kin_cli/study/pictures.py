@@ -14,7 +14,7 @@ from kin_cli.slide.base import Slide
 from kin_cli.slide.open import open_slide
 from kin_cli.study.make import check_unchanged
 from kin_cli.study.plan import Image, Item, Study
-from kin_cli.view.pictures import Picture, TileCache, encoded
+from kin_cli.view.pictures import TILE_PX, Picture, TileCache, encoded
 
 KIND = ".jpg"
 _OPEN_SLIDES = 16
@@ -105,4 +105,5 @@ def picture_levels(image: Image) -> tuple[Size, ...]:
 
 def picture_as_dict(image: Image) -> dict[str, Any]:
     """What a page needs to know of an image: nothing but its size and tiles."""
-    return Picture.geometry(picture_levels(image))
+    levels = picture_levels(image)
+    return Picture.geometry(levels, (Size(TILE_PX, TILE_PX),) * len(levels))

@@ -67,6 +67,9 @@ class ViewApp:
         finer = len(picture.levels) - 1 - level
         picture.box(finer, col, row)
 
+        if kind == ".jpg" and (stored := picture.jpeg(finer, col, row)) is not None:
+            return stored
+
         def make() -> bytes:
             return encoded(picture.tile(finer, col, row), kind)
 
@@ -172,7 +175,7 @@ def _write_tiles(layer: Layer, folder: Path, kind: str, progress: Progress, work
         (folder / str(level)).mkdir(parents=True)
     write = partial(_write_tile, layer, folder, kind)
     with progress.stage(layer.name, count, "tiles") as advance:
-        for _ in prefetch(write, picture.tiles(), workers=workers, ahead=2 * workers):
+        for _ in prefetch(write, picture.places(), workers=workers, ahead=2 * workers):
             advance(1)
     return count
 
@@ -181,4 +184,5 @@ def _write_tile(layer: Layer, folder: Path, kind: str, tile: tuple[int, int, int
     level, col, row = tile
     picture = layer.picture
     name = f"{len(picture.levels) - 1 - level}/{col}_{row}{kind}"
-    (folder / name).write_bytes(encoded(picture.tile(level, col, row), kind))
+    stored = picture.jpeg(level, col, row) if kind == ".jpg" else None
+    (folder / name).write_bytes(encoded(picture.tile(level, col, row), kind) if stored is None else stored)

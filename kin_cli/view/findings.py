@@ -14,10 +14,7 @@ from PIL import Image
 
 from kin_cli.concurrency import available_cores
 from kin_cli.errors import KinError, Stopped, explained
-from kin_cli.evaluation.seams import measure_slide_seams
-from kin_cli.evaluation.settings import SeamChoice
 from kin_cli.geometry import AnyArray, Mask
-from kin_cli.passes.trust import cell_colours, percent, read_map
 from kin_cli.progress import Advance, Progress, SilentProgress
 from kin_cli.slide.tissue import TissueMask, detect_tissue
 from kin_cli.slide.view import SlideView, open_view
@@ -106,6 +103,9 @@ class Findings:
         return mask
 
     def _seams(self, layer: Layer, progress: Progress) -> dict[str, Any]:
+        from kin_cli.evaluation.seams import measure_slide_seams  # loads torch, which takes seconds
+        from kin_cli.evaluation.settings import SeamChoice
+
         view, source = open_view(layer.picture.slide), layer.made_from
         found = measure_slide_seams(
             view,
@@ -137,6 +137,8 @@ class Findings:
 
 def trust_of(layer: Layer) -> dict[str, Any]:
     """The trust map beside a translation, as a coloured PNG with a pixel for each patch, and what it shows in words."""
+    from kin_cli.passes.trust import cell_colours, percent, read_map  # loads torch, which takes seconds
+
     file = named_beside(layer.picture.slide.path, ".trust.geojson")
     found = read_map(file)
     if found is None:

@@ -1,8 +1,8 @@
 """Tiles of a slide, or of a part of it, for a deep-zoom viewer: which levels there are, and each tile as JPEG or PNG.
 
 The levels of a whole slide are those of its file, so that a tile shows stored pixels; where the file has gaps of a
-factor of three or more, or no small level, levels of half the size are averaged in between. Tiles overlap by one pixel,
-so that a browser which scales them shows no lines between them.
+factor of three or more, or no small level, levels of half the size are averaged in between. The tiles of a level are
+those of the file, too: a JPEG tile is sent as it lies there, and of other files each tile is decoded once.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from kin_cli.pyramid.codec import Codec
 from kin_cli.slide.base import Slide
 from kin_cli.slide.view import averaged
 
-TILE_PX, OVERLAP_PX = 512, 1
+TILE_PX = 512
+_SMALLEST_TILE_PX, _LARGEST_TILE_PX = 192, 1024  # of a file; others are put together or cut up
 _GAP = 3  # ratio of two levels of a file from which on there is one in between
 _MOST_LEVELS = 40
-_CACHE_BYTES = 256 << 20
+_CACHE_BYTES = 128 << 20
 # Chroma at full resolution: subsampling would blur the very edges that people come to judge.
 _JPEG = Codec("jpeg", 92, "444")
+
+
+_TILE = Size(TILE_PX, TILE_PX)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +46,15 @@ class Picture:
         slide: the slide.
         part: corner x, y, width and height of the part, in pixels of level 0 of the slide.
         levels: size of each level of the pyramid, the finest first; all show the same part.
+        tiles: size of the tiles of each level.
+        stored: the level of the slide that a level shows tile by tile; None if it is computed.
     """
 
     slide: Slide
     part: tuple[float, float, float, float]
     levels: tuple[Size, ...]
+    tiles: tuple[Size, ...]
+    stored: tuple[int | None, ...]
 
     @classmethod
     def whole(cls, slide: Slide, *, finest: float = 1.0) -> Picture:
@@ -58,13 +66,16 @@ class Picture:
         sizes = _with_smaller(list(_without_gaps(slide.levels)))
         while full.width / sizes[-1].width < finest * (1 - 1e-6) and sizes[-1].width > 1:
             sizes.append(_halved(sizes[-1]))
-        kept = tuple(size for size in sizes if full.width / size.width >= finest * (1 - 1e-6))
-        return cls(slide, (0.0, 0.0, float(full.width), float(full.height)), kept or tuple(sizes[-1:]))
+        kept = tuple(size for size in sizes if full.width / size.width >= finest * (1 - 1e-6)) or tuple(sizes[-1:])
+        stored = tuple(slide.levels.index(size) if size in slide.levels else None for size in kept)
+        tiles = tuple(_shown_tile(None if level is None else slide.tile_size(level)) for level in stored)
+        return cls(slide, (0.0, 0.0, float(full.width), float(full.height)), kept, tiles, stored)
 
     @classmethod
     def cut(cls, slide: Slide, part: tuple[float, float, float, float], size: Size) -> Picture:
         """A part of a slide as a picture of ``size``; the part lies inside the slide."""
-        return cls(slide, part, cls.levels_of(size))
+        levels = cls.levels_of(size)
+        return cls(slide, part, levels, (_TILE,) * len(levels), (None,) * len(levels))
 
     @staticmethod
     def levels_of(size: Size) -> tuple[Size, ...]:
@@ -73,8 +84,8 @@ class Picture:
 
     def grid(self, level: int) -> tuple[int, int]:
         """Number of columns and rows of tiles of a level."""
-        size = self.levels[level]
-        return math.ceil(size.width / TILE_PX), math.ceil(size.height / TILE_PX)
+        size, tile = self.levels[level], self.tiles[level]
+        return math.ceil(size.width / tile.width), math.ceil(size.height / tile.height)
 
     def box(self, level: int, col: int, row: int) -> Box:
         """The pixels of a level that a tile shows. Raises ``LookupError`` if there is no such tile."""
@@ -83,7 +94,8 @@ class Picture:
         cols, rows = self.grid(level)
         if not (0 <= col < cols and 0 <= row < rows):
             raise LookupError(f"no tile {col}, {row}")
-        return Box(col * TILE_PX, row * TILE_PX, TILE_PX, TILE_PX).grown(OVERLAP_PX).clipped(self.levels[level])
+        tile = self.tiles[level]
+        return Box(col * tile.width, row * tile.height, tile.width, tile.height).clipped(self.levels[level])
 
     def tile(self, level: int, col: int, row: int) -> Pixels:
         """Pixels (h, w, 3) of a tile; hatched where the slide is damaged. Thread-safe.
@@ -103,7 +115,20 @@ class Picture:
         except InputError:
             return _hatched(box)
 
-    def tiles(self) -> Iterator[tuple[int, int, int]]:
+    def jpeg(self, level: int, col: int, row: int) -> bytes | None:
+        """A tile as a JPEG file, as it is stored; None if it is not, or damaged. Thread-safe.
+
+        At the right and lower edge it may be larger than ``box``, with anything beyond that.
+        """
+        stored = self.stored[level]
+        if stored is None or self.slide.tile_size(stored) != self.tiles[level]:
+            return None
+        try:
+            return self.slide.jpeg_tile(stored, col, row)
+        except InputError:
+            return None
+
+    def places(self) -> Iterator[tuple[int, int, int]]:
         """Level, column and row of every tile, the coarsest level first."""
         for level in reversed(range(len(self.levels))):
             cols, rows = self.grid(level)
@@ -111,16 +136,15 @@ class Picture:
 
     def as_dict(self) -> dict[str, Any]:
         """What a page needs to know, see ``geometry``."""
-        return self.geometry(self.levels)
+        return self.geometry(self.levels, self.tiles)
 
     @staticmethod
-    def geometry(levels: tuple[Size, ...]) -> dict[str, Any]:
-        """Full size, sizes of the levels with the coarsest first, and side and overlap of the tiles."""
+    def geometry(levels: tuple[Size, ...], tiles: tuple[Size, ...]) -> dict[str, Any]:
+        """Full size, and the sizes of the levels and of their tiles, with the coarsest level first."""
         return {
             "size": [levels[0].width, levels[0].height],
             "levels": [[size.width, size.height] for size in reversed(levels)],
-            "tile": TILE_PX,
-            "overlap": OVERLAP_PX,
+            "tiles": [[size.width, size.height] for size in reversed(tiles)],
         }
 
 
@@ -136,7 +160,7 @@ def encoded(pixels: Pixels, kind: str) -> bytes:
 class TileCache:
     """Encoded tiles, the most recently used, each made once however many ask for it at the same time.
 
-    Memory bound: 256 MiB, and the tiles that are being made, as many as there are cores.
+    Memory bound: 128 MiB, and the tiles that are being made, as many as there are cores.
     """
 
     def __init__(self, capacity_bytes: int = _CACHE_BYTES) -> None:
@@ -181,6 +205,14 @@ class TileCache:
                 del self._tiles[key]
                 return True
         return False
+
+
+def _shown_tile(stored: Size | None) -> Size:
+    """The tiles to show of a level that is stored in tiles of this size."""
+    if stored is None or max(stored.width, stored.height) > _LARGEST_TILE_PX:
+        return _TILE
+    width, height = (side * math.ceil(_SMALLEST_TILE_PX / side) for side in (stored.width, stored.height))
+    return Size(width, height)
 
 
 def _halved(size: Size) -> Size:

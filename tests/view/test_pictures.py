@@ -15,8 +15,8 @@ from skimage.transform import downscale_local_mean
 
 from kin_cli.geometry import Box, Size
 from kin_cli.slide.open import open_slide
-from kin_cli.view.pictures import OVERLAP_PX, TILE_PX, Picture, TileCache, encoded
-from tests.helpers.slides import ArraySlide, read_all
+from kin_cli.view.pictures import TILE_PX, Picture, TileCache, encoded
+from tests.helpers.slides import ArraySlide, read_all, write_tiled
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +25,16 @@ def pixels() -> np.ndarray:
 
 
 def joined(picture: Picture, level: int) -> np.ndarray:
-    """A level put together from its tiles, each without its overlap; the overlaps are compared."""
+    """A level put together from its tiles."""
     size = picture.levels[level]
     whole = np.zeros((size.height, size.width, 3), np.uint8)
-    cols, rows = picture.grid(level)
+    (cols, rows), side = picture.grid(level), picture.tiles[level]
     for row in range(rows):
         for col in range(cols):
             box, tile = picture.box(level, col, row), picture.tile(level, col, row)
             assert tile.shape == (box.height, box.width, 3)
-            assert (box.x, box.y) == (max(0, col * TILE_PX - OVERLAP_PX), max(0, row * TILE_PX - OVERLAP_PX))
+            assert (box.x, box.y) == (col * side.width, row * side.height)
             whole[box.slices()] = tile
-    for row in range(rows):
-        for col in range(cols):
-            np.testing.assert_array_equal(picture.tile(level, col, row), whole[picture.box(level, col, row).slices()])
     return whole
 
 
@@ -67,6 +64,33 @@ def test_a_pyramid_whose_sides_were_rounded(tmp_path: Path) -> None:
         assert picture.levels[: len(slide.levels)] == slide.levels[: len(picture.levels)]
         for level in range(len(picture.levels)):
             np.testing.assert_array_equal(joined(picture, level), read_all(slide, level))
+
+
+@pytest.mark.parametrize(("stored", "shown"), [(64, 192), (240, 240), (512, 512), (1024, 1024), (2048, TILE_PX)])
+def test_the_tiles_of_a_file_are_those_that_are_shown(tmp_path: Path, stored: int, shown: int) -> None:
+    array = np.random.default_rng(1).integers(0, 256, (1501, 2003, 3), np.uint8)
+    with open_slide(write_tiled(tmp_path / "tiled.tif", array, tile=stored)) as slide:
+        picture = Picture.whole(slide)
+        assert picture.tiles[0] == Size(shown, shown)
+        assert picture.tiles[-1] == Size(TILE_PX, TILE_PX)
+        np.testing.assert_array_equal(joined(picture, 0), array)
+        assert picture.jpeg(0, 0, 0) is None
+
+
+def test_jpeg_tiles_are_sent_as_they_are_stored(tmp_path: Path, pixels: np.ndarray) -> None:
+    smooth = np.repeat(np.repeat(pixels[:180, :250], 8, 0), 8, 1)
+    with open_slide(write_tiled(tmp_path / "tiled.tif", smooth, tile=256, quality=80)) as slide:
+        picture = Picture.whole(slide)
+        cols, rows = picture.grid(0)
+        for col, row in ((0, 0), (cols - 1, 1), (2, rows - 1)):
+            box, stored = picture.box(0, col, row), picture.jpeg(0, col, row)
+            assert stored is not None
+            found = np.asarray(Image.open(BytesIO(stored)))
+            assert found.shape == (256, 256, 3)
+            difference = found[: box.height, : box.width].astype(int) - slide.read(0, box)
+            assert np.abs(difference).max() <= 1
+        assert picture.jpeg(0, cols, 0) is None
+        assert picture.jpeg(1, 0, 0) is None  # between the levels of the file
 
 
 def test_the_finest_levels_can_be_left_out(pixels: np.ndarray) -> None:

@@ -7,27 +7,43 @@ window.KinPanes = (() => {
 
   // The levels of a slide are those of its file, not halves of each other, so the geometry is told here.
   function tileSource(layer, address) {
-    const [width, height] = layer.size, { levels, tile, overlap } = layer;
+    const [width, height] = layer.size, { levels, tiles } = layer;
     const source = new OSD.TileSource({
-      width, height, tileSize: tile, tileOverlap: overlap, minLevel: 0, maxLevel: levels.length - 1,
-      getTileUrl: address,
+      width, height, tileSize: tiles.at(-1)[0], minLevel: 0, maxLevel: levels.length - 1, getTileUrl: address,
+      tileOverlap: 1,  // there is none, but without it each tile would be drawn one pixel larger
     });
+    source.getTileWidth = level => tiles[level][0];
+    source.getTileHeight = level => tiles[level][1];
     source.getLevelScale = level => levels[level][0] / width;
-    source.getNumTiles = level => new OSD.Point(Math.ceil(levels[level][0] / tile), Math.ceil(levels[level][1] / tile));
+    source.getNumTiles = level => new OSD.Point(...[0, 1].map(axis => Math.ceil(levels[level][axis] / tiles[level][axis])));
     source.getTileAtPoint = (level, point) => {
-      const [w, h] = levels[level], tiles = source.getNumTiles(level);
-      const place = (value, count) => Math.max(0, Math.min(count - 1, Math.floor(value / tile)));
-      return new OSD.Point(place(point.x * w, tiles.x), place(point.y * width / height * h, tiles.y));
+      const [w, h] = levels[level], count = source.getNumTiles(level);
+      const place = (value, tile, most) => Math.max(0, Math.min(most - 1, Math.floor(value / tile)));
+      return new OSD.Point(
+        place(point.x * w, tiles[level][0], count.x), place(point.y * width / height * h, tiles[level][1], count.y));
     };
+    // Tiles at the right and lower edge may be as large as the others: what is drawn of them ends at the slide's edge.
     source.getTileBounds = (level, col, row, isSource) => {
-      const [w, h] = levels[level];
-      const x = col ? col * tile - overlap : 0, y = row ? row * tile - overlap : 0;
-      const right = Math.min(w, (col + 1) * tile + overlap), bottom = Math.min(h, (row + 1) * tile + overlap);
+      const [w, h] = levels[level], [across, down] = tiles[level];
+      const x = col * across, y = row * down;
+      const right = Math.min(w, x + across), bottom = Math.min(h, y + down);
       return isSource
         ? new OSD.Rect(0, 0, right - x, bottom - y)
         : new OSD.Rect(x / w, y / h * height / width, (right - x) / w, (bottom - y) / h * height / width);
     };
     return source;
+  }
+
+  // Draw a tile from whole pixels of the screen to whole pixels, so that no line shows between it and the next one.
+  function snap({ tile, context }) {
+    const ratio = OSD.pixelDensityRatio, to = value => Math.round(value + 1e-4);  // both sides of a border round alike
+    const fit = (start, size) => {
+      const first = to(start), scale = (to(start + size) - first) / size;
+      return [scale, first - start * scale];
+    };
+    const [across, left] = fit(tile.position.x * ratio, tile.size.x * ratio);
+    const [down, top] = fit(tile.position.y * ratio, tile.size.y * ratio);
+    context.transform(across, 0, 0, down, left, top);
   }
 
   // One viewer. `frame` is the width of the shared frame in its pixels; places are in those pixels.
@@ -43,12 +59,13 @@ window.KinPanes = (() => {
       this.viewer = new OSD({
         element: deep, drawer: "canvas", showNavigationControl: false, keyboardNavEnabled: false,
         animationTime: still ? 0 : 0.35, springStiffness: 9, blendTime: 0, alwaysBlend: false, immediateRender: false,
-        minZoomImageRatio: 0.4, maxZoomPixelRatio: 24, visibilityRatio: 0.15, constrainDuringPan: true,
+        smoothTileEdgesMinZoom: Infinity, minZoomImageRatio: 0.4, maxZoomPixelRatio: 24, visibilityRatio: 0.15, constrainDuringPan: true,
         zoomPerClick: 1, zoomPerScroll: 1.25, timeout: 120000, tileRetryMax: 2, tileRetryDelay: 500,
         maxImageCacheCount: 600, imageLoaderLimit: 8, preserveViewport: true, ...more,
         gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true, flickEnabled: false },
         gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: true, pinchRotate: false },
       });
+      this.viewer.addHandler("tile-drawing", snap);
       this.viewer.addHandler("viewport-change", () => this.#sharpen());
       this.viewer.addHandler("open", () => this.#sharpen());
     }
