@@ -57,7 +57,7 @@ def test_the_page_and_its_files(app: ViewApp) -> None:
 
 def test_tiles_are_the_pixels_of_the_file(app: ViewApp, shown: tuple[Path, Path, Path]) -> None:
     with open_slide(shown[1]) as slide:
-        expected = slide.read(0, Box(511, 511, 514, 514))
+        expected = slide.read(0, Box(256, 256, 256, 256))
         tile = np.asarray(Image.open(BytesIO(get(app, "tiles/1/3/1_1.png"))))
         np.testing.assert_array_equal(tile, expected)
         lossy = np.asarray(Image.open(BytesIO(get(app, "tiles/1/3/1_1.jpg"))), float)
@@ -122,7 +122,7 @@ def test_seams_and_tissue_are_found_when_asked_for(app: ViewApp) -> None:
 def test_a_copy_holds_every_tile(layers: list[Layer], tmp_path: Path) -> None:
     count = export(layers, tmp_path / "copy", lossless=True, seams=False, progress=SilentProgress(), workers=2)
     tiles = list((tmp_path / "copy" / "tiles").rglob("*.png"))
-    assert len(tiles) == count == 3 * (12 + 4 + 1 + 1)
+    assert len(tiles) == count == 3 * (48 + 12 + 4 + 1)
     content = (tmp_path / "copy" / "layers.js").read_text()
     told = json.loads(content.removeprefix("window.KIN = ").rstrip(";\n"))
     assert set(told["findings"]) == {"tissue"}
@@ -148,7 +148,7 @@ def test_nothing_is_replaced_or_left_half_written(layers: list[Layer], tmp_path:
 def test_the_command_exports_and_refuses(shown: tuple[Path, Path, Path], tmp_path: Path) -> None:
     made = kin("view", shown[0], "--mpp", "2", "--export", tmp_path / "copy")
     assert made.code == 0, made.err
-    assert made.out.endswith("2 tiles\n")
+    assert made.out.endswith("5 tiles\n")
     assert_refused(kin("view", shown[0], "--export", tmp_path / "copy"), "exists already")
     assert_refused(kin("view", shown[0], "--export", shown[0]), "is a file of a slide that is shown", code=2)
     assert_refused(kin("view", tmp_path / "missing.tif"), "missing.tif", code=1)
