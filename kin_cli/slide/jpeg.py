@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import pyvips
 
@@ -50,14 +53,18 @@ def check_jpeg(data: bytes, tables: bytes | None) -> None:
     """Raise ``ValueError`` if a tile or strip in JPEG is damaged, about which its decoder in tifffile is silent.
 
     libvips, unlike imagecodecs, can take the warnings of libjpeg for errors, as OpenSlide does. It decodes an eighth of
-    the size, which takes the same bits and little time.
+    the size, which takes the same bits and little time. If simplejpeg is installed, only what that finds fault with, in
+    a quarter of the time, is left to libvips.
     """
     if not _FRAME_8_BITS.search(data[:HEAD_BYTES]):
         return  # 12 bits, or lossless
     if data.endswith(bytes(_ZEROS)) and b"\xff\xd9" not in data:
         raise ValueError("a damaged JPEG: it ends in zeros")
+    whole, quick = _with_tables(data, tables), _simplejpeg()
     try:
-        pyvips.Image.jpegload_buffer(_with_tables(data, tables), shrink=8, fail_on="warning").copy_memory()
+        if quick is not None and _is_sound(quick, whole):
+            return
+        pyvips.Image.jpegload_buffer(whole, shrink=8, fail_on="warning").copy_memory()
     except pyvips.Error as error:
         pyvips.vips_lib.vips_error_clear()
         found = re.search(r"VipsJpeg: (.*)", str(error))
@@ -116,6 +123,23 @@ class JpegTiles:
         """Whether viewers show a frame of this kind, and it is of this page."""
         wanted = bytes([8, *self.tile.height.to_bytes(2, "big"), *self.tile.width.to_bytes(2, "big")])
         return frame in _SHOWN_FRAMES and body[:6] == wanted + bytes([1 if self.space is None else 3])
+
+
+@cache
+def _simplejpeg() -> Any:
+    """The library of that name; None if it is not installed."""
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None
+
+
+def _is_sound(simplejpeg: Any, whole: bytes) -> bool:
+    try:
+        simplejpeg.decode_jpeg(whole, "GRAY", min_height=1, min_width=1, min_factor=1, strict=True)
+    except ValueError:  # also for what it does not know, such as unusual subsampling
+        return False
+    return True
 
 
 def _with_tables(data: bytes, tables: bytes | None) -> bytes:
