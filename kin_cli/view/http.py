@@ -10,13 +10,13 @@ import hmac
 import json
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from socket import socket
+from socket import SHUT_RDWR, socket
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -25,6 +25,7 @@ from kin_cli.signals import forget_stop
 
 _CONNECTIONS = 256
 _IDLE_SECONDS = 30
+_ROOM_SECONDS = 0.5  # that a closed connection may take to end
 _BODY_BYTES = 1 << 16
 _BACKLOG = 256
 _TYPES = {
@@ -116,6 +117,8 @@ class Door:
 class WebServer(ThreadingHTTPServer):
     """Serves an app at ``http://HOST:PORT/SECRET/``; one thread per connection, at most 256 connections.
 
+    If there are more, the one is closed that has been silent for longest, so that silent ones keep nobody out.
+
     Memory bound: that of the app, and 64 KiB per connection.
     """
 
@@ -127,6 +130,7 @@ class WebServer(ThreadingHTTPServer):
         self.app = app
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
         self._quiet, self._answering, self._ended = threading.Condition(), 0, False
+        self._silent: dict[socket, None] = {}  # connections without a whole request, the longest silent first
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -158,6 +162,29 @@ class WebServer(ThreadingHTTPServer):
                 self._answering -= 1
                 self._quiet.notify_all()
 
+    @contextmanager
+    def silence(self, connection: socket) -> Iterator[Callable[[], None]]:
+        """Count a connection as silent until the function is called, or the block ends."""
+        with self._quiet:
+            self._silent[connection] = None
+
+        def ended() -> None:
+            with self._quiet:
+                self._silent.pop(connection, None)
+
+        try:
+            yield ended
+        finally:
+            ended()
+
+    def _close_most_silent(self) -> None:
+        with self._quiet:
+            connection = next(iter(self._silent), None)
+            if connection is not None:
+                del self._silent[connection]
+                with suppress(OSError):
+                    connection.shutdown(SHUT_RDWR)  # its thread wakes up and closes it
+
     def server_close(self) -> None:
         """Stop listening, and wait for the requests that are being answered: they may still read a slide."""
         super().server_close()
@@ -166,12 +193,16 @@ class WebServer(ThreadingHTTPServer):
             self._quiet.wait_for(lambda: self._answering == 0)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Hand a connection to a thread of its own, or close it if there are too many."""
+        """Hand a connection to a thread of its own, or close it if there are too many that are not silent."""
         if not self._free.acquire(blocking=False):
-            with suppress(OSError):
-                request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-            self.shutdown_request(request)
-            return
+            self._close_most_silent()
+            if not self._free.acquire(timeout=_ROOM_SECONDS):
+                with suppress(OSError):
+                    request.sendall(
+                        b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+                    )
+                self.shutdown_request(request)
+                return
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -194,6 +225,11 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = 1 << 16
 
+    def handle_one_request(self) -> None:
+        """Read a request and answer it; until it is there, the connection is silent."""
+        with self.server.silence(self.connection) as self._heard:
+            super().handle_one_request()
+
     def do_GET(self) -> None:
         self._serve("GET")
 
@@ -209,6 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, method: str) -> None:
         try:
             request = self._checked(method)
+            self._heard()
             with self.server.answering():
                 reply = self.server.app.answer(request)
         except Refusal as refusal:
@@ -226,10 +263,10 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(HTTPStatus.FORBIDDEN)
         if self.headers.get("Transfer-Encoding") is not None:
             raise Refusal(HTTPStatus.NOT_IMPLEMENTED)
-        body = self._body()
         secret, slash, path = self.path.partition("?")[0].removeprefix("/").partition("/")
         if not slash or not self.server.door.admits(secret):
             raise Refusal(HTTPStatus.NOT_FOUND)
+        body = self._body()
         site = self.headers.get("Sec-Fetch-Site", "same-origin")
         if method == "POST" and site not in ("same-origin", "none"):
             raise Refusal(HTTPStatus.FORBIDDEN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 
@@ -124,27 +125,53 @@ def test_headers_keep_other_sites_out(server: WebServer) -> None:
     assert body == b""
 
 
-def test_too_many_connections_are_turned_away_and_room_comes_back(server: WebServer) -> None:
+def test_silent_connections_keep_nobody_out(server: WebServer) -> None:
     held = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(300)]
+    held[100].sendall(b"GET /alpha/slow HTTP/1.1\r\nHost: 127")
     try:
-        answers = []
-        for connection in held[-20:]:
-            connection.settimeout(5)
-            answers.append(connection.recv(100))
-        assert all(b" 503 " in answer for answer in answers)
+        for number in range(20):
+            assert get(server, f"/alpha/{number}") == (200, f"GET alpha {number}".encode())
+        assert held[0].recv(100) == b""
+        held[-1].sendall(b"GET /alpha/last HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % server.port)
+        assert held[-1].recv(100).startswith(b"HTTP/1.1 200 ")
     finally:
         for connection in held:
             connection.close()
-    done = threading.Event()
-    for _ in range(200):
-        try:
-            if get(server, "/alpha/x")[0] == 200:
-                break
-        except (ConnectionError, http.client.HTTPException):
-            pass
-        done.wait(0.05)
-    else:
-        pytest.fail("no room came back")
+
+
+def test_more_than_can_be_answered_at_once_are_turned_away_and_room_comes_back() -> None:
+    gate = threading.Event()
+
+    class Waits:
+        def answer(self, request: Request) -> Reply:
+            gate.wait(30)
+            return Reply(b"done", ".txt")
+
+    with serving(Waits(), "alpha") as server:
+        asked = b"GET /alpha/ HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n\r\n" % server.port
+        held = []
+        for _ in range(256):
+            held.append(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+            held[-1].sendall(asked)
+        end = time.monotonic() + 30
+        while server._answering < 256:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert b" 503 " in raw(server, asked)
+        gate.set()
+        for connection in held:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+            connection.close()
+        while get(server, "/alpha/")[0] != 200:
+            assert time.monotonic() < end
+
+
+def test_what_a_browser_may_add_changes_nothing(server: WebServer) -> None:
+    ours = b"Host: 127.0.0.1:%d\r\nConnection: close\r\n" % server.port
+    for more in (b"Range: bytes=0-3\r\n", b"If-None-Match: *\r\n", b"Content-Length: 5\r\n", b"Expect: x\r\n"):
+        answer = raw(server, b"GET /alpha/p HTTP/1.1\r\n" + ours + more + b"\r\n12345")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\nGET alpha p")
 
 
 def test_a_port_that_is_taken_is_told(server: WebServer) -> None:
