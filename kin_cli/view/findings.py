@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -16,10 +16,12 @@ from kin_cli.concurrency import available_cores
 from kin_cli.errors import KinError, Stopped, explained
 from kin_cli.geometry import AnyArray, Mask
 from kin_cli.progress import Advance, Progress, SilentProgress
-from kin_cli.slide.tissue import TissueMask, detect_tissue
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.store.files import named_beside
 from kin_cli.view.layers import Layer
+
+if TYPE_CHECKING:
+    from kin_cli.slide.tissue import TissueMask
 
 _WORST = 30
 _TRUST_OPACITY = 120
@@ -97,6 +99,8 @@ class Findings:
             self._states[name] = state
 
     def _tissue(self, view: SlideView, progress: Progress) -> TissueMask:
+        from kin_cli.slide.tissue import detect_tissue
+
         with progress.stage("tissue", 1, "overviews") as advance:
             mask = detect_tissue(view)
             advance(1)
@@ -105,6 +109,7 @@ class Findings:
     def _seams(self, layer: Layer, progress: Progress) -> dict[str, Any]:
         from kin_cli.evaluation.seams import measure_slide_seams  # loads torch, which takes seconds
         from kin_cli.evaluation.settings import SeamChoice
+        from kin_cli.slide.tissue import detect_tissue
 
         view, source = open_view(layer.picture.slide), layer.made_from
         found = measure_slide_seams(
