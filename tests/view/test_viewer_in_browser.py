@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pyvips
 from PIL import Image
 
 from kin_cli.geometry import Box
@@ -84,6 +85,70 @@ def test_pixels_on_the_screen_are_the_files_at_its_own_levels(
                 found = screen[height // 2 - side : height // 2 + side, width // 2 - side : width // 2 + side]
                 box = Box(size.width // 2 - side, size.height // 2 - side, 2 * side, 2 * side)
                 assert np.abs(found - slide.read(level, box)).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def stored_jpeg(tmp_path_factory: pytest.TempPathFactory, shown: tuple[Path, Path, Path]) -> Iterator[tuple[Path, Any]]:
+    """A pyramid of JPEG tiles, and a server of it and of one of a single colour."""
+    folder = tmp_path_factory.mktemp("jpeg")
+    with open_slide(shown[0]) as slide:
+        size = slide.levels[0]
+        textured = slide.read(0, Box(0, 0, size.width - 96, size.height - 56))
+    flat = np.full_like(textured, (200, 100, 150))
+    for name, pixels in (("textured.tif", textured), ("flat.tif", flat)):
+        image = pyvips.Image.new_from_array(pixels)
+        image.tiffsave(str(folder / name), tile=True, pyramid=True, compression="jpeg", tile_width=240, tile_height=240)
+    with opened_layers(ViewChoice(folder / "textured.tif", (folder / "flat.tif",))) as layers:
+        app = ViewApp(layers)
+        with serving(app) as running:
+            yield folder / "textured.tif", running
+        app.close()
+
+
+def test_stored_jpeg_is_shown_as_every_reader_decodes_it(browser: Any, stored_jpeg: tuple[Path, Any]) -> None:
+    path, server = stored_jpeg
+    with opened_page(browser, server.address("secret")) as opened, open_slide(path) as slide:
+        opened.until(READY)
+        full = slide.levels[0]
+        for level in (0, 1, 2):
+            size = slide.levels[level]
+            for right in (False, True):  # the middle, and the lower right corner, whose tiles are larger than the slide
+                side = min(150, size.height // 2)
+                x, y = (size.width - side, size.height - side) if right else (size.width // 2, size.height // 2)
+                place = {"x": x * full.width / size.width, "y": y * full.height / size.height}
+                go(opened, server, **place, z=size.width / full.width, mode="single", left=0)
+                screen = canvas(opened)
+                height, width = screen.shape[:2]
+                found = screen[height // 2 - side : height // 2 + side, width // 2 - side : width // 2 + side]
+                expected = slide.read(level, Box(x - side, y - side, 2 * side, 2 * side))
+                assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize("dots", [1, 1.5])
+def test_no_line_shows_between_tiles_at_any_zoom(browser: Any, stored_jpeg: tuple[Path, Any], dots: float) -> None:
+    server = stored_jpeg[1]
+    with opened_page(browser, server.address("secret"), device_scale_factor=dots) as opened:
+        opened.until(READY)
+        for zoom in (0.301, 0.613, 0.7777, 1.31, 3.3):
+            for mode, left, right in (("single", 1, 0), ("blend", 0, 1)):
+                go(
+                    opened,
+                    server,
+                    x=961.3,
+                    y=733.7,
+                    z=zoom,
+                    mode=mode,
+                    left=left,
+                    right=right,
+                    at=1 if left == 0 else 0.4,
+                )
+                screen = canvas(opened)
+                height, width = screen.shape[:2]
+                across, down = (
+                    int(min(side, length * zoom * dots - 40) / 2) for side, length in ((width, 1900), (height, 1400))
+                )
+                found = screen[height // 2 - down : height // 2 + down, width // 2 - across : width // 2 + across]
+                assert np.abs(found - [200, 100, 150]).max() <= 2, (zoom, mode)
 
 
 def test_the_curtain_moves_by_mouse_and_keys(opened: Opened, server: WebServer, shown: tuple[Path, Path, Path]) -> None:

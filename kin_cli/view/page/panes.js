@@ -3,6 +3,7 @@
 window.KinPanes = (() => {
   const OSD = window.OpenSeadragon;
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const COARSER_BELOW = 0.51;  // screen pixels per pixel of a level; at exactly a half the next level's own pixels are shown
   const SMOOTH_UP_TO = 2;  // device pixels per stored pixel; beyond that stored pixels are shown as squares
 
   // The levels of a slide are those of its file, not halves of each other, so the geometry is told here.
@@ -59,7 +60,7 @@ window.KinPanes = (() => {
       this.viewer = new OSD({
         element: deep, drawer: "canvas", showNavigationControl: false, keyboardNavEnabled: false,
         animationTime: still ? 0 : 0.35, springStiffness: 9, blendTime: 0, alwaysBlend: false, immediateRender: false,
-        smoothTileEdgesMinZoom: Infinity, minZoomImageRatio: 0.4, maxZoomPixelRatio: 24, visibilityRatio: 0.15, constrainDuringPan: true,
+        smoothTileEdgesMinZoom: Infinity, minPixelRatio: COARSER_BELOW, minZoomImageRatio: 0.4, maxZoomPixelRatio: 24, visibilityRatio: 0.15, constrainDuringPan: true,
         zoomPerClick: 1, zoomPerScroll: 1.25, timeout: 120000, tileRetryMax: 2, tileRetryDelay: 500,
         maxImageCacheCount: 600, imageLoaderLimit: 8, preserveViewport: true, ...more,
         gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true, flickEnabled: false },
