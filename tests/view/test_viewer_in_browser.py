@@ -67,7 +67,9 @@ def go(opened: Opened, server: WebServer, **place: object) -> None:
 def canvas(opened: Opened, pane: int = 0) -> np.ndarray:
     """What the pane's own canvas shows."""
     address = opened.page.evaluate(f"KinView.panes[{pane}].viewer.drawer.canvas.toDataURL('image/png')")
-    return np.asarray(Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB"), np.int16)
+    shown = Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGBA")
+    on_green = Image.alpha_composite(Image.new("RGBA", shown.size, (0, 255, 0, 255)), shown)  # holes and lines show
+    return np.asarray(on_green.convert("RGB"), np.int16)
 
 
 def test_pixels_on_the_screen_are_the_files_at_its_own_levels(
