@@ -142,7 +142,7 @@ class Findings:
 
 def trust_of(layer: Layer) -> dict[str, Any]:
     """The trust map beside a translation, as a coloured PNG with a pixel for each patch, and what it shows in words."""
-    from kin_cli.passes.trust import cell_colours, percent, read_map  # loads torch, which takes seconds
+    from kin_cli.passes.trust import cell_colours, legend, percent, read_map  # loads torch, which takes seconds
 
     file = named_beside(layer.picture.slide.path, ".trust.geojson")
     found = read_map(file)
@@ -159,6 +159,9 @@ def trust_of(layer: Layer) -> dict[str, Any]:
         "width": found.grid.cols * found.grid.step,
         "height": found.grid.rows * found.grid.step,
         "text": below,
+        "legend": [
+            ["#{:02x}{:02x}{:02x}".format(*colour), text] for colour, text in legend()[:-1]
+        ],  # the last is not drawn
     }
 
 

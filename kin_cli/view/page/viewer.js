@@ -257,13 +257,14 @@
       }
     }
     const number = judged();
-    if (state.trust && number > 0) {
+    $("unlike").hidden = !(state.trust && number > 0);
+    if (!$("unlike").hidden) {
       need(`trust/${number}`);
       const map = findings[`trust/${number}`];
-      if (map?.error) say(map.error);
+      explain(layers[number].name, map);
       if (map?.image && !map.picture && !map.loading) {
         map.loading = new Image();
-        map.loading.onload = () => { map.picture = map.loading; say(`${layers[number].name}: ${map.text}`); refresh(); };
+        map.loading.onload = () => { map.picture = map.loading; refresh(); };
         map.loading.src = map.image;
       }
     }
@@ -272,6 +273,16 @@
       need(`seams/${number}`);
       list(number);
     }
+  }
+
+  function explain(name, map) {
+    $("trust-facts").textContent = map ? map.error || `${name}: ${map.text}.` : "Reading the trust map …";
+    $("legend").replaceChildren(...(map?.legend || []).map(([shade, text]) => {
+      const row = document.createElement("li");
+      row.appendChild(document.createElement("i")).style.background = shade;
+      row.appendChild(document.createElement("span")).textContent = text;
+      return row;
+    }));
   }
 
   let listed = "";
