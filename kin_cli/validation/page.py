@@ -133,7 +133,7 @@ def _ramp(values: Doubles) -> Doubles:
 
 def _map(areas: Areas, colours: Doubles) -> Pixels:
     """Areas in their colours (n, 3), white elsewhere."""
-    cells = areas.cells.astype(np.intp)
+    cells = areas.cells
     cells = cells - cells.min(axis=0)
     shape = cells.max(axis=0) + 1
     picture = np.full((*shape, 3), 255, np.uint8)

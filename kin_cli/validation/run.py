@@ -188,7 +188,7 @@ class _Run:
 
     def table(self, progress: Progress) -> AreaTable:
         """All areas of 32 µm, block by block."""
-        table, side = AreaTable(self._side, self._um2, []), self._side * _BLOCK_AREAS
+        table, side = AreaTable(self._side, self._um2), self._side * _BLOCK_AREAS
         boxes = list(_squares(self._view.size, side))
         with progress.stage("areas", len(boxes), "blocks") as advance:
             ahead = prefetch(self._block, boxes, workers=self._workers, ahead=self._workers)

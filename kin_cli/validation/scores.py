@@ -154,7 +154,7 @@ def _figures(
     ours = theirs if order is None else order[theirs]
     density = areas.sums[slide][ours, 0] / areas.pixels[ours], areas.sums[REAL][theirs, 0] / areas.pixels[theirs]
     one, other = density[0] > threshold, density[1] > threshold
-    sums = areas.sums[slide][ours], areas.sums[REAL][theirs]
+    sums = [areas.sums[n][at].astype(np.float64) for n, at in ((slide, ours), (REAL, theirs))]
     found = mask_figures(one, other) | {"auc": roc_area(density[0], other)}
     found["hausdorff95_um"] = _hausdorff(far[:, theirs], one, other)
     found |= {"pearson": _correlation(*density), "spearman": _correlation(*map(stats.rankdata, density))}
@@ -162,7 +162,8 @@ def _figures(
     pixels = areas.pixels[ours].sum(), areas.pixels[theirs].sum()
     found["density_ratio"] = _ratio(totals[0][0] / pixels[0], totals[1][0] / pixels[1])
     found["integrated_ratio"] = _ratio(totals[0][2], totals[1][2])
-    found["kl"] = divergence(areas.histograms[REAL][theirs].sum(axis=0), areas.histograms[slide][ours].sum(axis=0))
+    drawn = _times_drawn(areas, picked)
+    found["kl"] = divergence(drawn @ areas.histograms[REAL], drawn @ areas.histograms[slide])
     found |= {"stained": totals[0][1] / pixels[0], "stained_real": totals[1][1] / pixels[1]}
     found["nuclei_ratio"] = _ratio(totals[0][3], totals[1][3])
     found["nuclei_pearson"] = _correlation(sums[0][:, 3], sums[1][:, 3])
@@ -171,6 +172,15 @@ def _figures(
         found["h_score" + suffix] = 100 * _ratio(total[4] + 2 * total[5] + 3 * total[6], total[3])
     found["labelling_bias"], found["labelling_limits"] = bland_altman(*(_labelled(values) for values in sums))
     return {name: float(found[name]) for name in BETTER}
+
+
+def _times_drawn(areas: Areas, picked: Indices | None) -> Doubles:
+    """How often each square of 256 µm stands in a draw of whole squares, (m,); once without a draw."""
+    every = np.bincount(areas.clusters)
+    if picked is None:
+        return np.ones(len(every))
+    found: Doubles = np.bincount(areas.clusters[picked], minlength=len(every)) / every
+    return found
 
 
 def mask_figures(one: Mask, other: Mask) -> dict[str, float]:
@@ -225,7 +235,7 @@ def _far(areas: Areas, slide: int, threshold: float, order: Indices | None = Non
     one = one if order is None else one[order]
     if not one.any() or not other.any():
         return np.full((2, len(one)), np.nan)
-    return distances(areas.cells.astype(np.intp), one, other) * areas.um
+    return distances(areas.cells, one, other) * areas.um
 
 
 def _hausdorff(far: Doubles, one: Mask, other: Mask) -> float:

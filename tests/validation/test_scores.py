@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from kin_cli.validation.areas import BASE_UM, BINS, COLUMNS, Areas, AreaTable, Rules, measured
+from kin_cli.validation.areas import BASE_UM, BINS, COLUMNS, SCALES_UM, Areas, AreaTable, Rules, measured
 from kin_cli.validation.scores import (
     BETTER,
     Score,
@@ -29,7 +29,8 @@ def field(side: int, seed: int) -> np.ndarray:
 
 def areas(ours: np.ndarray, real: np.ndarray, um: int = 64) -> Areas:
     """Areas with these mean densities (rows, cols), each of 100 pixels."""
-    cells = np.argwhere(np.ones(real.shape, bool)).astype(float)
+    cells = np.argwhere(np.ones(real.shape, bool))
+    squares = np.unique(cells // (256 // um), axis=0, return_inverse=True)[1].reshape(-1)
     sums, histograms = [], []
     for values in (ours.ravel(), real.ravel()):
         table = np.zeros((len(values), len(COLUMNS)))
@@ -37,7 +38,8 @@ def areas(ours: np.ndarray, real: np.ndarray, um: int = 64) -> Areas:
         table[:, 3] = np.rint(20 + 5 * values)
         table[:, 4], table[:, 5] = np.rint(10 * values), np.rint(5 * values)
         sums.append(table)
-        histograms.append(np.stack([100 * (np.floor(values * 20) == b) for b in range(BINS)], axis=1).astype(float))
+        own = np.stack([100 * (np.floor(values * 20) == b) for b in range(BINS)], axis=1).astype(float)
+        histograms.append(np.stack([own[squares == n].sum(axis=0) for n in range(squares.max() + 1)]))
     return Areas(um, cells, np.full(real.size, 100.0), tuple(sums), tuple(histograms), 1.0)
 
 
@@ -137,12 +139,42 @@ def test_areas_sum_what_their_pixels_show() -> None:
     assert sums[1, 3, 1] == (inside > 0.4).sum()
     assert sums[1, 3, 2] == pytest.approx(inside[inside > 0.4].sum(), rel=1e-5)
     assert histograms[1, 3].sum() == counted[block].sum()
-    table = AreaTable(side, 1.0, [])
+    table = AreaTable(side, 1.0)
     table.add((0, 0), counted, [(sums, histograms), (sums, histograms)])
     assert table.areas(BASE_UM).sums[0][:, 1].sum() == (densities[0] > 0.4)[counted].sum()
     wide = table.areas(2 * BASE_UM)
     assert len(wide.pixels) == 6
     assert wide.pixels.sum() == counted.sum()
+    for um in (BASE_UM, 2 * BASE_UM):
+        found = table.areas(um)
+        assert len(found.histograms[0]) == found.clusters.max() + 1 == 1
+        assert (found.histograms[0][0] == histograms.sum(axis=(0, 1))).all()
+
+
+def test_areas_of_several_blocks_are_those_of_one() -> None:
+    side, rng = 4, np.random.default_rng(1)
+    densities = rng.random((2, 64, 192)).astype(np.float32)  # 16 × 48 areas, 2 × 6 squares
+    counted = np.repeat(np.repeat(rng.random((16, 48)) < 0.8, side, 0), side, 1)
+    counted[:, 100:140] = False
+    rules = Rules(0.4, 9.0)
+    whole, parts = AreaTable(side, 1.0), AreaTable(side, 1.0)
+    for table, width in ((whole, 192), (parts, 64)):
+        for x in reversed(range(0, 192, width)):
+            part = np.s_[:, x : x + width]
+            one = measured(densities[:, :, x : x + width], counted[part], rules, side)
+            table.add((0, x // side), counted[part], [one, one])
+    for um in SCALES_UM:
+        one, other = whole.areas(um), parts.areas(um)
+        assert (one.cells == other.cells).all()
+        assert np.allclose(one.sums[0], other.sums[0])
+        assert np.allclose(one.histograms[1], other.histograms[1])
+        kept = np.zeros((64, 192), bool)
+        pixels = um // BASE_UM * side
+        for row, col in one.cells:
+            kept[row * pixels : (row + 1) * pixels, col * pixels : (col + 1) * pixels] = True
+        in_square = [(kept & counted)[:, s * 32 : (s + 1) * 32] for s in range(6)]
+        totals = sorted(int(half.sum()) for both in in_square for half in (both[:32], both[32:]) if half.any())
+        assert sorted(one.histograms[0].sum(axis=1).tolist()) == totals
 
 
 def test_drawn_nuclei_are_counted_and_graded() -> None:
