@@ -27,6 +27,7 @@ from kin_cli import __version__
 from kin_cli.errors import InputError
 from kin_cli.geometry import AnyArray, Doubles, Floats, Integers, Mask, Size
 from kin_cli.registration.elastic import NODE_UM, Bend
+from kin_cli.registration.sections import Labels
 from kin_cli.store.files import read_regular
 
 FORMAT = 1
@@ -34,6 +35,7 @@ KNOWN_UM = 100.0
 """Background within this distance of a piece is registered with it; what is farther away is unknown."""
 
 _MOST_BYTES = 1 << 30
+_NEAREST_SIDE = 2048
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _HINT = "make it with kin register, or export an affine matrix of 2 × 3 or 3 × 3 numbers"
 
@@ -95,7 +97,7 @@ class Registration:
     source: Side
     real: Side
     pieces: tuple[Piece, ...]
-    labels: Integers | None = None
+    labels: Labels | None = None
     error: dict[str, float] | None = None
     mirrored: bool = False
 
@@ -120,7 +122,7 @@ class Registration:
         """Number of the piece that moves each of the points (…, 2) in µm, from 1: the nearest one."""
         if self.labels is None or len(self.pieces) == 1:
             return np.ones(points.shape[:-1], np.int64)
-        found: Integers = self._nearest()[0][self._places(points)]
+        found: Integers = self._nearest()[0][self._places(points)].astype(np.int64)
         return found
 
     def known(self, points: Doubles) -> Mask:
@@ -132,23 +134,28 @@ class Registration:
 
     def _places(self, points: Doubles) -> tuple[Integers, Integers]:
         """Row and column in ``labels`` of points in µm; those beyond the slide at its edge."""
-        assert self.labels is not None
-        height, width = self.labels.shape
+        height, width = self._nearest()[0].shape
         extent = self.source.size.width * self.source.mpp, self.source.size.height * self.source.mpp
         cols = np.floor(points[..., 0] * (width / extent[0])).clip(0, width - 1).astype(np.int64)
         rows = np.floor(points[..., 1] * (height / extent[1])).clip(0, height - 1).astype(np.int64)
         return rows, cols
 
-    def _nearest(self) -> tuple[Integers, Mask]:
-        """Number of the nearest piece everywhere, and where a found piece is within ``KNOWN_UM``."""
-        cached: tuple[Integers, Mask] | None = self.__dict__.get("_cache")
+    def _nearest(self) -> tuple[Labels, Mask]:
+        """Number of the nearest piece everywhere, and where a found piece is within ``KNOWN_UM``.
+
+        At the resolution of ``labels``, or a fraction of it if they have over 2048 pixels on a side.
+        """
+        cached: tuple[Labels, Mask] | None = self.__dict__.get("_cache")
         if cached is None:
             assert self.labels is not None
-            um = self.source.size.width * self.source.mpp / self.labels.shape[1]
-            nearest = ndimage.distance_transform_edt(self.labels == 0, return_distances=False, return_indices=True)
-            owner = self.labels[tuple(nearest)]
+            step = -(-max(self.labels.shape) // _NEAREST_SIDE)
+            labels = self.labels[step // 2 :: step, step // 2 :: step]
+            um = self.source.size.width * self.source.mpp / self.labels.shape[1] * step
+            nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+            owner = labels[tuple(nearest)]
+            del nearest
             found = np.array([False, *(piece.found for piece in self.pieces)])
-            far = ndimage.distance_transform_edt(~found[self.labels]) * um
+            far = ndimage.distance_transform_edt(~found[labels]) * um
             cached = (owner, found[owner] & (far <= KNOWN_UM))
             object.__setattr__(self, "_cache", cached)
         return cached
@@ -187,7 +194,7 @@ def contents(registration: Registration, path: Path) -> dict[Path, bytes]:
     path, beside = files_of(path)
     arrays: dict[str, AnyArray] = {}
     if registration.labels is not None:
-        arrays["labels"] = registration.labels.astype(np.uint8)
+        arrays["labels"] = registration.labels
     for number, piece in enumerate(registration.pieces, start=1):
         if piece.bend is not None:
             arrays[f"bend_{number}"] = piece.bend.values.astype(np.float32)
@@ -241,7 +248,7 @@ def _of_kin(path: Path, record: dict[str, Any], source: Side, real: Side) -> Reg
         labels = arrays.get("labels")
         if not pieces or (labels is not None and (labels.ndim != 2 or labels.max() > len(pieces) or labels.size == 0)):
             raise damaged
-        labels = None if labels is None else labels.astype(np.int64)
+        labels = None if labels is None else labels.astype(np.uint8)
         return Registration(source, real, pieces, labels, record["error_um"], bool(record["mirrored"]))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise damaged from error

@@ -21,7 +21,7 @@ MATRIX = np.array([[0.9, -0.1, 30.0], [0.1, 1.1, -20.0]])
 
 def registration() -> Registration:
     bend = Bend((100.0, 50.0), np.random.default_rng(0).normal(0, 9, (2, 20, 30)).astype(np.float32))
-    labels = np.zeros((75, 100), np.int64)
+    labels = np.zeros((75, 100), np.uint8)
     labels[10:60, 5:45], labels[10:60, 55:95] = 1, 2
     return Registration(SOURCE, REAL, (Piece(MATRIX, bend), Piece(MATRIX[::-1].copy())), labels, {"median": 1.0})
 
