@@ -297,11 +297,14 @@ def number(value: float | None) -> str:
 
 
 def _rows(found: Validation) -> list[list[object]]:
-    rows: list[list[object]] = [
-        ["area_um", "figure", "value", "low", "high", "chance", "recoloured", "areas", "finer_than_registration"]
-    ]
+    head: list[object] = ["area_um", "figure", "value", "low", "high", "chance", "recoloured", "areas"]
+    rows = [[*head, "finer_than_registration", "false_positive_rate"]]
     for score in found.scores:
         low, high = score.interval or (None, None)
         values = (score.value, low, high, score.chance, score.recoloured)
-        rows.append([score.um, score.name, *values, score.areas, int(score.finer)])
+        rows.append([score.um, score.name, *values, score.areas, int(score.finer), None])
+    for curve in found.roc:  # its points: the value is the true positive rate
+        name, blank = f"roc_{curve.slide}", [None] * 6
+        pairs = zip(curve.true_positive.tolist(), curve.false_positive.tolist(), strict=True)
+        rows += [[curve.um, name, round(true, 5), *blank, round(false, 5)] for true, false in pairs]
     return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage, stats
@@ -20,6 +21,7 @@ from kin_cli.validation.stains import otsu
 _DRAWS, _SHUFFLES = 200, 20
 _MOST_DRAWN = 4_000_000  # areas in all draws of a bootstrap together
 _FEWEST = 8
+_ROC_POINTS = 200
 _HAUSDORFF_PERCENTILE = 95.0
 REAL = 1
 
@@ -203,6 +205,61 @@ def roc_area(values: Doubles, truth: Mask) -> float:
         return math.nan
     ranks = stats.rankdata(values)[truth].sum()
     return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+
+
+@dataclass(frozen=True, eq=False)
+class RocCurve:
+    """How well densities of areas of one size tell positive areas from others, at every threshold of the density.
+
+    ``slide`` is "translation" or "recoloured". The arrays (n,) begin at (0, 0), threshold ∞, and end at (1, 1).
+    """
+
+    um: int
+    slide: str
+    false_positive: Doubles
+    true_positive: Doubles
+    threshold: Doubles
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the points, ready for JSON; the threshold of the first is None."""
+        rates = [values.round(5).tolist() for values in (self.false_positive, self.true_positive)]
+        thresholds = [None, *self.threshold[1:].round(5).tolist()]
+        names = ("false_positive", "true_positive", "threshold")
+        return {"um": self.um, "slide": self.slide, **dict(zip(names, (*rates, thresholds), strict=True))}
+
+
+def roc_curves(areas: Areas) -> list[RocCurve]:
+    """The curves of the translation and, if there is one, of the recoloured source; none if all areas are alike."""
+    if len(areas.pixels) < _FEWEST:
+        return []
+    theirs = areas.density(REAL)
+    truth = theirs > otsu(theirs.astype(np.float32))
+    if truth.all() or not truth.any():
+        return []
+    slides = {"translation": 0, "recoloured": 2}
+    return [
+        RocCurve(areas.um, name, *roc_points(areas.density(number), truth))
+        for name, number in slides.items()
+        if number < len(areas.sums)
+    ]
+
+
+def roc_points(values: Doubles, truth: Mask) -> tuple[Doubles, Doubles, Doubles]:
+    """False and true positive rates, and the thresholds that they belong to (values from it upwards count), (n,).
+
+    Of long curves 200 points, evenly along their length, are kept.
+    """
+    order = np.argsort(-values, kind="stable")
+    sorted_values, hits = values[order], truth[order]
+    last = np.flatnonzero(np.append(np.diff(sorted_values) != 0, True))  # equal values pass together
+    true = np.append(0.0, hits.cumsum()[last] / max(1, int(truth.sum())))
+    false = np.append(0.0, (~hits).cumsum()[last] / max(1, int((~truth).sum())))
+    thresholds = np.append(np.inf, sorted_values[last])
+    if len(true) > _ROC_POINTS:
+        wanted = np.searchsorted(true + false, np.linspace(0, 2, _ROC_POINTS))
+        kept = np.unique(np.append(0, np.minimum(wanted, len(true) - 1)))
+        return false[kept], true[kept], thresholds[kept]
+    return false, true, thresholds
 
 
 def divergence(real: Doubles, ours: Doubles) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage, stats
+from skimage.filters import threshold_otsu
 
 from kin_cli.validation.areas import BASE_UM, BINS, COLUMNS, SCALES_UM, Areas, AreaTable, Rules, measured
 from kin_cli.validation.scores import (
@@ -15,8 +16,11 @@ from kin_cli.validation.scores import (
     divergence,
     mask_figures,
     roc_area,
+    roc_curves,
+    roc_points,
     scores,
 )
+from kin_cli.validation.stains import otsu
 
 RNG = np.random.default_rng(0)
 
@@ -93,6 +97,60 @@ def test_masks_agree_with_their_definition_and_roc_with_mann_and_whitney() -> No
     assert found["iou"] == pytest.approx(len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
     u = stats.mannwhitneyu(ours[truth], ours[~truth]).statistic
     assert roc_area(ours, truth) == pytest.approx(u / (truth.sum() * (~truth).sum()))
+
+
+def test_figures_of_real_like_masks_are_those_of_scikit_learn_scikit_image_and_scipy() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    real = field(40, 7)
+    ours = (0.6 * real + 0.4 * field(40, 9)).round(3)
+    part = areas(ours, real)
+    threshold = otsu(real.ravel().astype(np.float32))
+    assert threshold == pytest.approx(threshold_otsu(real, 256), abs=0.01)
+    one, truth = ours.ravel() > threshold, real.ravel() > threshold
+    found = {name: score.value for name, score in by_name(scores(part, finer=False)).items()}
+    wanted = {
+        "dice": metrics.f1_score(truth, one),
+        "iou": metrics.jaccard_score(truth, one),
+        "sensitivity": metrics.recall_score(truth, one),
+        "specificity": metrics.recall_score(~truth, ~one),
+        "auc": metrics.roc_auc_score(truth, ours.ravel()),
+        "pearson": stats.pearsonr(ours.ravel(), real.ravel()).statistic,
+        "spearman": stats.spearmanr(ours.ravel(), real.ravel()).statistic,
+        "nuclei_pearson": stats.pearsonr(part.sums[0][:, 3], part.sums[1][:, 3]).statistic,
+        "density_ratio": ours.mean() / real.mean(),
+        "integrated_ratio": ours[ours > 0.5].sum() / real[real > 0.5].sum(),
+        "stained": (ours > 0.5).mean(),
+        "labelling_index": part.sums[0][:, 4:7].sum() / part.sums[0][:, 3].sum(),
+        "h_score": 100 * (part.sums[0][:, 4:7] @ [1, 2, 3]).sum() / part.sums[0][:, 3].sum(),
+    }
+    index = [sums[:, 4:7].sum(axis=1) / sums[:, 3] for sums in part.sums]
+    wanted["labelling_bias"] = (index[0] - index[1]).mean()
+    wanted["labelling_limits"] = 1.96 * (index[0] - index[1]).std(ddof=1)
+    wanted["kl"] = stats.entropy(*(part.histograms[n].sum(axis=0) + 0.5 for n in (1, 0)))
+    ends = [mask.reshape(real.shape) for mask in (one, truth)]
+    far = [ndimage.distance_transform_edt(~end) for end in ends]
+    percentiles = [np.percentile(values[end], 95) for values, end in zip(far[::-1], ends, strict=True)]
+    wanted["hausdorff95_um"] = 64 * max(percentiles)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+
+
+def test_roc_curves_are_those_of_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    real = field(30, 7)
+    ours = (0.5 * real + 0.5 * field(30, 9)).round(2)
+    truth = real.ravel() > otsu(real.ravel().astype(np.float32))
+    false, true, thresholds = metrics.roc_curve(truth, ours.ravel(), drop_intermediate=False)
+    (curve,) = roc_curves(areas(ours, real))
+    assert np.allclose(curve.false_positive, false)
+    assert np.allclose(curve.true_positive, true)
+    assert np.allclose(curve.threshold[1:], thresholds[1:])
+    values, flags = RNG.random(5000), RNG.random(5000) < 0.3
+    few = roc_points(values + flags, flags)
+    assert len(few[0]) <= 201
+    assert (few[0][[0, -1]].tolist(), few[1][[0, -1]].tolist()) == ([0, 1], [0, 1])
+    assert metrics.auc(few[0], few[1]) == pytest.approx(roc_area(values + flags, flags), abs=1e-3)
+    flat = areas(np.full((9, 9), 0.5), np.full((9, 9), 0.5))
+    assert roc_curves(flat) == []
 
 
 def test_distances_are_those_of_simple_itk() -> None:
