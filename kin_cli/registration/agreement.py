@@ -1,4 +1,4 @@
-"""How well two registered sections agree: the displacement that is left, area by area, and landmarks.
+"""How well two registered sections agree: the displacement that is left, area by area.
 
 The error of a registration is estimated from the slides themselves: around each of many places the density of the
 source is looked for in the registered real slide, within 96 µm. Where structures are alike in both stains, the best
@@ -8,18 +8,13 @@ fraction of places near the middle also tells whether the two slides belong toge
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy import fft, ndimage, stats
 
-from kin_cli.errors import InputError
 from kin_cli.geometry import Doubles, Floats, Mask
 from kin_cli.registration.sections import Section
-from kin_cli.store.files import read_regular
 
 REACH_UM = 96.0
 _SIDE_UM = 256.0  # of the window that is looked for
@@ -143,66 +138,3 @@ def _peak(scores: Floats, best: tuple[np.intp, ...], axis: int) -> float:
     before, here, after = (float(line[at + step]) for step in (-1, 0, 1))
     bow = before - 2 * here + after
     return 0.0 if bow >= 0 else float(np.clip((before - after) / (2 * bow), -0.5, 0.5))
-
-
-@dataclass(frozen=True)
-class LandmarkErrors:
-    """Distances between landmarks of the real slide and those of the source, carried over.
-
-    Attributes:
-        initial_px, final_px: without and with the registration, (n,) pixels of level 0 of the real slide.
-        diagonal_px: of the real slide.
-        mpp: µm per pixel of the real slide.
-    """
-
-    initial_px: Doubles
-    final_px: Doubles
-    diagonal_px: float
-    mpp: float
-
-    def as_dict(self) -> dict[str, object]:
-        """Return median, 90th percentile and maximum: of TRE (µm) and relative TRE (% of the diagonal)."""
-        found: dict[str, object] = {"landmarks": len(self.final_px)}
-        for name, values in (("initial", self.initial_px), ("registered", self.final_px)):
-            three = np.array([np.median(values), np.percentile(values, 90), values.max()])
-            names = ("median", "p90", "max")
-            found[name] = {
-                "tre_um": dict(zip(names, (three * self.mpp).round(2).tolist(), strict=True)),
-                "rtre_percent": dict(zip(names, (three / self.diagonal_px * 100).round(4).tolist(), strict=True)),
-            }
-        return found
-
-
-def read_landmarks(path: Path) -> dict[str, tuple[float, float]]:
-    """Landmarks by name: a CSV file with columns X and Y (pixels of level 0), and names in the first column, if any.
-
-    That is the format of the ANHIR challenge and of ImageJ. Names are numbers from 0 where there are none.
-
-    Raises:
-        InputError: the file is missing or is no such table.
-    """
-    hint = "landmarks are a CSV file with columns X and Y in pixels of level 0"
-    try:
-        text = read_regular(path).decode("utf-8-sig")
-        dialect = csv.Sniffer().sniff(text[:4096], ",;\t ") if text.strip() else csv.excel
-        rows = [row for row in csv.reader(io.StringIO(text), dialect) if any(cell.strip() for cell in row)]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file", hint) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}", hint) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV file: {error}", hint) from None
-    names = [cell.strip().lower() for cell in rows[0]] if rows else []
-    if "x" not in names or "y" not in names:
-        raise InputError(f"{path}: has no columns X and Y", hint)
-    x, y = names.index("x"), names.index("y")
-    found: dict[str, tuple[float, float]] = {}
-    for number, row in enumerate(rows[1:]):
-        try:
-            point = float(row[x]), float(row[y])
-        except (ValueError, IndexError):
-            raise InputError(f"{path}: row {number + 2} has no two numbers under X and Y", hint) from None
-        found[row[0].strip() if min(x, y) > 0 else str(number)] = point
-    if not found or not np.isfinite(list(found.values())).all():
-        raise InputError(f"{path}: holds no landmarks", hint)
-    return found

@@ -16,7 +16,7 @@ from kin_cli.evaluation.settings import SlideChoice
 from kin_cli.evaluation.tiles import opened
 from kin_cli.geometry import Doubles, Mask
 from kin_cli.progress import Progress
-from kin_cli.registration.agreement import Agreement, LandmarkErrors, agreement, read_landmarks
+from kin_cli.registration.agreement import Agreement, agreement
 from kin_cli.registration.elastic import Aligner, AlignmentError, Bend
 from kin_cli.registration.search import STEP_DEGREES, Place, Searcher, search_um
 from kin_cli.registration.sections import Labels, Section, pieces_of, read_section
@@ -284,28 +284,3 @@ def _unmirrored(piece: Piece, width_um: float) -> Piece:
     matrix = piece.matrix * np.array([[-1.0], [1.0]])
     matrix[0, 2] += width_um
     return replace(piece, matrix=matrix)
-
-
-def landmark_errors(registration: Registration, files: tuple[Path, Path]) -> LandmarkErrors:
-    """The target registration error of landmarks in the source and the real slide (pixels of level 0).
-
-    The initial distances are those of both slides laid on each other corner to corner.
-
-    Raises:
-        InputError: a file cannot be read, or no landmark stands in both.
-    """
-    one, other = (read_landmarks(file) for file in files)
-    names = [name for name in one if name in other]
-    if not names:
-        raise InputError(f"{files[1]}: no landmark has the name of one in {files[0].name}", "names are in column 1")
-    ours = np.array([one[name] for name in names])
-    theirs = np.array([other[name] for name in names])
-    mpp = registration.real.mpp
-    initial = ours * (registration.source.mpp / mpp)
-    size = registration.real.size
-    return LandmarkErrors(
-        np.hypot(*(initial - theirs).T),
-        np.hypot(*(registration.to_real(ours) - theirs).T),
-        math.hypot(size.width, size.height),
-        mpp,
-    )

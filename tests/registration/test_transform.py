@@ -12,10 +12,9 @@ from skimage import transform
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Size
-from kin_cli.registration.agreement import read_landmarks
 from kin_cli.registration.elastic import Bend
 from kin_cli.registration.foreign import check_direction
-from kin_cli.registration.run import landmark_errors
+from kin_cli.registration.landmarks import landmark_errors, read_landmarks
 from kin_cli.registration.transform import Piece, Registration, Side, contents, read_registration
 from kin_cli.slide.tissue import TissueMask
 
@@ -166,7 +165,7 @@ def test_landmarks_give_the_error_in_micrometres_and_per_cent(tmp_path: Path) ->
     there = Registration(SOURCE, REAL, (Piece(MATRIX),)).to_real(np.array([[100.0, 200.0], [300.0, 400.0]]))
     moved = there + [[3.0, 4.0], [0.0, 0.0]]
     (tmp_path / "b.csv").write_text(f"X,Y\n{moved[0, 0]},{moved[0, 1]}\n")
-    assert read_landmarks(tmp_path / "b.csv").keys() == {"0"}
+    assert read_landmarks(tmp_path / "b.csv", REAL).keys() == {"0"}
     rows = "".join(f"{n},{x},{y}\n" for n, (x, y) in zip((1, 2), moved, strict=True))
     (tmp_path / "b.csv").write_text("name,X,Y\n" + rows)
     found = landmark_errors(Registration(SOURCE, REAL, (Piece(MATRIX),)), (tmp_path / "a.csv", tmp_path / "b.csv"))
@@ -177,8 +176,41 @@ def test_landmarks_give_the_error_in_micrometres_and_per_cent(tmp_path: Path) ->
     }
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "X,Y\n1,\n", "X,Y\n", "X,Y\nnan,1\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "X,Y\n100,200\n301.5,400\n",
+        "\ufeff;X;Y\n0;100,0;200,0\n1;301,5;400,0\n",  # a spreadsheet where decimals have a comma
+        " ,Area,Mean,X,Y\n1,0,200,100,200\n2,0,180,301.5,400\n",
+        "x\ty\tclass\tname\tcolor\n100\t200\t\t\t-65536\n301.5\t400\t\t\t-65536\n",
+        "Image\tObject ID\tName\tCentroid X µm\tCentroid Y µm\nhe.svs\ta\t\t50\t100\nhe.svs\tb\t\t150.75\t200\n",
+        "id,x [px],y [px]\nA,100,200\nB,301.5,400\n",
+        "name,pos_x,pos_y\nA,100,200\nB,301.5,400\n",
+        "Position X (um),Position Y (um)\n50,100\n150.75,200\n",
+        "100 200\n301.5 400\n",
+        "1,100,200\n2,301.5,400\n",
+        '{"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": {"type": "MultiPoint",'
+        ' "coordinates": [[100, 200], [301.5, 400]]}, "properties": {}}]}',
+        '[{"geometry": {"type": "Point", "coordinates": [100, 200]}, "properties": {"name": "A"}},'
+        ' {"geometry": {"type": "Point", "coordinates": [301.5, 400]}, "properties": {"name": "B"}}]',
+    ],
+)
+def test_tables_of_other_programs_hold_the_same_landmarks(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    found = list(read_landmarks(tmp_path / "a.csv", SOURCE).values())
+    assert found == [pytest.approx((100, 200)), pytest.approx((301.5, 400))]
+
+
+def test_landmarks_beyond_the_slide_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("X,Y\n10,10\n9000,20\n")
+    with pytest.raises(InputError, match=r"landmark 1 at 9000,20 is beyond the slide of 4000×3000 px"):
+        read_landmarks(tmp_path / "a.csv", SOURCE)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1,2,3,4\n", "[1]", '{"type": "Polygon"}', "a,b\n1,2\n", "X,Y\n1,\n", "X,Y\n", "X,Y\nnan,1\n"]
+)
 def test_what_is_no_table_of_landmarks_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(InputError, match="columns X and Y"):
-        read_landmarks(tmp_path / "a.csv")
+        read_landmarks(tmp_path / "a.csv", SOURCE)
