@@ -8,6 +8,7 @@ fraction of places near the middle also tells whether the two slides belong toge
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ _SIDE_UM = 256.0  # of the window that is looked for
 _NEAR_UM = 40.0
 _LEAST_TISSUE = 0.6
 _MOST_PLACES = 400
+_NARROW_UM, _WIDE_UM, _BLUR_REACH = 6.0, 60.0, 4.0  # standard deviations, and where the blur ends, in these
 _SIGNIFICANT = 1e-3
 _LEAST_EXCESS = 0.05  # of the fraction of places near the middle, over chance
 
@@ -92,25 +94,34 @@ def agreement(source: Section, moved: Floats, known: Mask) -> Agreement:
     if len(places) > _MOST_PLACES:
         drawn = np.random.default_rng(0).choice(len(places), _MOST_PLACES, replace=False)
         places = [places[number] for number in np.sort(drawn)]
-    one, other = _detail(source.density, um), _detail(moved, um)
-    found = [_best_shift(one, other, row, col, half, reach) for row, col in places]
+    found = []
+    for row, col in places:
+        one, other = (_detail_around(density, row, col, half + reach, um) for density in (source.density, moved))
+        found.append(_best_shift(one, other, half, reach))
     middles = np.array([(col * source.um[0], row * source.um[1]) for row, col in places]).reshape(-1, 2)
     shifts = np.array([shift for shift, _ in found]).reshape(-1, 2) * source.um
     return Agreement(middles, shifts, np.array([likeness for _, likeness in found]))
 
 
-def _detail(density: Floats, um: float) -> Floats:
-    """Density without what is wider than some nuclei and glands, so that outlines do not decide."""
-    smooth = ndimage.gaussian_filter(density, 6.0 / um)
-    found: Floats = smooth - ndimage.gaussian_filter(density, 60.0 / um)
+def _detail_around(density: Floats, row: int, col: int, wide: int, um: float) -> Floats:
+    """The square of ``wide`` pixels around a place without what is wider than some nuclei and glands.
+
+    So outlines do not decide.
+    """
+    spare = math.ceil(_BLUR_REACH * _WIDE_UM / um)
+    top, left = max(0, row - wide - spare), max(0, col - wide - spare)
+    part = density[top : row + wide + spare, left : col + wide + spare]
+    smooth = ndimage.gaussian_filter(part, _NARROW_UM / um)
+    smooth -= ndimage.gaussian_filter(part, _WIDE_UM / um)
+    row, col = row - top, col - left
+    found: Floats = smooth[row - wide : row + wide, col - wide : col + wide]
     return found
 
 
-def _best_shift(one: Floats, other: Floats, row: int, col: int, half: int, reach: int) -> tuple[Doubles, float]:
-    """The shift (x, y) in pixels at which a window of ``one`` is most like ``other``, and the correlation there."""
-    template = one[row - half : row + half, col - half : col + half]
+def _best_shift(one: Floats, around: Floats, half: int, reach: int) -> tuple[Doubles, float]:
+    """The shift (x, y) in pixels at which the middle of ``one`` is most like ``around``, and the correlation there."""
     wide = half + reach
-    around = other[row - wide : row + wide, col - wide : col + wide]
+    template = one[reach:-reach, reach:-reach]
     template = template - template.mean()
     shape = [fft.next_fast_len(2 * wide, real=True)] * 2
     shared = fft.irfft2(fft.rfft2(around, shape) * fft.rfft2(template, shape).conj(), shape)

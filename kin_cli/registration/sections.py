@@ -119,10 +119,12 @@ def read_section(view: SlideView, *, tissue: str | Path = "auto", finest_um: flo
     height, width = pixels.shape[:2]
     um = (view.size.width * mpp / width, view.size.height * mpp / height)
     darkest = pixels.min(axis=-1)
+    del pixels
     found = _resized(mask, Size(width, height))
     outside = darkest[~found]
     white = float(np.median(outside)) if outside.size > 100 else float(np.percentile(darkest, _BACKGROUND_PERCENTILE))
-    density = np.clip(1.0 - darkest.astype(np.float32) / np.float32(max(white, 1.0)), 0.0, 1.0)
+    levels = np.clip(1.0 - np.arange(256, dtype=np.float32) / np.float32(max(white, 1.0)), 0.0, 1.0)
+    density: Floats = levels[darkest]
     return Section(density, found, um)
 
 
