@@ -23,7 +23,7 @@ _NEAR_UM = 40.0
 _LEAST_TISSUE = 0.6
 _MOST_PLACES = 400
 _NARROW_UM, _WIDE_UM, _BLUR_REACH = 6.0, 60.0, 4.0  # standard deviations, and where the blur ends, in these
-_SIGNIFICANT = 1e-3
+_SIGNIFICANT = 1e-4  # windows overlap, so that they are fewer than they seem
 _LEAST_EXCESS = 0.05  # of the fraction of places near the middle, over chance
 
 
