@@ -158,6 +158,16 @@ shifted_option = cloup.option(
     type=FILE,
     help="The same slide translated with --region from half a patch further: reports the mismatch of both, in ΔE.",
 )
+consistency_option = cloup.option(
+    "--consistency",
+    is_flag=False,
+    flag_value="in,kin,seamless",
+    help="Translate a sample of the slide again by these methods (in, kin, seamless), on the patch grid and half a"
+    " patch further: reports the mismatch of both, in ΔE.",
+)
+places_option = cloup.option(
+    "--places", type=click.IntRange(1), default=4, show_default=True, help="Places of 2 × 2 patches in that sample."
+)
 inception_option = cloup.option(
     "--inception", type=FILE, envvar="KIN_INCEPTION", help="File with the Inception weights for FID and KID."
 )

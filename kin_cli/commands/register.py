@@ -22,7 +22,7 @@ from kin_cli.commands.streams import json_text, show, tell_output
 from kin_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kin_cli.registration.agreement import LandmarkErrors
+    from kin_cli.registration.landmarks import LandmarkErrors
     from kin_cli.registration.run import Registered
     from kin_cli.registration.transform import Registration
 
@@ -69,7 +69,8 @@ def register(source: Path, real: Path, output: Path, as_json: bool, overwrite: b
     """
     _check(source, real, output, options, overwrite=overwrite)
     from kin_cli.evaluation.settings import SlideChoice
-    from kin_cli.registration.run import RegisterSettings, landmark_errors
+    from kin_cli.registration.landmarks import landmark_errors
+    from kin_cli.registration.run import RegisterSettings
     from kin_cli.registration.run import register as run
     from kin_cli.registration.transform import contents
 

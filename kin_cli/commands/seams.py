@@ -10,9 +10,12 @@ import cloup
 
 from kin_cli.commands.parameters import (
     FILE,
+    ModelType,
+    consistency_option,
     examples,
     json_option,
     overwrite_option,
+    places_option,
     shifted_option,
     source_level_option,
     source_region_option,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from kin_cli.evaluation.seams import SlideSeams
     from kin_cli.metrics.seams import SeamResult
     from kin_cli.pyramid.provenance import Provenance
+    from kin_cli.slide.tissue import TissueMask
     from kin_cli.slide.view import SlideView
 
 _LISTED = 10  # number of borders in the list of the worst
@@ -55,6 +59,9 @@ _MAP_PX = 1600  # longer side of the map
 )
 @tissue_option
 @shifted_option
+@consistency_option
+@places_option
+@cloup.option("-m", "--model", type=ModelType(), help="Generator of that sample.  [default: the one that SLIDE names]")
 @cloup.option("--heatmap", type=FILE, help="Also write a map of all patch borders to this PNG file.")
 @cloup.option("--geojson", type=FILE, help="Also write the 200 worst borders to this GeoJSON file, for QuPath.")
 @workers_option
@@ -107,19 +114,31 @@ def seams(
         )
         for note in of_grid:
             progress.note(note)
-        mismatch = None
-        if options["shifted"] is not None:
-            from kin_cli.commands.validate import mismatch_of
-
-            mismatch = mismatch_of(view, options, mask, progress)
+        record, lines = _grids(slide, view, options, mask, progress)
         _write_places(found, view, heatmap=heatmap, geojson=geojson, overwrite=overwrite)
     if as_json:
-        record = {} if mismatch is None else {"mismatch": mismatch.as_dict()}
         show(json_text({"slide": str(slide), **found.as_dict(), **record}))
     else:
-        show("\n".join([in_words(found), *_remedy(found, made), "", *_values(found), *_worst(found)]))
-        if mismatch is not None:
-            show(mismatch.in_words())
+        show("\n".join([in_words(found), *_remedy(found, made), "", *_values(found), *_worst(found), *lines]))
+
+
+def _grids(
+    slide: Path, view: SlideView, options: dict[str, Any], mask: TissueMask, progress: ConsoleProgress
+) -> tuple[dict[str, Any], list[str]]:
+    """How far the patch grid decides, if it was asked for: for JSON, and as lines."""
+    from kin_cli.commands.validate import consistency_of, mismatch_of
+
+    record: dict[str, Any] = {}
+    lines = []
+    if options["shifted"] is not None:
+        mismatch = mismatch_of(view, options, mask, progress)
+        record["mismatch"] = mismatch.as_dict()
+        lines.append(mismatch.in_words())
+    if options["consistency"] is not None:
+        consistency = consistency_of(slide, {**options, "seed": 0, "device": "auto"}, progress)
+        record["consistency"] = consistency.as_dict()
+        lines += consistency.in_words()
+    return record, lines
 
 
 def _check_files(

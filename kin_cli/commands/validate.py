@@ -11,10 +11,13 @@ import cloup
 
 from kin_cli.commands.parameters import (
     FILE,
+    ModelType,
+    consistency_option,
     csv_option,
     examples,
     json_option,
     overwrite_option,
+    places_option,
     shifted_option,
     tissue_option,
     workers_option,
@@ -26,6 +29,7 @@ from kin_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from kin_cli.evaluation.consistency import Mismatch
+    from kin_cli.evaluation.retranslation import Consistency
     from kin_cli.slide.tissue import TissueMask
     from kin_cli.slide.view import SlideView
     from kin_cli.validation.run import Validation, ValidationSettings
@@ -37,11 +41,20 @@ if TYPE_CHECKING:
     epilog=examples(
         "kin validate translated.ome.tif --against ihc.svs --source he.svs --stain dab",
         "kin validate translated.ome.tif --against pas.svs --registration pair.json --stain pas --report report.html",
-        "kin validate translated.ome.tif --shifted shifted.ome.tif",
+        "kin validate translated.ome.tif",
     ),
 )
 @click.argument("translated", type=FILE)
 @cloup.option("--against", type=FILE, help="Real slide: a serial section in the stain that is wanted.")
+@consistency_option
+@places_option
+@cloup.option(
+    "-m",
+    "--model",
+    type=ModelType(),
+    help="Generator of that sample.  [default: the one that TRANSLATED names]",
+)
+@cloup.option("--device", default="auto", show_default=True, help="Device of that sample: auto, cpu, cuda.")
 @shifted_option
 @cloup.option(
     "--registration",
@@ -73,11 +86,14 @@ def validate(translated: Path, as_json: bool, overwrite: bool, **options: Any) -
     recoloured, reach: what is no better than these is no success. Areas finer than the registration's own error are
     marked with ~.
 
-    Without a real slide, --shifted tells how far the translation depends on where its patches lie.
+    Without a real slide: how far a translation depends on where its patches lie. A sample of the slide, which
+    TRANSLATED names, is translated again by IN, KIN and seamless, on the patch grid and half a patch further.
     """
     if options["against"] is None:
-        _consistency(translated, options, as_json=as_json)
+        _consistency(translated, options, as_json=as_json, overwrite=overwrite)
         return
+    if options["consistency"] is not None:
+        raise UsageError("--consistency and --against exclude each other", "two commands, one for each")
     settings = _settings(translated, options)
     _check(settings, options, overwrite=overwrite)
     from kin_cli.outputs import write_outputs
@@ -104,15 +120,23 @@ def validate(translated: Path, as_json: bool, overwrite: bool, **options: Any) -
     show(json_text(found.as_dict()) if as_json else _table(found))
 
 
-def _consistency(translated: Path, options: dict[str, Any], *, as_json: bool) -> None:
-    """Report the mismatch with a translation in shifted patches."""
-    if options["shifted"] is None:
-        raise UsageError(
-            "there is nothing to compare with", "--against a real slide, or --shifted a second translation"
-        )
-    unused = [name for name in ("report", "geojson", "csv_file", "registration") if options[name] is not None]
+def _consistency(translated: Path, options: dict[str, Any], *, as_json: bool, overwrite: bool) -> None:
+    """Report how far the translation depends on its patches: translate a sample again, or compare with a second one."""
+    unused = [name for name in ("report", "geojson", "registration") if options[name] is not None]
     if unused:
-        raise UsageError(f"--{unused[0].removesuffix('_file')} needs --against", "name the real slide")
+        raise UsageError(f"--{unused[0]} needs --against", "name the real slide")
+    if options["shifted"] is None:
+        _check_csv(translated, options, overwrite=overwrite)
+        again = consistency_of(translated, options, ConsoleProgress())
+        if options["csv_file"] is not None:
+            from kin_cli.outputs import write_outputs
+
+            write_outputs({options["csv_file"]: csv_bytes(again.rows())}, overwrite=overwrite)
+        show(json_text({"slide": str(translated), **again.as_dict()}) if as_json else "\n".join(again.in_words()))
+        return
+    if options["csv_file"] is not None or options["consistency"] is not None:
+        name = "--csv" if options["csv_file"] is not None else "--consistency"
+        raise UsageError(f"{name} and --shifted exclude each other", "without --shifted a sample is translated again")
     from contextlib import ExitStack
 
     from kin_cli.evaluation.settings import SlideChoice, source_choice
@@ -130,6 +154,44 @@ def _consistency(translated: Path, options: dict[str, Any], *, as_json: bool) ->
             check_same_size(view, shown)
         found = mismatch_of(view, options, tissue_mask(shown, options["tissue"]), progress)
     show(json_text({"slide": str(translated), "mismatch": found.as_dict()}) if as_json else found.in_words())
+
+
+def _check_csv(translated: Path, options: dict[str, Any], *, overwrite: bool) -> None:
+    from kin_cli.outputs import check_files, file_inputs, slide_inputs
+
+    inputs = [
+        *slide_inputs(translated, "the translation"),
+        *slide_inputs(options["source"], "the source"),
+        *file_inputs((options["tissue"], "the tissue mask"), (options["model"], "the generator")),
+    ]
+    check_files([("--csv", options["csv_file"])], inputs, overwrite=overwrite)
+
+
+def consistency_of(translated: Path, options: dict[str, Any], progress: ConsoleProgress) -> Consistency:
+    """The mismatch of a sample of a translation that is translated again, on two grids."""
+    from kin_cli.errors import InputError
+    from kin_cli.evaluation.retranslation import METHODS, Retranslation, measure_consistency
+    from kin_cli.pyramid.provenance import provenance
+    from kin_cli.slide.files import check_file
+
+    check_file(translated)
+    methods = options["consistency"] or ",".join(METHODS)
+    wanted = Retranslation(
+        options["source"],
+        options["model"],
+        tuple(dict.fromkeys(name.strip().lower() for name in methods.split(","))),
+        options["places"],
+        options["seed"],
+        options["tissue"],
+        options["device"],
+        options["workers"],
+    )
+    made = provenance(translated)
+    if made is None:
+        raise InputError(
+            f"{translated}: does not tell how it was made", "only outputs of kin translate can be translated again"
+        )
+    return measure_consistency(made, wanted, progress)
 
 
 def mismatch_of(view: SlideView, options: dict[str, Any], mask: TissueMask, progress: ConsoleProgress) -> Mismatch:
@@ -235,11 +297,14 @@ def number(value: float | None) -> str:
 
 
 def _rows(found: Validation) -> list[list[object]]:
-    rows: list[list[object]] = [
-        ["area_um", "figure", "value", "low", "high", "chance", "recoloured", "areas", "finer_than_registration"]
-    ]
+    head: list[object] = ["area_um", "figure", "value", "low", "high", "chance", "recoloured", "areas"]
+    rows = [[*head, "finer_than_registration", "false_positive_rate"]]
     for score in found.scores:
         low, high = score.interval or (None, None)
         values = (score.value, low, high, score.chance, score.recoloured)
-        rows.append([score.um, score.name, *values, score.areas, int(score.finer)])
+        rows.append([score.um, score.name, *values, score.areas, int(score.finer), None])
+    for curve in found.roc:  # its points: the value is the true positive rate
+        name, blank = f"roc_{curve.slide}", [None] * 6
+        pairs = zip(curve.true_positive.tolist(), curve.false_positive.tolist(), strict=True)
+        rows += [[curve.um, name, round(true, 5), *blank, round(false, 5)] for true, false in pairs]
     return rows

@@ -2,7 +2,7 @@
 
 A generator answers for a pixel by its patch; whoever cuts the slide differently gets another answer. Two translations
 of one slide, the second of a region that begins half a patch further, show by how much: 0 is a translation that does
-not depend on its patches at all.
+not depend on its patches at all. ``retranslation`` makes both for a sample of a slide.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from kin_cli.concurrency import prefetch
 from kin_cli.errors import InputError, NoTissueError, UsageError
-from kin_cli.geometry import Box, Grid, Integers, Size
-from kin_cli.metrics.colour import lab
+from kin_cli.geometry import Box, Doubles, Grid, Integers, Pixels, Size
+from kin_cli.passes.alone import differences
 from kin_cli.progress import Progress
 from kin_cli.pyramid.provenance import Provenance
 from kin_cli.slide.tissue import TissueMask
@@ -53,6 +53,37 @@ class Mismatch:
             f"tile mismatch: mean {self.mean:.2f} ΔE, 99 % below {self.p99:.2f} ΔE, patches shifted by {x},{y} px"
             f" ({self.pixels:,} pixels)"
         )
+
+
+class Differences:
+    """A histogram of differences of colour, and their sum. Memory bound: 24 kB."""
+
+    def __init__(self) -> None:
+        self._counts: Integers = np.zeros(_TOP * _PER_UNIT, np.int64)
+        self._total = 0.0
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels counted."""
+        return int(self._counts.sum())
+
+    def count(self, one: Pixels, other: Pixels) -> None:
+        """Count the differences of the same pixels (n, 3) in two translations."""
+        far: Doubles = differences(one, other)
+        bins = np.minimum((far * _PER_UNIT).astype(np.intp), len(self._counts) - 1)
+        self._counts += np.bincount(bins, minlength=len(self._counts))
+        self._total += float(far.sum())
+
+    def add(self, other: Differences) -> None:
+        """Add what another one counted."""
+        self._counts += other._counts
+        self._total += other._total
+
+    def mismatch(self, offset: tuple[int, int]) -> Mismatch:
+        """Mean and 99th percentile; at least one pixel must be counted."""
+        pixels = self.pixels
+        place = int(np.searchsorted(self._counts.cumsum(), 0.99 * pixels))
+        return Mismatch(self._total / pixels, (place + 1) / _PER_UNIT, pixels, offset)
 
 
 def grid_offset(
@@ -103,27 +134,20 @@ def measure_mismatch(
         raise NoTissueError(f"{other.slide.path}: shows no pixel of {view.slide.path}", _HINT)
     grid = Grid(Size(shared.width, shared.height), _BLOCK_PX)
     boxes = [grid.clipped(cell).shifted(shared.x, shared.y) for cell in grid]
-    counts, total = np.zeros(_TOP * _PER_UNIT, np.int64), 0.0
+    found = Differences()
     with progress.stage("mismatch", len(boxes), "blocks") as advance:
         work = partial(_block, view, other, offset, mask)
-        for part, summed in prefetch(work, boxes, workers=workers, ahead=workers):
-            counts, total = counts + part, total + summed
+        for part in prefetch(work, boxes, workers=workers, ahead=workers):
+            found.add(part)
             advance(1)
-    pixels = int(counts.sum())
-    if not pixels:
+    if not found.pixels:
         raise NoTissueError(f"{view.slide.path}: no tissue that both show", "--tissue none compares everything")
-    place = int(np.searchsorted(counts.cumsum(), 0.99 * pixels))
-    return Mismatch(total / pixels, (place + 1) / _PER_UNIT, pixels, offset)
+    return found.mismatch(offset)
 
 
-def _block(
-    view: SlideView, other: SlideView, offset: tuple[int, int], mask: TissueMask, box: Box
-) -> tuple[Integers, float]:
-    """Histogram and sum of the differences in a box of the first translation."""
-    inside = ~mask.background(box)
-    if not inside.any():
-        return np.zeros(_TOP * _PER_UNIT, np.int64), 0.0
-    pair = view.read(box)[inside], other.read(box.shifted(-offset[0], -offset[1]))[inside]
-    far = np.linalg.norm(lab(pair[0]) - lab(pair[1]), axis=-1)
-    bins = np.minimum((far * _PER_UNIT).astype(np.intp), _TOP * _PER_UNIT - 1)
-    return np.bincount(bins, minlength=_TOP * _PER_UNIT).astype(np.int64), float(far.sum())
+def _block(view: SlideView, other: SlideView, offset: tuple[int, int], mask: TissueMask, box: Box) -> Differences:
+    """The differences in a box of the first translation."""
+    found, inside = Differences(), ~mask.background(box)
+    if inside.any():
+        found.count(view.read(box)[inside], other.read(box.shifted(-offset[0], -offset[1]))[inside])
+    return found

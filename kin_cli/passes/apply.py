@@ -115,7 +115,7 @@ def apply_slide(
         sink.keep((tile, pixels), finite=finite, source=lambda: view.read(box))
 
     def read(window: Window) -> ReadWindow:
-        return (window, _stats(statistics, window, lookup)), view.read(window.read)
+        return (window, statistics_of(statistics, window, lookup)), view.read(window.read)
 
     with (
         progress.stage("apply", remaining, "tiles") as advance,
@@ -141,7 +141,7 @@ def apply_slide(
     return remaining
 
 
-def _stats(statistics: Statistics, window: Window, lookup: Lookup) -> Floats:
+def statistics_of(statistics: Statistics, window: Window, lookup: Lookup) -> Floats:
     """Means and scales of the cells around a window, (r, c, 2, ΣC)."""
     rows, cols = lookup.span(window.rows), lookup.span(window.cols)
     first = window.first

@@ -1,4 +1,4 @@
-"""How well two registered sections agree: the displacement that is left, area by area, and landmarks.
+"""How well two registered sections agree: the displacement that is left, area by area.
 
 The error of a registration is estimated from the slides themselves: around each of many places the density of the
 source is looked for in the registered real slide, within 96 µm. Where structures are alike in both stains, the best
@@ -8,25 +8,22 @@ fraction of places near the middle also tells whether the two slides belong toge
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy import fft, ndimage, stats
 
-from kin_cli.errors import InputError
 from kin_cli.geometry import Doubles, Floats, Mask
 from kin_cli.registration.sections import Section
-from kin_cli.store.files import read_regular
 
 REACH_UM = 96.0
 _SIDE_UM = 256.0  # of the window that is looked for
 _NEAR_UM = 40.0
 _LEAST_TISSUE = 0.6
 _MOST_PLACES = 400
-_SIGNIFICANT = 1e-3
+_NARROW_UM, _WIDE_UM, _BLUR_REACH = 6.0, 60.0, 4.0  # standard deviations, and where the blur ends, in these
+_SIGNIFICANT = 1e-4  # windows overlap, so that they are fewer than they seem
 _LEAST_EXCESS = 0.05  # of the fraction of places near the middle, over chance
 
 
@@ -97,25 +94,34 @@ def agreement(source: Section, moved: Floats, known: Mask) -> Agreement:
     if len(places) > _MOST_PLACES:
         drawn = np.random.default_rng(0).choice(len(places), _MOST_PLACES, replace=False)
         places = [places[number] for number in np.sort(drawn)]
-    one, other = _detail(source.density, um), _detail(moved, um)
-    found = [_best_shift(one, other, row, col, half, reach) for row, col in places]
+    found = []
+    for row, col in places:
+        one, other = (_detail_around(density, row, col, half + reach, um) for density in (source.density, moved))
+        found.append(_best_shift(one, other, half, reach))
     middles = np.array([(col * source.um[0], row * source.um[1]) for row, col in places]).reshape(-1, 2)
     shifts = np.array([shift for shift, _ in found]).reshape(-1, 2) * source.um
     return Agreement(middles, shifts, np.array([likeness for _, likeness in found]))
 
 
-def _detail(density: Floats, um: float) -> Floats:
-    """Density without what is wider than some nuclei and glands, so that outlines do not decide."""
-    smooth = ndimage.gaussian_filter(density, 6.0 / um)
-    found: Floats = smooth - ndimage.gaussian_filter(density, 60.0 / um)
+def _detail_around(density: Floats, row: int, col: int, wide: int, um: float) -> Floats:
+    """The square of ``wide`` pixels around a place without what is wider than some nuclei and glands.
+
+    So outlines do not decide.
+    """
+    spare = math.ceil(_BLUR_REACH * _WIDE_UM / um)
+    top, left = max(0, row - wide - spare), max(0, col - wide - spare)
+    part = density[top : row + wide + spare, left : col + wide + spare]
+    smooth = ndimage.gaussian_filter(part, _NARROW_UM / um)
+    smooth -= ndimage.gaussian_filter(part, _WIDE_UM / um)
+    row, col = row - top, col - left
+    found: Floats = smooth[row - wide : row + wide, col - wide : col + wide]
     return found
 
 
-def _best_shift(one: Floats, other: Floats, row: int, col: int, half: int, reach: int) -> tuple[Doubles, float]:
-    """The shift (x, y) in pixels at which a window of ``one`` is most like ``other``, and the correlation there."""
-    template = one[row - half : row + half, col - half : col + half]
+def _best_shift(one: Floats, around: Floats, half: int, reach: int) -> tuple[Doubles, float]:
+    """The shift (x, y) in pixels at which the middle of ``one`` is most like ``around``, and the correlation there."""
     wide = half + reach
-    around = other[row - wide : row + wide, col - wide : col + wide]
+    template = one[reach:-reach, reach:-reach]
     template = template - template.mean()
     shape = [fft.next_fast_len(2 * wide, real=True)] * 2
     shared = fft.irfft2(fft.rfft2(around, shape) * fft.rfft2(template, shape).conj(), shape)
@@ -143,66 +149,3 @@ def _peak(scores: Floats, best: tuple[np.intp, ...], axis: int) -> float:
     before, here, after = (float(line[at + step]) for step in (-1, 0, 1))
     bow = before - 2 * here + after
     return 0.0 if bow >= 0 else float(np.clip((before - after) / (2 * bow), -0.5, 0.5))
-
-
-@dataclass(frozen=True)
-class LandmarkErrors:
-    """Distances between landmarks of the real slide and those of the source, carried over.
-
-    Attributes:
-        initial_px, final_px: without and with the registration, (n,) pixels of level 0 of the real slide.
-        diagonal_px: of the real slide.
-        mpp: µm per pixel of the real slide.
-    """
-
-    initial_px: Doubles
-    final_px: Doubles
-    diagonal_px: float
-    mpp: float
-
-    def as_dict(self) -> dict[str, object]:
-        """Return median, 90th percentile and maximum: of TRE (µm) and relative TRE (% of the diagonal)."""
-        found: dict[str, object] = {"landmarks": len(self.final_px)}
-        for name, values in (("initial", self.initial_px), ("registered", self.final_px)):
-            three = np.array([np.median(values), np.percentile(values, 90), values.max()])
-            names = ("median", "p90", "max")
-            found[name] = {
-                "tre_um": dict(zip(names, (three * self.mpp).round(2).tolist(), strict=True)),
-                "rtre_percent": dict(zip(names, (three / self.diagonal_px * 100).round(4).tolist(), strict=True)),
-            }
-        return found
-
-
-def read_landmarks(path: Path) -> dict[str, tuple[float, float]]:
-    """Landmarks by name: a CSV file with columns X and Y (pixels of level 0), and names in the first column, if any.
-
-    That is the format of the ANHIR challenge and of ImageJ. Names are numbers from 0 where there are none.
-
-    Raises:
-        InputError: the file is missing or is no such table.
-    """
-    hint = "landmarks are a CSV file with columns X and Y in pixels of level 0"
-    try:
-        text = read_regular(path).decode("utf-8-sig")
-        dialect = csv.Sniffer().sniff(text[:4096], ",;\t ") if text.strip() else csv.excel
-        rows = [row for row in csv.reader(io.StringIO(text), dialect) if any(cell.strip() for cell in row)]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file", hint) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}", hint) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV file: {error}", hint) from None
-    names = [cell.strip().lower() for cell in rows[0]] if rows else []
-    if "x" not in names or "y" not in names:
-        raise InputError(f"{path}: has no columns X and Y", hint)
-    x, y = names.index("x"), names.index("y")
-    found: dict[str, tuple[float, float]] = {}
-    for number, row in enumerate(rows[1:]):
-        try:
-            point = float(row[x]), float(row[y])
-        except (ValueError, IndexError):
-            raise InputError(f"{path}: row {number + 2} has no two numbers under X and Y", hint) from None
-        found[row[0].strip() if min(x, y) > 0 else str(number)] = point
-    if not found or not np.isfinite(list(found.values())).all():
-        raise InputError(f"{path}: holds no landmarks", hint)
-    return found

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import ndimage
 
 from kin_cli.concurrency import available_cores
 from kin_cli.errors import KinError
-from kin_cli.geometry import Doubles, Floats, Mask
+from kin_cli.geometry import AnyArray, Box, Doubles, Floats, Mask, Size
 from kin_cli.registration.search import Place
 from kin_cli.registration.sections import Section
 
 _BINS = 32
 _RIM_UM = 100.0  # of background around a piece that counts
+_ROOM_UM, _ROOM = 500.0, 0.15  # around where a piece is expected, in µm, and as a fraction of its extent
 _COARSE_UM, _MIDDLE_UM = 32.0, 16.0
 _SAMPLES = 40_000  # pixels that the mutual information is computed of, at least
 _FRACTION = 0.2  # of the pixels, if these are more
@@ -31,6 +32,10 @@ NODE_UM = 32.0
 
 _LEAST_STRETCH, _MOST_STRETCH = 0.7, 1.4  # of a length by the affine map; sections of one block differ less
 _LEAST_AREA, _MOST_AREA = 0.25, 4.0  # of a small area by the elastic map; below 0 it would be turned over
+
+
+Frame: TypeAlias = tuple[float, float, float, float]
+"""Left, upper, right and lower end in µm."""
 
 
 def simple_itk() -> Any:
@@ -69,7 +74,6 @@ class Aligner:
         self._sitk = simple_itk()
         self._pairs = {um: (source.at(um), target.at(um)) for um in (_COARSE_UM, _MIDDLE_UM)}
         self._pairs[0.0] = (source, target)
-        self._images: dict[tuple[int, float], Any] = {}
 
     def rigid(self, piece: Mask, place: Place) -> tuple[float, Place]:
         """A place improved at 32 µm per pixel, and the mutual information there (natural units, higher is better)."""
@@ -146,48 +150,54 @@ class Aligner:
         transform.SetTranslation(matrix[:, 2].tolist())
         return transform
 
-    def _image(self, side: int, um: float) -> Any:
-        """One of the two sections at a resolution, as SimpleITK's image in µm."""
-        key = (side, um)
-        if key not in self._images:
-            section = self._pairs[um][side]
-            density = ndimage.gaussian_filter(section.density, 0.5)
-            # beyond the edge of the target is background, which a piece at the edge is to be compared with
-            spare = [side * n // 4 for n in density.shape]
-            density = np.pad(density, [(n, n) for n in spare])
-            self._images[key] = self._as_image(density, section.um, spare)
-        return self._images[key]
+    def _image(self, side: int, um: float, frame: Frame) -> Any:
+        """A part of one of the two sections at a resolution, as SimpleITK's image in µm; background beyond the slide.
 
-    def _as_image(self, values: Any, um: tuple[float, float], spare: list[int]) -> Any:
+        A piece at the edge of the target is to be compared with background there.
+        """
+        section = self._pairs[um][side]
+        return self._as_image(ndimage.gaussian_filter(_cut(section.density, section.um, frame), 0.5), section.um, frame)
+
+    def _as_image(self, values: Any, um: tuple[float, float], frame: Frame) -> Any:
         image = self._sitk.GetImageFromArray(values)
         image.SetSpacing(um)
-        image.SetOrigin(((0.5 - spare[1]) * um[0], (0.5 - spare[0]) * um[1]))
+        left, upper = (math.floor(frame[axis] / um[axis]) for axis in (0, 1))
+        image.SetOrigin(((left + 0.5) * um[0], (upper + 0.5) * um[1]))
         return image
 
-    def _mask(self, piece: Mask, um: float) -> tuple[Any, int]:
+    def _mask(self, piece: Mask, um: float, frame: Frame) -> tuple[Any, int]:
         """The piece (h, w) of the finest resolution with its rim, at another one, and its number of pixels."""
-        section = self._pairs[um][0]
-        rows, cols = section.density.shape
-        fine = self._pairs[0.0][0]
-        at = [
-            np.minimum(((np.arange(n) + 0.5) * section.um[axis] / fine.um[axis]).astype(np.intp), limit - 1)
-            for n, axis, limit in ((rows, 1, piece.shape[0]), (cols, 0, piece.shape[1]))
-        ]
-        near = ndimage.distance_transform_edt(~piece[np.ix_(*at)]) * section.um[0] <= _RIM_UM
-        return self._as_image(near.astype(np.uint8), section.um, [0, 0]), int(near.sum())
+        section, fine = self._pairs[um][0], self._pairs[0.0][0]
+        cut = _cut(piece, fine.um, frame)
+        shape = _cut(section.tissue, section.um, frame).shape
+        at = []
+        for axis in (1, 0):
+            first = math.floor(frame[axis] / section.um[axis])
+            places = (first + np.arange(shape[1 - axis]) + 0.5) * section.um[axis] / fine.um[axis]
+            places = places - math.floor(frame[axis] / fine.um[axis])
+            at.append(np.clip(places.astype(np.intp), 0, cut.shape[1 - axis] - 1))
+        near = ndimage.distance_transform_edt(~cut[np.ix_(*at)]) * section.um[0] <= _RIM_UM
+        return self._as_image(near.astype(np.uint8), section.um, frame), int(near.sum())
 
-    def _frame(self, piece: Mask) -> tuple[float, float, float, float]:
-        """Left, upper, right and lower end of a piece with its rim, in µm."""
+    def _frame(self, piece: Mask) -> Frame:
+        """The ends of a piece with its rim."""
         um = self._pairs[0.0][0].um
-        rows, cols = np.nonzero(piece)
+        rows, cols = (np.flatnonzero(piece.any(axis=axis)) for axis in (1, 0))
         rim = 2 * _RIM_UM
-        left, right = cols.min() * um[0] - rim, (cols.max() + 1) * um[0] + rim
-        upper, lower = rows.min() * um[1] - rim, (rows.max() + 1) * um[1] + rim
+        left, right = cols[0] * um[0] - rim, (cols[-1] + 1) * um[0] + rim
+        upper, lower = rows[0] * um[1] - rim, (rows[-1] + 1) * um[1] + rim
         return float(left), float(upper), float(right), float(lower)
 
-    def _method(self, piece: Mask, um: float) -> Any:
+    def _there(self, frame: Frame, matrix: Doubles) -> Frame:
+        """The ends of what an affine map makes of a frame, with room for it to move."""
+        left, upper, right, lower = frame
+        corners = np.array([(x, y) for x in (left, right) for y in (upper, lower)]) @ matrix[:, :2].T + matrix[:, 2]
+        room = max(_ROOM_UM, _ROOM * float(np.ptp(corners, axis=0).max()))
+        return (*(corners.min(axis=0) - room).tolist(), *(corners.max(axis=0) + room).tolist())
+
+    def _method(self, piece: Mask, um: float, frame: Frame) -> Any:
         sitk = self._sitk
-        mask, pixels = self._mask(piece, um)
+        mask, pixels = self._mask(piece, um, frame)
         method = sitk.ImageRegistrationMethod()
         method.SetMetricAsMattesMutualInformation(_BINS)
         fraction = max(_FRACTION, _SAMPLES / max(pixels, 1))
@@ -203,16 +213,18 @@ class Aligner:
         self, transform: Any, piece: Mask, um: float, *, shrinks: tuple[int, ...], step: float, rounds: int
     ) -> float:
         """Improve a linear transform in place; returns its mutual information."""
-        method = self._method(piece, um)
+        frame = self._frame(piece)
+        method = self._method(piece, um, frame)
         method.SetShrinkFactorsPerLevel(shrinks)
         method.SetSmoothingSigmasPerLevel([shrink / 2 for shrink in shrinks])
         method.SetOptimizerAsRegularStepGradientDescent(step, step / 100, rounds, 0.6)
         method.SetOptimizerScalesFromPhysicalShift()
         method.SetInitialTransform(transform, True)
-        return self._executed(method, um)
+        return self._executed(method, um, frame, _matrix_of(transform))
 
     def _run_spline(self, spline: Any, known: Any, piece: Mask, um: float, *, blurred: bool) -> float:
-        method = self._method(piece, um)
+        frame = self._frame(piece)
+        method = self._method(piece, um, frame)
         shrinks, sigmas = ((2, 1, 1), (4.0, 2.0, 0.5)) if blurred else ((1,), (0.5,))
         method.SetShrinkFactorsPerLevel(shrinks)
         method.SetSmoothingSigmasPerLevel(sigmas)
@@ -221,15 +233,32 @@ class Aligner:
         )
         method.SetMovingInitialTransform(known)
         method.SetInitialTransform(spline, True)
-        return self._executed(method, um)
+        return self._executed(method, um, frame, _matrix_of(known))
 
-    def _executed(self, method: Any, um: float) -> float:
+    def _executed(self, method: Any, um: float, frame: Frame, matrix: Doubles) -> float:
         try:
-            method.Execute(self._image(0, um), self._image(1, um))
+            method.Execute(self._image(0, um, frame), self._image(1, um, self._there(frame, matrix)))
         except RuntimeError as error:  # all samples map outside, or the transform became singular
             cause = str(error).strip().splitlines()
             raise AlignmentError(cause[-1] if cause else "unknown") from error
         return -float(method.GetMetricValue())
+
+
+def _cut(values: AnyArray, um: tuple[float, float], frame: Frame) -> AnyArray:
+    """The pixels (h, w) of a frame in µm, 0 beyond the picture."""
+    left, upper = (math.floor(frame[axis] / um[axis]) for axis in (0, 1))
+    right, lower = (math.ceil(frame[2 + axis] / um[axis]) for axis in (0, 1))
+    inside = Box(left, upper, right - left, lower - upper).clipped(Size(values.shape[1], values.shape[0]))
+    cut = np.zeros((lower - upper, right - left), values.dtype)
+    cut[inside.slices(Box(left, upper, 0, 0))] = values[inside.slices()]
+    return cut
+
+
+def _matrix_of(transform: Any) -> Doubles:
+    """A linear transform of SimpleITK as an affine map (2, 3)."""
+    origin = np.array(transform.TransformPoint((0.0, 0.0)))
+    ends = [np.array(transform.TransformPoint(axis)) - origin for axis in ((1.0, 0.0), (0.0, 1.0))]
+    return np.column_stack([*ends, origin])
 
 
 class AlignmentError(Exception):
@@ -267,7 +296,7 @@ def _subdivided(values: Doubles, axis: int) -> Doubles:
     return np.moveaxis(finer, 0, axis)
 
 
-def _sampled(spline: Any, frame: tuple[float, float, float, float]) -> Bend:
+def _sampled(spline: Any, frame: Frame) -> Bend:
     """The displacement of a spline at the nodes of a frame (left, upper, right, lower in µm)."""
     left, upper, right, lower = frame
     cols, rows = math.ceil((right - left) / NODE_UM), math.ceil((lower - upper) / NODE_UM)

@@ -14,12 +14,12 @@ from scipy import ndimage
 from kin_cli.errors import InputError
 from kin_cli.evaluation.settings import SlideChoice
 from kin_cli.evaluation.tiles import opened
-from kin_cli.geometry import Doubles, Integers, Mask
+from kin_cli.geometry import Doubles, Mask
 from kin_cli.progress import Progress
-from kin_cli.registration.agreement import Agreement, LandmarkErrors, agreement, read_landmarks
+from kin_cli.registration.agreement import Agreement, agreement
 from kin_cli.registration.elastic import Aligner, AlignmentError, Bend
 from kin_cli.registration.search import STEP_DEGREES, Place, Searcher, search_um
-from kin_cli.registration.sections import Section, pieces_of, read_section
+from kin_cli.registration.sections import Labels, Section, pieces_of, read_section
 from kin_cli.registration.transform import Piece, Registration, Side
 from kin_cli.registration.warp import warped
 from kin_cli.slide.view import SlideView
@@ -64,7 +64,7 @@ def side_of(view: SlideView, option: str) -> Side:
 def register(settings: RegisterSettings, progress: Progress) -> Registered:
     """Register the real slide to the source, piece by piece.
 
-    Memory bound: see ``read_section``, twice; about ten times that while a piece is bent.
+    Memory bound: see ``read_section``, twice, and 100 bytes for each pixel of a piece while it is bent.
 
     Raises:
         KinError: a slide cannot be read, its pixel size is unknown, no piece of the source is found in the other slide,
@@ -114,7 +114,7 @@ def register_sections(
 def _matched(
     source: Section,
     target: Section,
-    labels: Integers,
+    labels: Labels,
     sides: tuple[Side, Side],
     settings: RegisterSettings,
     progress: Progress,
@@ -137,7 +137,7 @@ def _merit(registration: Registration, found: Agreement) -> float:
 class _Matcher:
     """Finds the pieces of one section in another, each at its own place."""
 
-    def __init__(self, source: Section, target: Section, labels: Integers) -> None:
+    def __init__(self, source: Section, target: Section, labels: Labels) -> None:
         self._source, self._target, self._labels = source, target, labels
         um = search_um(source, target)
         self._rough, self._rough_target = source.at(um), target.at(um)
@@ -214,7 +214,7 @@ class _Matcher:
 
     def _covered(self, piece: Mask, motion: Piece) -> Mask:
         """Where a piece lies on the rough target, once moved."""
-        points = self._source.centres()[::2, ::2][piece[::2, ::2]]
+        points = self._source.centres_of(piece, step=2)
         places = self._rough_target.indices(motion(points))
         height, width = self._taken.shape
         row, col = np.rint(places[0]).astype(np.intp), np.rint(places[1]).astype(np.intp)
@@ -239,16 +239,16 @@ def _judged(registration: Registration, source: Section, target: Section) -> tup
     """The registration with each piece's agreement, and pieces without one marked as not found."""
     density, known = warped(registration, source, target)
     found = agreement(source, density, known)
-    points = source.centres()
     owners = registration.owner(found.middles)
     pieces, sure = [], []
+    near = replace(target, tissue=ndimage.binary_dilation(target.tissue, iterations=2))
     assert registration.labels is not None
     for number, piece in enumerate(registration.pieces, start=1):
         if not piece.found:
             pieces.append(piece)
             continue
         own, inside = found.of(owners == number), registration.labels == number
-        covered = _covered_fraction(piece, points[inside], target)
+        covered = _covered_fraction(piece, source.centres_of(inside, step=2), near)
         about = piece.about | {"agreement": round(own.near, 3), "covered": round(covered, 3)}
         if own.believable and covered >= _LEAST_COVERED:
             sure.append(piece.degrees)
@@ -266,11 +266,8 @@ def _follows(piece: Piece, sure: list[float]) -> bool:
 
 
 def _covered_fraction(piece: Piece, points: Doubles, target: Section) -> float:
-    """Fraction of the points of a piece that come to lie on tissue of the target, or within two pixels of it."""
-    near = ndimage.binary_dilation(target.tissue, iterations=2)
-    rows, cols = target.indices(piece(points))
-    values = ndimage.map_coordinates(near.astype(np.float32), (rows, cols), order=0, mode="constant")
-    return float(values.mean()) if values.size else 0.0
+    """Fraction of the points of a piece that come to lie on tissue of the target."""
+    return float(target.is_tissue(piece(points)).mean()) if len(points) else 0.0
 
 
 def _with_followers(registration: Registration) -> Registration:
@@ -287,28 +284,3 @@ def _unmirrored(piece: Piece, width_um: float) -> Piece:
     matrix = piece.matrix * np.array([[-1.0], [1.0]])
     matrix[0, 2] += width_um
     return replace(piece, matrix=matrix)
-
-
-def landmark_errors(registration: Registration, files: tuple[Path, Path]) -> LandmarkErrors:
-    """The target registration error of landmarks in the source and the real slide (pixels of level 0).
-
-    The initial distances are those of both slides laid on each other corner to corner.
-
-    Raises:
-        InputError: a file cannot be read, or no landmark stands in both.
-    """
-    one, other = (read_landmarks(file) for file in files)
-    names = [name for name in one if name in other]
-    if not names:
-        raise InputError(f"{files[1]}: no landmark has the name of one in {files[0].name}", "names are in column 1")
-    ours = np.array([one[name] for name in names])
-    theirs = np.array([other[name] for name in names])
-    mpp = registration.real.mpp
-    initial = ours * (registration.source.mpp / mpp)
-    size = registration.real.size
-    return LandmarkErrors(
-        np.hypot(*(initial - theirs).T),
-        np.hypot(*(registration.to_real(ours) - theirs).T),
-        math.hypot(size.width, size.height),
-        mpp,
-    )

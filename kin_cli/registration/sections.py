@@ -7,19 +7,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from scipy import ndimage
 
 from kin_cli.errors import InputError, NoTissueError
-from kin_cli.geometry import Doubles, Floats, Integers, Mask, Size
+from kin_cli.geometry import Doubles, Floats, Mask, Size
 from kin_cli.slide.tissue import TissueMask, detect_tissue, tissue_mask
 from kin_cli.slide.view import SlideView, overview
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Labels: TypeAlias = "NDArray[np.uint8]"
+"""Numbers of pieces (h, w), from 1; 0: none."""
 
 FINEST_UM = 8.0
 """Resolution of the finest level that is registered, µm per pixel, unless the slide would exceed ``_MAX_SIDE``."""
 
-_MAX_SIDE = 4096
+_MAX_SIDE = 3072
+_PARTED_SIDE = 2048
 _BACKGROUND_PERCENTILE = 90
 _GAP_UM = 96.0  # parts of tissue that are nearer than this are one piece
 _NECK_UM = 192.0  # and are parted where they are narrower than this, if they moved apart
@@ -67,9 +75,18 @@ class Section:
         """Row and column (…) of points (…, 2) in µm, in pixels whose centres are whole numbers."""
         return points[..., 1] / self.um[1] - 0.5, points[..., 0] / self.um[0] - 0.5
 
-    def centres(self) -> Doubles:
-        """Centres of all pixels, (h, w, 2) in µm, x first."""
-        return centres(self.density.shape, self.um)
+    def centres_of(self, where: Mask, *, step: int = 1) -> Doubles:
+        """Centres of the pixels of a mask (h, w), every ``step``-th of each row and column, (n, 2) in µm, x first."""
+        rows, cols = np.nonzero(where[::step, ::step])
+        return np.stack([(cols * step + 0.5) * self.um[0], (rows * step + 0.5) * self.um[1]], axis=-1)
+
+    def is_tissue(self, points: Doubles) -> Mask:
+        """Whether there is tissue at points (n, 2) in µm; none beyond the slide."""
+        at = [np.floor(values + 0.5) for values in self.indices(points)]
+        inside = np.logical_and.reduce([(v >= 0) & (v < n) for v, n in zip(at, self.tissue.shape, strict=True)])
+        found: Mask = np.zeros(len(points), np.bool_)
+        found[inside] = self.tissue[tuple(v[inside].astype(np.intp) for v in at)]
+        return found
 
 
 def centres(shape: tuple[int, ...], um: tuple[float, float]) -> Doubles:
@@ -79,11 +96,11 @@ def centres(shape: tuple[int, ...], um: tuple[float, float]) -> Doubles:
 
 
 def read_section(view: SlideView, *, tissue: str | Path = "auto", finest_um: float = FINEST_UM) -> Section:
-    """Read a whole slide at ``finest_um`` µm per pixel, or coarser if it would have over 4096 pixels on a side.
+    """Read a whole slide at ``finest_um`` µm per pixel, or coarser if it would have over 3072 pixels on a side.
 
     ``tissue`` is "auto", "none" or the path of a mask, see ``tissue_mask``.
 
-    Memory bound: 150 MB for the tissue and 40 bytes for each of at most 4096² pixels.
+    Memory bound: 150 MB for the tissue and 40 bytes for each of at most 3072² pixels.
 
     Raises:
         InputError: the pixel size of the slide is unknown.
@@ -102,10 +119,12 @@ def read_section(view: SlideView, *, tissue: str | Path = "auto", finest_um: flo
     height, width = pixels.shape[:2]
     um = (view.size.width * mpp / width, view.size.height * mpp / height)
     darkest = pixels.min(axis=-1)
+    del pixels
     found = _resized(mask, Size(width, height))
     outside = darkest[~found]
     white = float(np.median(outside)) if outside.size > 100 else float(np.percentile(darkest, _BACKGROUND_PERCENTILE))
-    density = np.clip(1.0 - darkest.astype(np.float32) / np.float32(max(white, 1.0)), 0.0, 1.0)
+    levels = np.clip(1.0 - np.arange(256, dtype=np.float32) / np.float32(max(white, 1.0)), 0.0, 1.0)
+    density: Floats = levels[darkest]
     return Section(density, found, um)
 
 
@@ -118,13 +137,17 @@ def _resized(mask: TissueMask, size: Size) -> Mask:
     return found
 
 
-def pieces_of(section: Section, *, parted: bool = False) -> Integers:
+def pieces_of(section: Section, *, parted: bool = False) -> Labels:
     """Number the pieces of tissue from 1, the largest first: labels (h, w), 0 where there is none.
 
     Parts with a gap below 96 µm are one piece; with ``parted`` pieces are cut where they are under 192 µm wide. Parts
     under 0.1 mm², or under 1 % of the tissue, and those after the 24th belong to the piece beside them, if one is
-    within 1 mm, and are nothing otherwise.
+    within 1 mm, and are nothing otherwise. Large sections are parted at half of their resolution.
     """
+    if max(section.tissue.shape) > _PARTED_SIDE:
+        coarse = pieces_of(section.at(2 * section.um[0]), parted=parted)
+        height, width = section.tissue.shape
+        return np.where(section.tissue, coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width], np.uint8(0))
     um = section.um[0]
     reach = max(1, round(_GAP_UM / um / 2))
     joined = ndimage.distance_transform_edt(~section.tissue) <= reach
@@ -139,9 +162,9 @@ def pieces_of(section: Section, *, parted: bool = False) -> Integers:
     areas[0] = 0.0
     least = min(max(_SMALLEST_MM2, _SMALLEST_FRACTION * areas.sum()), areas.max())
     kept = [number for number in np.argsort(-areas, kind="stable") if areas[number] >= least][:_MOST_PIECES]
-    renumbered = np.zeros(count + 1, np.int64)
+    renumbered = np.zeros(count + 1, np.uint8)
     renumbered[kept] = np.arange(1, len(kept) + 1)
-    found = np.where(section.tissue, renumbered[labels], 0)
+    found: Labels = np.where(section.tissue, renumbered[labels], np.uint8(0))
     far, nearest = ndimage.distance_transform_edt(found == 0, return_indices=True)
     crumbs = section.tissue & (found == 0) & (far * um <= 1000.0)
     found[crumbs] = found[tuple(nearest)][crumbs]

@@ -4,8 +4,7 @@ A piece of tissue moves by p ↦ M · (p + bend(p)), in µm from the corners of 
 displacement on a net of nodes. A point belongs to the piece that is nearest. The file is JSON, which can be read
 without kin; the displacements and the map of the pieces stand beside it in ``NAME.field.npz``.
 
-Affine maps that other programs made are read as well, as from QuPath or VALIS (``M``): any matrix of 2 × 3 or 3 × 3
-numbers, from pixels of level 0 of the source to those of the real slide.
+Affine maps that other programs made are read as well, see ``foreign``.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
-import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,15 +24,15 @@ from kin_cli import __version__
 from kin_cli.errors import InputError
 from kin_cli.geometry import AnyArray, Doubles, Floats, Integers, Mask, Size
 from kin_cli.registration.elastic import NODE_UM, Bend
+from kin_cli.registration.foreign import HINT, read_matrix
+from kin_cli.registration.sections import Labels
 from kin_cli.store.files import read_regular
 
 FORMAT = 1
 KNOWN_UM = 100.0
 """Background within this distance of a piece is registered with it; what is farther away is unknown."""
 
-_MOST_BYTES = 1 << 30
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-_HINT = "make it with kin register, or export an affine matrix of 2 × 3 or 3 × 3 numbers"
+_NEAREST_SIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -90,14 +87,16 @@ class Registration:
             the whole slide. None if a single piece covers everything.
         error: the registration's own error in µm, see ``agreement``; None if unknown.
         mirrored: whether the real slide shows the other side of the section.
+        foreign: whether another program made it, so that its direction is a matter of trust.
     """
 
     source: Side
     real: Side
     pieces: tuple[Piece, ...]
-    labels: Integers | None = None
+    labels: Labels | None = None
     error: dict[str, float] | None = None
     mirrored: bool = False
+    foreign: bool = False
 
     def to_real(self, points: Doubles) -> Doubles:
         """Where points (…, 2) of the source, in pixels of level 0, lie in the real slide, in pixels of its level 0.
@@ -120,7 +119,7 @@ class Registration:
         """Number of the piece that moves each of the points (…, 2) in µm, from 1: the nearest one."""
         if self.labels is None or len(self.pieces) == 1:
             return np.ones(points.shape[:-1], np.int64)
-        found: Integers = self._nearest()[0][self._places(points)]
+        found: Integers = self._nearest()[0][self._places(points)].astype(np.int64)
         return found
 
     def known(self, points: Doubles) -> Mask:
@@ -132,23 +131,28 @@ class Registration:
 
     def _places(self, points: Doubles) -> tuple[Integers, Integers]:
         """Row and column in ``labels`` of points in µm; those beyond the slide at its edge."""
-        assert self.labels is not None
-        height, width = self.labels.shape
+        height, width = self._nearest()[0].shape
         extent = self.source.size.width * self.source.mpp, self.source.size.height * self.source.mpp
         cols = np.floor(points[..., 0] * (width / extent[0])).clip(0, width - 1).astype(np.int64)
         rows = np.floor(points[..., 1] * (height / extent[1])).clip(0, height - 1).astype(np.int64)
         return rows, cols
 
-    def _nearest(self) -> tuple[Integers, Mask]:
-        """Number of the nearest piece everywhere, and where a found piece is within ``KNOWN_UM``."""
-        cached: tuple[Integers, Mask] | None = self.__dict__.get("_cache")
+    def _nearest(self) -> tuple[Labels, Mask]:
+        """Number of the nearest piece everywhere, and where a found piece is within ``KNOWN_UM``.
+
+        At the resolution of ``labels``, or a fraction of it if they have over 2048 pixels on a side.
+        """
+        cached: tuple[Labels, Mask] | None = self.__dict__.get("_cache")
         if cached is None:
             assert self.labels is not None
-            um = self.source.size.width * self.source.mpp / self.labels.shape[1]
-            nearest = ndimage.distance_transform_edt(self.labels == 0, return_distances=False, return_indices=True)
-            owner = self.labels[tuple(nearest)]
+            step = -(-max(self.labels.shape) // _NEAREST_SIDE)
+            labels = self.labels[step // 2 :: step, step // 2 :: step]
+            um = self.source.size.width * self.source.mpp / self.labels.shape[1] * step
+            nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+            owner = labels[tuple(nearest)]
+            del nearest
             found = np.array([False, *(piece.found for piece in self.pieces)])
-            far = ndimage.distance_transform_edt(~found[self.labels]) * um
+            far = ndimage.distance_transform_edt(~found[labels]) * um
             cached = (owner, found[owner] & (far <= KNOWN_UM))
             object.__setattr__(self, "_cache", cached)
         return cached
@@ -187,7 +191,7 @@ def contents(registration: Registration, path: Path) -> dict[Path, bytes]:
     path, beside = files_of(path)
     arrays: dict[str, AnyArray] = {}
     if registration.labels is not None:
-        arrays["labels"] = registration.labels.astype(np.uint8)
+        arrays["labels"] = registration.labels
     for number, piece in enumerate(registration.pieces, start=1):
         if piece.bend is not None:
             arrays[f"bend_{number}"] = piece.bend.values.astype(np.float32)
@@ -200,10 +204,9 @@ def contents(registration: Registration, path: Path) -> dict[Path, bytes]:
 
 
 def read_registration(path: Path, source: Side, real: Side) -> Registration:
-    """Read a registration of these two slides: one of ``kin register``, or an affine matrix of another program.
+    """Read a registration of these two slides: one of ``kin register``, or an affine map of another program.
 
-    The matrix maps pixels of level 0 of the source to those of the real slide. Programs differ in direction and scale
-    of what they export: one that maps the other way has to be inverted, one of reduced pictures to be scaled.
+    See ``foreign`` for the latter; ``foreign.check_direction`` tells whether it maps the right way.
 
     Raises:
         InputError: the file is missing, damaged, of another pair of slides, or holds no matrix.
@@ -211,22 +214,16 @@ def read_registration(path: Path, source: Side, real: Side) -> Registration:
     try:
         content = read_regular(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file", _HINT) from None
+        raise InputError(f"{path}: no such file", HINT) from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}", _HINT) from None
-    if content.startswith((b"\x93NUMPY", b"PK\x03\x04")):
-        return _of_matrix(_matrix_of_array(path, content), source, real)
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}", HINT) from None
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: neither JSON nor text", _HINT) from None
-    try:
-        record = json.loads(text)
+        record = json.loads(content)
     except (ValueError, RecursionError):
-        return _of_matrix(_matrix_of_text(path, text), source, real)
+        record = None
     if isinstance(record, dict) and "registration" in record:
         return _of_kin(path, record, source, real)
-    return _of_matrix(_matrix_of_json(path, record), source, real)
+    return _of_matrix(read_matrix(path, content, sizes=(source.size, real.size)), source, real)
 
 
 def _of_kin(path: Path, record: dict[str, Any], source: Side, real: Side) -> Registration:
@@ -241,7 +238,7 @@ def _of_kin(path: Path, record: dict[str, Any], source: Side, real: Side) -> Reg
         labels = arrays.get("labels")
         if not pieces or (labels is not None and (labels.ndim != 2 or labels.max() > len(pieces) or labels.size == 0)):
             raise damaged
-        labels = None if labels is None else labels.astype(np.int64)
+        labels = None if labels is None else labels.astype(np.uint8)
         return Registration(source, real, pieces, labels, record["error_um"], bool(record["mirrored"]))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise damaged from error
@@ -291,42 +288,5 @@ def _of_matrix(pixels: Doubles, source: Side, real: Side) -> Registration:
     """The registration of an affine map (2, 3) between pixels of level 0."""
     matrix = pixels * real.mpp
     matrix[:, :2] /= source.mpp
-    return Registration(source, real, (Piece(matrix),), mirrored=bool(np.linalg.det(matrix[:, :2]) < 0))
-
-
-def _matrix_of_array(path: Path, content: bytes) -> Doubles:
-    try:
-        if content.startswith(b"PK"):
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
-                    raise ValueError("too large")
-        loaded = np.load(io.BytesIO(content), allow_pickle=False)
-        array = loaded if isinstance(loaded, np.ndarray) else loaded["M" if "M" in loaded else loaded.files[0]]
-        return _checked(path, array.astype(np.float64).ravel().tolist())
-    except (ValueError, KeyError, IndexError, OSError, zipfile.BadZipFile):
-        raise InputError(f"{path}: holds no affine matrix", _HINT) from None
-
-
-def _matrix_of_json(path: Path, record: Any) -> Doubles:
-    """From a bare list, or under the names ``M`` (VALIS), ``matrix``, ``transform`` or ``affine``."""
-    if isinstance(record, dict):
-        record = next((record[name] for name in ("M", "matrix", "transform", "affine") if name in record), None)
-    try:
-        return _checked(path, np.asarray(record, np.float64).ravel().tolist())
-    except (ValueError, TypeError):
-        raise InputError(f"{path}: holds no affine matrix", _HINT) from None
-
-
-def _matrix_of_text(path: Path, text: str) -> Doubles:
-    """From six or nine numbers with whatever between them, as QuPath shows and exports them."""
-    plain = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(("#", "//")))
-    return _checked(path, [float(number) for number in _NUMBER.findall(plain)])
-
-
-def _checked(path: Path, numbers: list[float]) -> Doubles:
-    if len(numbers) == 9 and numbers[6:8] == [0.0, 0.0] and numbers[8] == 1.0:
-        numbers = numbers[:6]
-    matrix = np.array(numbers)
-    if len(numbers) != 6 or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix.reshape(2, 3)[:, :2])) < 1e-6:
-        raise InputError(f"{path}: holds no affine matrix that can be inverted", _HINT)
-    return matrix.reshape(2, 3)
+    mirrored = bool(np.linalg.det(matrix[:, :2]) < 0)
+    return Registration(source, real, (Piece(matrix),), mirrored=mirrored, foreign=True)

@@ -20,6 +20,7 @@ from kin_cli.slide.view import SlideView, open_view, overview
 
 _NODE_PX = 16  # between nodes the positions are interpolated; motions are smooth at 16 pixels
 _BLOCK_PX = 512
+_STRIP_ROWS = 128
 _CHECK_UM = 500.0
 _CAPTION_PX = 26
 
@@ -143,12 +144,21 @@ def _bilinear(values: Doubles, down: Doubles, across: Doubles) -> Doubles:
 
 
 def warped(registration: Registration, source: Section, real: Section) -> tuple[Floats, Mask]:
-    """The density of the real section in the frame of the source, and where it is known, both (h, w) of the source."""
-    points = centres(source.density.shape, source.um)
-    rows, cols = real.indices(registration.moved(points))
-    inside = (rows > -0.5) & (cols > -0.5) & (rows < real.density.shape[0]) & (cols < real.density.shape[1])
-    density = ndimage.map_coordinates(real.density, (rows, cols), order=1, mode="constant")
-    return density.astype(np.float32), registration.known(points) & inside
+    """The density of the real section in the frame of the source, and where it is known, both (h, w) of the source.
+
+    Memory bound: 5 bytes for each pixel, and strips of 128 rows.
+    """
+    height, width = source.density.shape
+    density, known = np.empty((height, width), np.float32), np.empty((height, width), np.bool_)
+    for top in range(0, height, _STRIP_ROWS):
+        strip = np.s_[top : min(top + _STRIP_ROWS, height)]
+        points = centres(source.density[strip].shape, source.um)
+        points[..., 1] += top * source.um[1]
+        rows, cols = real.indices(registration.moved(points))
+        inside = (rows > -0.5) & (cols > -0.5) & (rows < real.density.shape[0]) & (cols < real.density.shape[1])
+        ndimage.map_coordinates(real.density, (rows, cols), density[strip], order=1, mode="constant")
+        known[strip] = registration.known(points) & inside
+    return density, known
 
 
 def overview_pair(view: RegisteredView, max_side: int, *, workers: int) -> tuple[Pixels, Pixels, Mask]:

@@ -14,10 +14,9 @@ import numpy as np
 from scipy import stats as statistics
 
 from kin_cli.errors import UsageError
-from kin_cli.geometry import Box, Doubles, Floats, Pixels
-from kin_cli.metrics.colour import lab
+from kin_cli.geometry import Box, Doubles
 from kin_cli.models.reference import GROUPS
-from kin_cli.norm.lookup import Lookup
+from kin_cli.passes.alone import alone, differences
 from kin_cli.passes.engine import Engine
 from kin_cli.progress import Progress
 from kin_cli.trust.sample import Known, Sample
@@ -81,13 +80,13 @@ def witnesses(
             measured.append(stats)
             half = box.width // 2
             _, shifted = alone(known.engine, sample.view.read(box.shifted(half, half)))
-            found["shift"].append(difference(translated[half:, half:], shifted[:-half, :-half]))
+            found["shift"].append(float(differences(translated[half:, half:], shifted[:-half, :-half]).mean()))
             if others:
                 made = [translated, *(alone(engine, pixels)[1] for engine in others)]
-                pairs = [difference(a, b) for i, a in enumerate(made) for b in made[:i]]
+                pairs = [float(differences(a, b).mean()) for i, a in enumerate(made) for b in made[:i]]
                 found.setdefault("generators", []).append(float(np.mean(pairs)))
             if back is not None:
-                found.setdefault("way back", []).append(difference(alone(back, translated)[1], pixels))
+                found.setdefault("way back", []).append(float(differences(alone(back, translated)[1], pixels).mean()))
             advance(1)
     scores = known.reference.scores(np.stack(measured))
     return Witnesses(
@@ -96,21 +95,6 @@ def witnesses(
         tuple(GROUPS[int(group)] for group in scores.group),
         {name: np.array(values) for name, values in found.items()},
     )
-
-
-def alone(engine: Engine, pixels: Pixels) -> tuple[Floats, Pixels]:
-    """Statistics (2, ΣC) of a patch, and its translation normalized by them: plain instance normalization."""
-    image = np.ascontiguousarray(pixels)
-    stats: Floats = engine.measure([image])[0]
-    scales = stats.copy()
-    np.divide(1.0, stats[1], out=scales[1], where=stats[1] > 0)
-    lookup = Lookup(pixels.shape[0], 0, "nearest")
-    return stats, engine.apply([image], scales[None, None, None], lookup)[0]
-
-
-def difference(a: Pixels, b: Pixels) -> float:
-    """Mean colour difference ΔE (CIE 1976) of two pictures (h, w, 3)."""
-    return float(np.linalg.norm(lab(a) - lab(b), axis=-1).mean())
 
 
 def _level0(sample: Sample, box: Box) -> tuple[float, float, float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kin_cli.geometry import Doubles, Floats
+from kin_cli.geometry import Floats, Indices
 from kin_cli.passes.trust import TrustMap, read_map
 from kin_cli.slide.view import SlideView
 from kin_cli.store.files import named_beside
@@ -34,7 +34,7 @@ def abstention_of(areas: Areas, view: SlideView, *, mpp: float, seed: int) -> Ab
     return abstention(agrees.astype(np.float64), trust.astype(np.float64), weights=areas.pixels, seed=seed)
 
 
-def percentiles_at(found: TrustMap, cells: Doubles, *, side_px: float) -> Floats:
+def percentiles_at(found: TrustMap, cells: Indices, *, side_px: float) -> Floats:
     """The percentile of the patch under the middle of each area, (n,); NaN where none is judged.
 
     ``cells`` (n, 2) are rows and columns of areas of ``side_px`` pixels.

@@ -25,6 +25,7 @@ _MOST_DOTS = 6000
 # pale to dark: nothing, and as dense as the densest areas of the real slide
 _STOPS = np.array([[255, 250, 235], [250, 190, 90], [190, 40, 60], [60, 0, 60]], np.float64)
 _AGREES = {(True, True): (60, 160, 80), (True, False): (220, 60, 50), (False, True): (60, 110, 220)}
+_CURVES = {"translation": (110, 50, 190), "recoloured": (240, 140, 30)}
 _NAMES = {
     (True, True): "both",
     (True, False): "translation only",
@@ -54,6 +55,7 @@ def page(found: Validation) -> str:
         .replace('name left">source', 'name left">real'),
         maps=_maps(found),
         scatter=_scatter(found),
+        roc=_roc(found),
         figures="".join(_figures(found, um) for um in found.areas),
         abstention=_abstention(found),
         method=_method(found),
@@ -133,7 +135,7 @@ def _ramp(values: Doubles) -> Doubles:
 
 def _map(areas: Areas, colours: Doubles) -> Pixels:
     """Areas in their colours (n, 3), white elsewhere."""
-    cells = areas.cells.astype(np.intp)
+    cells = areas.cells
     cells = cells - cells.min(axis=0)
     shape = cells.max(axis=0) + 1
     picture = np.full((*shape, 3), 255, np.uint8)
@@ -159,25 +161,54 @@ def _scatter(found: Validation) -> str:
 def _plot(areas: Areas) -> Pixels:
     ours, theirs = areas.density(0), areas.density(REAL)
     top = float(max(np.percentile(ours, 99.5), np.percentile(theirs, 99.5), 1e-3))
+    picture, draw = _axes(top, "real", "translation")
+    chosen = np.arange(len(ours))
+    if len(chosen) > _MOST_DOTS:
+        chosen = np.random.default_rng(0).choice(len(chosen), _MOST_DOTS, replace=False)
+    for across, up in _places(theirs[chosen] / top, ours[chosen] / top):
+        draw.ellipse((across - 1.5, up - 1.5, across + 1.5, up + 1.5), fill=(110, 50, 190))
+    return np.asarray(picture)
+
+
+def _axes(top: float, across: str, up: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A square plot from 0 to ``top`` on both axes, with its diagonal."""
     side = _PLOT_PX + 2 * _MARGIN_PX
     picture = Image.new("RGB", (side, side), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
     low, high = _MARGIN_PX, _MARGIN_PX + _PLOT_PX
     draw.rectangle((low, low, high, high), outline=(120, 120, 120))
     draw.line((low, high, high, low), fill=(180, 180, 180))
-    chosen = np.arange(len(ours))
-    if len(chosen) > _MOST_DOTS:
-        chosen = np.random.default_rng(0).choice(len(chosen), _MOST_DOTS, replace=False)
-    for x, y in zip((theirs[chosen] / top).clip(0, 1), (ours[chosen] / top).clip(0, 1), strict=True):
-        across, up = low + x * _PLOT_PX, high - y * _PLOT_PX
-        draw.ellipse((across - 1.5, up - 1.5, across + 1.5, up + 1.5), fill=(110, 50, 190))
     for part in (0.0, 0.5, 1.0):
         label = f"{part * top:.2f}"
         draw.text((low + part * _PLOT_PX, high + 6), label, fill="black", anchor="ma", font=font)
         draw.text((low - 6, high - part * _PLOT_PX), label, fill="black", anchor="rm", font=font)
-    draw.text(((low + high) / 2, high + 24), "real", fill="black", anchor="ma", font=font)
-    draw.text((4, low - 22), "translation", fill="black", font=font)
-    return np.asarray(picture)
+    draw.text(((low + high) / 2, high + 24), across, fill="black", anchor="ma", font=font)
+    draw.text((4, low - 22), up, fill="black", font=font)
+    return picture, draw
+
+
+def _places(across: Doubles, up: Doubles) -> list[tuple[float, float]]:
+    """Where fractions (n,) of both axes are in a plot."""
+    x, y = _MARGIN_PX + across.clip(0, 1) * _PLOT_PX, _MARGIN_PX + _PLOT_PX - up.clip(0, 1) * _PLOT_PX
+    return list(zip(x.tolist(), y.tolist(), strict=True))
+
+
+def _roc(found: Validation) -> str:
+    plots = []
+    for um in found.areas:
+        curves = [curve for curve in found.roc if curve.um == um]
+        if not curves:
+            continue
+        picture, draw = _axes(1.0, "false positive rate", "true positive rate")
+        for curve in reversed(curves):
+            draw.line(_places(curve.false_positive, curve.true_positive), fill=_CURVES[curve.slide], width=2)
+        alt = f"ROC curve of areas of {um} µm"
+        caption = f"areas of {um} µm: violet the translation{', orange the source recoloured' if curves[1:] else ''}"
+        plots.append(
+            f'<figure><img class="map" alt="{alt}" src="{jpeg_address(np.asarray(picture))}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+    return f'<div class="columns">{"".join(plots)}</div>' if plots else "<p>No areas of both kinds.</p>"
 
 
 def _abstention(found: Validation) -> str:
@@ -257,6 +288,8 @@ $figures
 $maps
 <h2 id="scatter">Densities</h2>
 $scatter
+<h2 id="roc">ROC: does the density order the areas, positive or not?</h2>
+$roc
 $abstention
 <h2 id="method">Method</h2>
 $method

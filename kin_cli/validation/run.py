@@ -19,6 +19,7 @@ from kin_cli.evaluation.tiles import opened
 from kin_cli.geometry import Box, Doubles, Mask, Pixels, Size
 from kin_cli.metrics.colour import lab
 from kin_cli.progress import Progress
+from kin_cli.registration.foreign import check_direction
 from kin_cli.registration.run import RegisterSettings, register, side_of
 from kin_cli.registration.transform import Registration, read_registration
 from kin_cli.registration.warp import RegisteredView, background_colour, registered_view
@@ -28,7 +29,7 @@ from kin_cli.trust.witness import AbstentionCurve
 from kin_cli.validation.abstention import abstention_of
 from kin_cli.validation.areas import BASE_UM, NUCLEUS_UM, SCALES_UM, Areas, AreaTable, Rules, measured
 from kin_cli.validation.recolour import Recolouring, recolouring
-from kin_cli.validation.scores import Score, scores, verdict
+from kin_cli.validation.scores import RocCurve, Score, roc_curves, scores, verdict
 from kin_cli.validation.stains import Stains, estimate, otsu
 
 _WORKING_UM = 1.0
@@ -79,6 +80,7 @@ class Validation:
     notes: tuple[str, ...]
     pictures: dict[str, Pixels] = field(default_factory=dict)
     abstention: AbstentionCurve | None = None
+    roc: tuple[RocCurve, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record, ready for JSON."""
@@ -99,6 +101,7 @@ class Validation:
             },
             "thresholds": {"stained": round(self.rules.stained, 4), "nucleus": round(self.rules.nucleus, 4)},
             "scores": [asdict(score) for score in self.scores],
+            "roc": [curve.as_dict() for curve in self.roc],
             **({} if self.abstention is None else {"abstention": self.abstention.as_dict()}),
             "verdict": verdict(self.scores),
             "notes": list(self.notes),
@@ -139,7 +142,8 @@ def validate(settings: ValidationSettings, progress: Progress) -> Validation:
         mpp = registration.source.mpp
         curve = abstention_of(areas[_ABSTENTION_UM], translated, mpp=mpp, seed=settings.seed)
         parts = (run.stains, run.rules, tuple(found), areas, tuple(notes), run.pictures())
-        return Validation(settings, registration, *parts, abstention=curve)
+        roc = tuple(one for part in areas.values() for one in roc_curves(part))
+        return Validation(settings, registration, *parts, abstention=curve, roc=roc)
 
 
 def _registration(
@@ -152,7 +156,12 @@ def _registration(
     """The registration from the frame of the translation to the real slide, read or made."""
     sides = side_of(translated, "--source-mpp"), side_of(real, "--real-mpp")
     if settings.registration is not None:
-        return read_registration(settings.registration, *sides), []
+        read = read_registration(settings.registration, *sides)
+        if not read.foreign:
+            return read, []
+        tissue = _tissue(translated, settings.tissue) if source is None else detect_tissue(source)
+        told = check_direction(settings.registration, read, tissue, detect_tissue(real))
+        return read, [] if told is None else [told]
     first = settings.translated if settings.source is None or source is None else settings.source
     made = register(RegisterSettings(first, settings.real, settings.tissue), progress)
     return replace(made.registration, source=sides[0]), list(made.notes)
@@ -188,7 +197,7 @@ class _Run:
 
     def table(self, progress: Progress) -> AreaTable:
         """All areas of 32 µm, block by block."""
-        table, side = AreaTable(self._side, self._um2, []), self._side * _BLOCK_AREAS
+        table, side = AreaTable(self._side, self._um2), self._side * _BLOCK_AREAS
         boxes = list(_squares(self._view.size, side))
         with progress.stage("areas", len(boxes), "blocks") as advance:
             ahead = prefetch(self._block, boxes, workers=self._workers, ahead=self._workers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage, stats
@@ -20,6 +21,7 @@ from kin_cli.validation.stains import otsu
 _DRAWS, _SHUFFLES = 200, 20
 _MOST_DRAWN = 4_000_000  # areas in all draws of a bootstrap together
 _FEWEST = 8
+_ROC_POINTS = 200
 _HAUSDORFF_PERCENTILE = 95.0
 REAL = 1
 
@@ -154,7 +156,7 @@ def _figures(
     ours = theirs if order is None else order[theirs]
     density = areas.sums[slide][ours, 0] / areas.pixels[ours], areas.sums[REAL][theirs, 0] / areas.pixels[theirs]
     one, other = density[0] > threshold, density[1] > threshold
-    sums = areas.sums[slide][ours], areas.sums[REAL][theirs]
+    sums = [areas.sums[n][at].astype(np.float64) for n, at in ((slide, ours), (REAL, theirs))]
     found = mask_figures(one, other) | {"auc": roc_area(density[0], other)}
     found["hausdorff95_um"] = _hausdorff(far[:, theirs], one, other)
     found |= {"pearson": _correlation(*density), "spearman": _correlation(*map(stats.rankdata, density))}
@@ -162,7 +164,8 @@ def _figures(
     pixels = areas.pixels[ours].sum(), areas.pixels[theirs].sum()
     found["density_ratio"] = _ratio(totals[0][0] / pixels[0], totals[1][0] / pixels[1])
     found["integrated_ratio"] = _ratio(totals[0][2], totals[1][2])
-    found["kl"] = divergence(areas.histograms[REAL][theirs].sum(axis=0), areas.histograms[slide][ours].sum(axis=0))
+    drawn = _times_drawn(areas, picked)
+    found["kl"] = divergence(drawn @ areas.histograms[REAL], drawn @ areas.histograms[slide])
     found |= {"stained": totals[0][1] / pixels[0], "stained_real": totals[1][1] / pixels[1]}
     found["nuclei_ratio"] = _ratio(totals[0][3], totals[1][3])
     found["nuclei_pearson"] = _correlation(sums[0][:, 3], sums[1][:, 3])
@@ -171,6 +174,15 @@ def _figures(
         found["h_score" + suffix] = 100 * _ratio(total[4] + 2 * total[5] + 3 * total[6], total[3])
     found["labelling_bias"], found["labelling_limits"] = bland_altman(*(_labelled(values) for values in sums))
     return {name: float(found[name]) for name in BETTER}
+
+
+def _times_drawn(areas: Areas, picked: Indices | None) -> Doubles:
+    """How often each square of 256 µm stands in a draw of whole squares, (m,); once without a draw."""
+    every = np.bincount(areas.clusters)
+    if picked is None:
+        return np.ones(len(every))
+    found: Doubles = np.bincount(areas.clusters[picked], minlength=len(every)) / every
+    return found
 
 
 def mask_figures(one: Mask, other: Mask) -> dict[str, float]:
@@ -193,6 +205,61 @@ def roc_area(values: Doubles, truth: Mask) -> float:
         return math.nan
     ranks = stats.rankdata(values)[truth].sum()
     return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+
+
+@dataclass(frozen=True, eq=False)
+class RocCurve:
+    """How well densities of areas of one size tell positive areas from others, at every threshold of the density.
+
+    ``slide`` is "translation" or "recoloured". The arrays (n,) begin at (0, 0), threshold ∞, and end at (1, 1).
+    """
+
+    um: int
+    slide: str
+    false_positive: Doubles
+    true_positive: Doubles
+    threshold: Doubles
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the points, ready for JSON; the threshold of the first is None."""
+        rates = [values.round(5).tolist() for values in (self.false_positive, self.true_positive)]
+        thresholds = [None, *self.threshold[1:].round(5).tolist()]
+        names = ("false_positive", "true_positive", "threshold")
+        return {"um": self.um, "slide": self.slide, **dict(zip(names, (*rates, thresholds), strict=True))}
+
+
+def roc_curves(areas: Areas) -> list[RocCurve]:
+    """The curves of the translation and, if there is one, of the recoloured source; none if all areas are alike."""
+    if len(areas.pixels) < _FEWEST:
+        return []
+    theirs = areas.density(REAL)
+    truth = theirs > otsu(theirs.astype(np.float32))
+    if truth.all() or not truth.any():
+        return []
+    slides = {"translation": 0, "recoloured": 2}
+    return [
+        RocCurve(areas.um, name, *roc_points(areas.density(number), truth))
+        for name, number in slides.items()
+        if number < len(areas.sums)
+    ]
+
+
+def roc_points(values: Doubles, truth: Mask) -> tuple[Doubles, Doubles, Doubles]:
+    """False and true positive rates, and the thresholds that they belong to (values from it upwards count), (n,).
+
+    Of long curves 200 points, evenly along their length, are kept.
+    """
+    order = np.argsort(-values, kind="stable")
+    sorted_values, hits = values[order], truth[order]
+    last = np.flatnonzero(np.append(np.diff(sorted_values) != 0, True))  # equal values pass together
+    true = np.append(0.0, hits.cumsum()[last] / max(1, int(truth.sum())))
+    false = np.append(0.0, (~hits).cumsum()[last] / max(1, int((~truth).sum())))
+    thresholds = np.append(np.inf, sorted_values[last])
+    if len(true) > _ROC_POINTS:
+        wanted = np.searchsorted(true + false, np.linspace(0, 2, _ROC_POINTS))
+        kept = np.unique(np.append(0, np.minimum(wanted, len(true) - 1)))
+        return false[kept], true[kept], thresholds[kept]
+    return false, true, thresholds
 
 
 def divergence(real: Doubles, ours: Doubles) -> float:
@@ -225,7 +292,7 @@ def _far(areas: Areas, slide: int, threshold: float, order: Indices | None = Non
     one = one if order is None else one[order]
     if not one.any() or not other.any():
         return np.full((2, len(one)), np.nan)
-    return distances(areas.cells.astype(np.intp), one, other) * areas.um
+    return distances(areas.cells, one, other) * areas.um
 
 
 def _hausdorff(far: Doubles, one: Mask, other: Mask) -> float:

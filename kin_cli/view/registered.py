@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Doubles, Pixels
+from kin_cli.registration.foreign import read_matrix
 from kin_cli.registration.transform import Side, read_registration
 from kin_cli.slide.base import Slide
 from kin_cli.store.files import read_regular
@@ -89,25 +90,24 @@ class RegisteredSlide(Slide):
 
 
 def registered_slide(real: Slide, source: Slide, registration: Path) -> RegisteredSlide:
-    """A real section as ``registration`` lays it on the source: a file of ``kin register``, or an affine matrix.
+    """A real section as ``registration`` lays it on the source: a file of ``kin register``, or an affine map.
 
-    The matrix, two rows of three numbers, is ``affine`` in a JSON file and maps pixels of level 0 of the source to
-    those of the real section.
+    See ``foreign.read_matrix`` for maps of other programs.
 
     Raises:
         InputError: the file cannot be read or is no registration of these slides.
     """
     try:
-        record = json.loads(read_regular(registration))
-        if isinstance(record, dict) and "registration" in record:
-            return RegisteredSlide(real, source, _of_kin_register(real, source, registration))
-        matrix = np.array(record["affine"], np.float64)
-        if matrix.shape != (2, 3) or not np.isfinite(matrix).all():
-            raise ValueError(f"the affine matrix has the shape {matrix.shape}")
+        content = read_regular(registration)
     except OSError as error:
         raise InputError(f"{registration}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{registration}: not a registration: {error}", "kin register writes one") from None
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        record = None
+    if isinstance(record, dict) and "registration" in record:
+        return RegisteredSlide(real, source, _of_kin_register(real, source, registration))
+    matrix = read_matrix(registration, content, sizes=(source.levels[0], real.levels[0]))
     return RegisteredSlide(real, source, lambda points: points @ matrix[:, :2].T + matrix[:, 2])
 
 

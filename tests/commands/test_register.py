@@ -107,7 +107,12 @@ def test_table_page_csv_and_geojson_say_the_same(folder: Path, tmp_path: Path) -
     assert float(rows[128, "dice"]["value"]) == found[128, "dice"]["value"]
     page = (tmp_path / "page.html").read_text()
     assert f"{found[128, 'pearson']['value']:.3f}" in page
-    assert page.count("<img") >= 8
+    assert page.count("<img") >= 12
+    assert page.count("ROC curve of areas of") == 4
+    with (tmp_path / "a.csv").open() as file:
+        curve = [row for row in csv.DictReader(file) if (row["area_um"], row["figure"]) == ("128", "roc_translation")]
+    across, up = ([float(row[name]) for row in curve] for name in ("false_positive_rate", "value"))
+    assert np.trapezoid(up, across) == pytest.approx(found[128, "auc"]["value"], abs=1e-3)
     areas = json.loads((tmp_path / "a.geojson").read_text())["features"]
     view = open_source(folder / "good.tif")
     with view.slide:
@@ -145,9 +150,13 @@ def test_a_matrix_of_another_program_is_enough(folder: Path, tmp_path: Path) -> 
     matrix = np.array(record["pieces"][0]["matrix_um"])
     matrix[:, 2] /= UM
     (tmp_path / "qupath.txt").write_text("\n".join(", ".join(f"{v:.6f}" for v in row) for row in matrix))
+    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
+    np.save(tmp_path / "inverse.npy", inverse[:2])
     against = ("--against", folder / "real.tif", "--registration", tmp_path / "qupath.txt", "--json")
     found = json.loads(succeed("validate", folder / "good.tif", *against))
     values = {(score["um"], score["name"]): score for score in found["scores"]}
     assert values[64, "pearson"]["value"] > 0.8
     assert values[64, "pearson"]["recoloured"] is None
     assert "states no error of its own" in " ".join(found["notes"])
+    other = kin("validate", folder / "good.tif", *against[:2], "--registration", tmp_path / "inverse.npy")
+    assert (other.code, "it maps the other way" in other.err) == (1, True)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_cie76, rgb2lab
 
+from kin_cli.passes.alone import alone, differences
 from kin_cli.progress import SilentProgress
 from kin_cli.slide.open import open_source
 from kin_cli.trust.sample import load_known, nearness, sample_patches, verdict
-from kin_cli.trust.witness import abstention, alone, difference, witnesses
+from kin_cli.trust.witness import abstention, witnesses
 from tests.helpers.trusting import SIDE, learned, write_tissue
 
 
@@ -23,7 +24,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_differences_are_those_of_scikit_image() -> None:
     a, b = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
-    assert difference(a, b) == pytest.approx(float(deltaE_cie76(rgb2lab(a), rgb2lab(b)).mean()), rel=1e-3)
+    expected = deltaE_cie76(rgb2lab(a), rgb2lab(b))
+    assert differences(a, b).mean() == pytest.approx(float(expected.mean()), rel=1e-3)
 
 
 def test_a_generator_agrees_with_itself_and_not_with_another(model: Path, tmp_path: Path) -> None:

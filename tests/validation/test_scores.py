@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage, stats
+from skimage.filters import threshold_otsu
 
-from kin_cli.validation.areas import BASE_UM, BINS, COLUMNS, Areas, AreaTable, Rules, measured
+from kin_cli.validation.areas import BASE_UM, BINS, COLUMNS, SCALES_UM, Areas, AreaTable, Rules, measured
 from kin_cli.validation.scores import (
     BETTER,
     Score,
@@ -15,8 +16,11 @@ from kin_cli.validation.scores import (
     divergence,
     mask_figures,
     roc_area,
+    roc_curves,
+    roc_points,
     scores,
 )
+from kin_cli.validation.stains import otsu
 
 RNG = np.random.default_rng(0)
 
@@ -29,7 +33,8 @@ def field(side: int, seed: int) -> np.ndarray:
 
 def areas(ours: np.ndarray, real: np.ndarray, um: int = 64) -> Areas:
     """Areas with these mean densities (rows, cols), each of 100 pixels."""
-    cells = np.argwhere(np.ones(real.shape, bool)).astype(float)
+    cells = np.argwhere(np.ones(real.shape, bool))
+    squares = np.unique(cells // (256 // um), axis=0, return_inverse=True)[1].reshape(-1)
     sums, histograms = [], []
     for values in (ours.ravel(), real.ravel()):
         table = np.zeros((len(values), len(COLUMNS)))
@@ -37,7 +42,8 @@ def areas(ours: np.ndarray, real: np.ndarray, um: int = 64) -> Areas:
         table[:, 3] = np.rint(20 + 5 * values)
         table[:, 4], table[:, 5] = np.rint(10 * values), np.rint(5 * values)
         sums.append(table)
-        histograms.append(np.stack([100 * (np.floor(values * 20) == b) for b in range(BINS)], axis=1).astype(float))
+        own = np.stack([100 * (np.floor(values * 20) == b) for b in range(BINS)], axis=1).astype(float)
+        histograms.append(np.stack([own[squares == n].sum(axis=0) for n in range(squares.max() + 1)]))
     return Areas(um, cells, np.full(real.size, 100.0), tuple(sums), tuple(histograms), 1.0)
 
 
@@ -93,6 +99,60 @@ def test_masks_agree_with_their_definition_and_roc_with_mann_and_whitney() -> No
     assert roc_area(ours, truth) == pytest.approx(u / (truth.sum() * (~truth).sum()))
 
 
+def test_figures_of_real_like_masks_are_those_of_scikit_learn_scikit_image_and_scipy() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    real = field(40, 7)
+    ours = (0.6 * real + 0.4 * field(40, 9)).round(3)
+    part = areas(ours, real)
+    threshold = otsu(real.ravel().astype(np.float32))
+    assert threshold == pytest.approx(threshold_otsu(real, 256), abs=0.01)
+    one, truth = ours.ravel() > threshold, real.ravel() > threshold
+    found = {name: score.value for name, score in by_name(scores(part, finer=False)).items()}
+    wanted = {
+        "dice": metrics.f1_score(truth, one),
+        "iou": metrics.jaccard_score(truth, one),
+        "sensitivity": metrics.recall_score(truth, one),
+        "specificity": metrics.recall_score(~truth, ~one),
+        "auc": metrics.roc_auc_score(truth, ours.ravel()),
+        "pearson": stats.pearsonr(ours.ravel(), real.ravel()).statistic,
+        "spearman": stats.spearmanr(ours.ravel(), real.ravel()).statistic,
+        "nuclei_pearson": stats.pearsonr(part.sums[0][:, 3], part.sums[1][:, 3]).statistic,
+        "density_ratio": ours.mean() / real.mean(),
+        "integrated_ratio": ours[ours > 0.5].sum() / real[real > 0.5].sum(),
+        "stained": (ours > 0.5).mean(),
+        "labelling_index": part.sums[0][:, 4:7].sum() / part.sums[0][:, 3].sum(),
+        "h_score": 100 * (part.sums[0][:, 4:7] @ [1, 2, 3]).sum() / part.sums[0][:, 3].sum(),
+    }
+    index = [sums[:, 4:7].sum(axis=1) / sums[:, 3] for sums in part.sums]
+    wanted["labelling_bias"] = (index[0] - index[1]).mean()
+    wanted["labelling_limits"] = 1.96 * (index[0] - index[1]).std(ddof=1)
+    wanted["kl"] = stats.entropy(*(part.histograms[n].sum(axis=0) + 0.5 for n in (1, 0)))
+    ends = [mask.reshape(real.shape) for mask in (one, truth)]
+    far = [ndimage.distance_transform_edt(~end) for end in ends]
+    percentiles = [np.percentile(values[end], 95) for values, end in zip(far[::-1], ends, strict=True)]
+    wanted["hausdorff95_um"] = 64 * max(percentiles)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+
+
+def test_roc_curves_are_those_of_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    real = field(30, 7)
+    ours = (0.5 * real + 0.5 * field(30, 9)).round(2)
+    truth = real.ravel() > otsu(real.ravel().astype(np.float32))
+    false, true, thresholds = metrics.roc_curve(truth, ours.ravel(), drop_intermediate=False)
+    (curve,) = roc_curves(areas(ours, real))
+    assert np.allclose(curve.false_positive, false)
+    assert np.allclose(curve.true_positive, true)
+    assert np.allclose(curve.threshold[1:], thresholds[1:])
+    values, flags = RNG.random(5000), RNG.random(5000) < 0.3
+    few = roc_points(values + flags, flags)
+    assert len(few[0]) <= 201
+    assert (few[0][[0, -1]].tolist(), few[1][[0, -1]].tolist()) == ([0, 1], [0, 1])
+    assert metrics.auc(few[0], few[1]) == pytest.approx(roc_area(values + flags, flags), abs=1e-3)
+    flat = areas(np.full((9, 9), 0.5), np.full((9, 9), 0.5))
+    assert roc_curves(flat) == []
+
+
 def test_distances_are_those_of_simple_itk() -> None:
     sitk = pytest.importorskip("SimpleITK")
     masks = field(40, 7) > 0.6, field(40, 8) > 0.6
@@ -137,12 +197,42 @@ def test_areas_sum_what_their_pixels_show() -> None:
     assert sums[1, 3, 1] == (inside > 0.4).sum()
     assert sums[1, 3, 2] == pytest.approx(inside[inside > 0.4].sum(), rel=1e-5)
     assert histograms[1, 3].sum() == counted[block].sum()
-    table = AreaTable(side, 1.0, [])
+    table = AreaTable(side, 1.0)
     table.add((0, 0), counted, [(sums, histograms), (sums, histograms)])
     assert table.areas(BASE_UM).sums[0][:, 1].sum() == (densities[0] > 0.4)[counted].sum()
     wide = table.areas(2 * BASE_UM)
     assert len(wide.pixels) == 6
     assert wide.pixels.sum() == counted.sum()
+    for um in (BASE_UM, 2 * BASE_UM):
+        found = table.areas(um)
+        assert len(found.histograms[0]) == found.clusters.max() + 1 == 1
+        assert (found.histograms[0][0] == histograms.sum(axis=(0, 1))).all()
+
+
+def test_areas_of_several_blocks_are_those_of_one() -> None:
+    side, rng = 4, np.random.default_rng(1)
+    densities = rng.random((2, 64, 192)).astype(np.float32)  # 16 × 48 areas, 2 × 6 squares
+    counted = np.repeat(np.repeat(rng.random((16, 48)) < 0.8, side, 0), side, 1)
+    counted[:, 100:140] = False
+    rules = Rules(0.4, 9.0)
+    whole, parts = AreaTable(side, 1.0), AreaTable(side, 1.0)
+    for table, width in ((whole, 192), (parts, 64)):
+        for x in reversed(range(0, 192, width)):
+            part = np.s_[:, x : x + width]
+            one = measured(densities[:, :, x : x + width], counted[part], rules, side)
+            table.add((0, x // side), counted[part], [one, one])
+    for um in SCALES_UM:
+        one, other = whole.areas(um), parts.areas(um)
+        assert (one.cells == other.cells).all()
+        assert np.allclose(one.sums[0], other.sums[0])
+        assert np.allclose(one.histograms[1], other.histograms[1])
+        kept = np.zeros((64, 192), bool)
+        pixels = um // BASE_UM * side
+        for row, col in one.cells:
+            kept[row * pixels : (row + 1) * pixels, col * pixels : (col + 1) * pixels] = True
+        in_square = [(kept & counted)[:, s * 32 : (s + 1) * 32] for s in range(6)]
+        totals = sorted(int(half.sum()) for both in in_square for half in (both[:32], both[32:]) if half.any())
+        assert sorted(one.histograms[0].sum(axis=1).tolist()) == totals
 
 
 def test_drawn_nuclei_are_counted_and_graded() -> None:
