@@ -23,7 +23,8 @@ _NEAR_UM = 40.0
 _LEAST_TISSUE = 0.6
 _MOST_PLACES = 400
 _NARROW_UM, _WIDE_UM, _BLUR_REACH = 6.0, 60.0, 4.0  # standard deviations, and where the blur ends, in these
-_SIGNIFICANT = 1e-4  # windows overlap, so that they are fewer than they seem
+_SIGNIFICANT = 1e-3
+_CERTAIN = 1e-4  # windows overlap, so that they are fewer than they seem: another tissue reached 1.4e-3
 _LEAST_EXCESS = 0.05  # of the fraction of places near the middle, over chance
 
 
@@ -62,6 +63,11 @@ class Agreement:
     def believable(self) -> bool:
         """Whether the two sections belong together: more windows near the middle than by chance."""
         return self.p < _SIGNIFICANT and self.near > _chance() + _LEAST_EXCESS
+
+    @property
+    def certain(self) -> bool:
+        """Whether the windows of all pieces show together that the slides are sections of one block."""
+        return self.p < _CERTAIN and self.believable
 
     def error(self) -> dict[str, float] | None:
         """Median and 90th percentile of what is left, in µm, and the number of windows; None of fewer than 8.

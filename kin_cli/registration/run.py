@@ -250,10 +250,11 @@ def _judged(registration: Registration, source: Section, target: Section) -> tup
         own, inside = found.of(owners == number), registration.labels == number
         covered = _covered_fraction(piece, source.centres_of(inside, step=2), near)
         about = piece.about | {"agreement": round(own.near, 3), "covered": round(covered, 3)}
-        if own.believable and covered >= _LEAST_COVERED:
+        is_sure = found.certain and own.believable and covered >= _LEAST_COVERED
+        if is_sure:
             sure.append(piece.degrees)
-        pieces.append(replace(piece, found=own.believable and covered >= _LEAST_COVERED, about=about))
-    if not sure and found.believable:  # many small pieces: together they show what none shows alone
+        pieces.append(replace(piece, found=is_sure, about=about))
+    if not sure and found.certain:  # many small pieces: together they show what none shows alone
         sure = [piece.degrees for piece in pieces if piece.about.get("covered", 0.0) >= _WELL_COVERED]
     pieces = [replace(piece, found=True) if not piece.found and _follows(piece, sure) else piece for piece in pieces]
     return replace(registration, pieces=tuple(pieces)), found
