@@ -59,7 +59,7 @@ from kin_cli.errors import UsageError
 @cloup.option(
     "--rescans",
     type=click.FloatRange(0, 1),
-    default=0.5,
+    default=0.25,
     show_default=True,
     help="Fraction of patches that are changed as another scanner or day would: focus, white balance, gamma,"
     " pixel size, stains, compression. Such changes are normal then. 0 if the slides are of several scanners.",

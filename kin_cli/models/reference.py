@@ -10,7 +10,8 @@ over thousands of channels of later layers would drown it.
                                                                analysis, ρ the mean variance outside of its directions
     p_g = fraction of held-out training patches whose d² is at least as large; beyond the last tenth an exponential
           tail of log d²
-    p   = min_g p_g / w_g, calibrated once more on held-out training patches
+    p   = min_g p_g / w_g, calibrated once more on held-out training patches, among them some that are changed as
+          other scans of the slide would (``fit_reference``)
 
 The first layer is a convolution of the picture. Its means are linear in the mean colour, and its variances are linear
 in the picture's autocovariance, of which tissue has few kinds: between the channels' *variances* there are linear
@@ -35,7 +36,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kin_cli.errors import ModelError
-from kin_cli.geometry import Doubles, Floats, Indices
+from kin_cli.geometry import Doubles, Floats, Indices, Mask
 from kin_cli.models.weights import REFERENCE_PREFIX
 from kin_cli.store.files import utf8_name
 
@@ -44,7 +45,7 @@ GROUPS = ("colour", "grain", "sharpness", "structure")
 the first of the deepest resolution; all others."""
 _SHARES = {"colour": 0.25, "grain": 0.25, "sharpness": 0.25, "structure": 0.25}  # of the false alarms of each group
 _DIRECTIONS = {"colour": 128, "grain": 128, "sharpness": 100, "structure": 32}  # at most
-_PATCHES_PER_DIRECTION = 4
+_PATCHES_PER_DIRECTION = {"colour": 2, "grain": 2, "sharpness": 5, "structure": 5}  # at least
 _MAX_BYTES = 420_000  # of the directions of one group
 # Least variance of a direction, relative to 1 of a feature. Of the grain, compression shows in directions in which
 # training patches vary by less than 10⁻⁵; of colours, what varies by less than 10⁻³ is the patch's edge, no colour.
@@ -201,14 +202,15 @@ def group_bounds(channels: Sequence[int]) -> list[tuple[str, int, int]]:
     return [(name, bounds[first], bounds[last]) for name, (first, last) in layers.items() if last > first]
 
 
-def fit_group(stats: Floats, name: str, first: int, last: int) -> LayerGroup:
-    """A model of the statistics (n, 2, ΣC) of some layers."""
+def fit_group(stats: Floats, name: str, first: int, last: int, *, patches: int | None = None) -> LayerGroup:
+    """A model of the statistics (n, 2, ΣC) of some layers, with as many directions as so many ``patches`` allow."""
     x = features(stats, name, first, last)
     mean, scale = x.mean(axis=0), x.std(axis=0) + _TINY
     z = (x - mean) / scale
     count, width = z.shape
     variances, rows = _principal(z)
-    kept = max(1, min(_DIRECTIONS[name], count // _PATCHES_PER_DIRECTION, width, _MAX_BYTES // (4 * width)))
+    allowed = min(_DIRECTIONS[name], (patches or count) // _PATCHES_PER_DIRECTION[name], _MAX_BYTES // (4 * width))
+    kept = max(1, min(allowed, len(rows)))
     rest = float((width * 1.0 - variances[:kept].sum()) / max(1, width - kept))
     return LayerGroup(
         name,
@@ -239,31 +241,42 @@ def fit_reference(
     channels: Sequence[int],
     card: ReferenceCard,
     *,
+    changed: Mask | None = None,
     rounded: Mapping[str, tuple[Floats, Floats]] | None = None,
 ) -> Reference:
     """Learn a reference from the statistics (n, 2, ΣC) of training patches.
 
     folds: number (n,) of the part of the training data that each patch lies in. Scores are calibrated on patches of
     one part with models of all others, so that neighbours of a patch do not tell what it looks like.
+    changed: which patches (n,) show what is normal, but was not trained on, such as other scans. They say how far is
+    far, but not in which directions training patches vary: they would hide what lies in the same direction, farther.
     rounded: statistics of the same few patches in float32 and in another precision, by that precision.
     """
     bounds = group_bounds(channels)
+    plain = np.ones(len(stats), bool) if changed is None else ~changed
+    # With more directions than the models that calibrate it, the last model would call every patch unusual
+    patches = min(int((plain & (folds != fold)).sum()) for fold in np.unique(folds))
     held = np.full((len(stats), len(bounds)), np.nan)
     for fold in np.unique(folds):
         inside = folds == fold
         for column, (name, first, last) in enumerate(bounds):
-            held[inside, column] = fit_group(stats[~inside], name, first, last).score(stats[inside])
-    tails = tuple(Tail.of(held[:, column]) for column in range(len(bounds)))
+            held[inside, column] = fit_group(stats[~inside & plain], name, first, last, patches=patches).score(
+                stats[inside]
+            )
+    tails = tuple(Tail.of(held[plain, column]) for column in range(len(bounds)))
     by_group = np.stack([tail.fraction_beyond(held[:, column]) for column, tail in enumerate(tails)], 1)
     groups = []
     for name, first, last in bounds:
-        group = fit_group(stats, name, first, last)
+        group = fit_group(stats[plain], name, first, last, patches=patches)
         offsets = {
             precision: ((group.features(other) - group.features(exact)) / group.scale).mean(axis=0).astype(np.float32)
             for precision, (exact, other) in (rounded or {}).items()
         }
         groups.append(LayerGroup(**{**vars(group), "offsets": offsets}))
-    return Reference(card, tuple(channels), tuple(groups), tails, Tail.of(joined(by_group)))
+    # Both kinds count alike, however few are changed
+    often = 1 if plain.all() else max(1, round(plain.sum() / (~plain).sum()))
+    combined = Tail.of(np.concatenate([joined(by_group[plain]), np.repeat(joined(by_group[~plain]), often)]))
+    return Reference(card, tuple(channels), tuple(groups), tails, combined)
 
 
 # In the generator's file

@@ -186,7 +186,7 @@ class StainMatch:
         return ImageFilter.Color3DLUT(_NODES, self.table.ravel(), channels=3)
 
     def _macenko(self, colours: Doubles) -> Doubles:
-        """I' = I₀ · exp(-S_target · diag(s_target / s_source, 1) · S_source⁻¹ · D), D = -ln((I + 1) / I₀).
+        """I' = I₀ · exp(-S_target · diag(s_target / s_source, 1) · S_source⁻¹ · D) - 1, D = -ln((I + 1) / I₀).
 
         S: optical densities of both stains and, as third, the direction perpendicular to them; s: the stains' 99 %
         quantiles. torchstain has no third direction, and so takes from every colour what is neither stain: pigment,
@@ -195,7 +195,7 @@ class StainMatch:
         source, target = (_completed(np.array(part["stains"])) for part in (self.source, self.target))
         strength = np.array(self.target["strongest"]) / np.array(self.source["strongest"])
         change = target @ np.diag([*strength, 1.0]) @ np.linalg.inv(source)
-        changed: Doubles = _LIGHT * np.exp(np.log((colours + 1) / _LIGHT) @ change.T)
+        changed: Doubles = _LIGHT * np.exp(np.log((colours + 1) / _LIGHT) @ change.T) - 1
         return changed
 
     def _reinhard(self, colours: Doubles) -> Doubles:
@@ -258,7 +258,9 @@ def target_stains(slides: Sequence[Pixels], method: StainMethod) -> dict[str, An
     for part in parts:
         with suppress(InputError):
             shifts.append(StainMatch(method, fit_stains(part, method, what="a part"), whole).mean_shift(part))
-    return whole | ({"spread": round(float(np.quantile(shifts, _WITHIN)), 3)} if len(shifts) >= _PARTS else {})
+    return whole | (
+        {"spread": round(float(np.quantile(shifts, _WITHIN, method="higher")), 3)} if len(shifts) >= _PARTS else {}
+    )
 
 
 def matched(view: SlideView, match: StainMatch) -> SlideView:

@@ -52,7 +52,7 @@ class LearnSettings:
     mpp: float | None = None
     region: Box | None = None
     min_tissue: float = 0.25
-    rescans: float = 0.5
+    rescans: float = 0.25
     stain_jitter: float = 0.15
     seed: int = 0
     device: str = "auto"
@@ -75,6 +75,17 @@ class _Place:
     y: int
     part: int = 0
     number: int = 0
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What happens to a patch: turned, mirrored, and perhaps changed as another scan would."""
+
+    quarters: int
+    mirrored: bool
+    change: str
+    rescanned: bool
+    rng: np.random.Generator
 
 
 def learn_reference(
@@ -126,7 +137,8 @@ def learn_reference(
     parts = np.array([place.part for place in places])
     channels = [count for _, count in engine.layers]
     rounded = _rounded(generator, some[:_ROUNDED_PATCHES], engine, device)
-    return fit_reference(stats, parts, channels, card, rounded=rounded)
+    changed = np.array([_draw(place, settings).rescanned for place in places])
+    return fit_reference(stats, parts, channels, card, changed=changed, rounded=rounded)
 
 
 def learn_into(
@@ -245,17 +257,21 @@ def _patches(
                     yield patch, view.mpp
 
 
+def _draw(place: _Place, settings: LearnSettings) -> _Draw:
+    rng = np.random.default_rng([settings.seed, 1, place.number])
+    quarters, mirrored, change = int(rng.integers(4)), bool(rng.integers(2)), CHANGES[rng.integers(len(CHANGES))]
+    return _Draw(quarters, mirrored, change, bool(rng.random() < settings.rescans), rng)
+
+
 def _as_learned(view: SlideView, place: _Place, settings: LearnSettings) -> Pixels:
     """The pixels of a place, turned at random, and perhaps as another scan of the slide would show them."""
-    rng = np.random.default_rng([settings.seed, 1, place.number])
-    box = Box(place.x, place.y, settings.patch_px, settings.patch_px)
-    quarters, mirrored, change = rng.integers(4), rng.integers(2), CHANGES[rng.integers(len(CHANGES))]
-    if rng.random() < settings.rescans:
-        pixels = rescanned(view.read, box, change, rng, stain_jitter=settings.stain_jitter)
+    draw, box = _draw(place, settings), Box(place.x, place.y, settings.patch_px, settings.patch_px)
+    if draw.rescanned:
+        pixels = rescanned(view.read, box, draw.change, draw.rng, stain_jitter=settings.stain_jitter)
     else:
         pixels = view.read(box)
-    turned: Pixels = np.rot90(pixels, int(quarters))
-    return turned[:, ::-1] if mirrored else turned
+    turned: Pixels = np.rot90(pixels, draw.quarters)
+    return turned[:, ::-1] if draw.mirrored else turned
 
 
 def _colours(images: Sequence[Path], settings: LearnSettings) -> list[Pixels]:

@@ -19,7 +19,7 @@ CHANGES = ("pixel size", "stains", "focus", "white balance", "gamma", "compressi
 """What may differ, in the order in which a slide meets it."""
 _PIXEL_SIZE = 0.05  # ± relative
 _BLUR, _SHARPENING = (0.2, 0.6), (0.1, 0.5)  # standard deviation in px; fraction of what 1 px of blur takes away
-_WHITE, _GAMMA = 0.04, 1.1  # ± relative gain of each channel; exponent up to this or its inverse
+_WHITE, _GAMMA = 0.025, 1.1  # ± relative gain of each channel; exponent up to this or its inverse
 _QUALITIES = (60, 90)  # of JPEG
 
 
@@ -29,7 +29,7 @@ def rescanned(
     """The pixels of a square box after one of ``CHANGES``, by a random amount; uint8 of the box's size.
 
     Pixel size ± 5 %, strength of stains ± ``stain_jitter``, a blur of up to 0.6 px or a sharpening of up to 50 %, the
-    gain of each channel ± 4 %, a gamma of 0.91 to 1.1, or JPEG of quality 60 to 90. ``read`` gives the pixels of a box.
+    gain of each channel ± 2.5 %, a gamma of 0.91 to 1.1, or JPEG of quality 60 to 90. ``read`` gives a box's pixels.
     """
     if change == "pixel size":
         return _resized(read, box, 1 + rng.uniform(-_PIXEL_SIZE, _PIXEL_SIZE))
