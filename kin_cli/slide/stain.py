@@ -33,7 +33,8 @@ _LIGHT = 240  # torchstain's intensity of transmitted light
 _NODES = 65  # of the colour table along each axis, the most that Pillow takes
 _SQUARES, _SQUARE_PX, _STEP = 64, 256, 4
 _LEAST_PIXELS = 500
-_PARTS, _WITHIN = 5, 0.9  # parts of the training whose colours tell how far is near, and how many of them are near
+# Parts of the training whose colours tell how far is near, how many of them are near, and a margin
+_PARTS, _WITHIN, _MARGIN = 5, 0.9, 1.25
 _LEAST_ANGLE = 0.02  # of both stains in radian, about; less is one stain
 
 
@@ -118,8 +119,8 @@ def fit_stains(colours: Pixels, method: StainMethod, *, what: str) -> dict[str, 
 class StainMatch:
     """A change of colours from those of a slide (``source``) to those of a target, both fitted by ``fit_stains``.
 
-    ``shift`` is by how much it would change the slide's tissue (``mean_shift``). The target may hold "spread": how far
-    parts of the training slides lie from the whole. A slide within it needs no change, and is left as it is.
+    ``shift`` is how far the slide's colours lie from the training's, in grey levels, whatever the method. The target
+    may hold "spread": how far parts of the training slides lie from the whole. A slide within it is left as it is.
     """
 
     method: StainMethod
@@ -240,27 +241,38 @@ class MatchedSlide(Slide):
 def match_to(view: SlideView, method: StainMethod, target: Mapping[str, Any]) -> StainMatch:
     """The change of colours that brings the slide of a view to the ``target``: one of ``target_stains``."""
     colours = tissue_colours(view)
-    match = StainMatch(method, fit_stains(colours, method, what=str(view.slide.path)), target)
-    return replace(match, shift=round(match.mean_shift(colours), 3))
+    what = str(view.slide.path)
+    shift = None if "colours" not in target else round(_distance(colours, target["colours"], what=what), 3)
+    return StainMatch(method, fit_stains(colours, method, what=what), target, shift)
+
+
+def _distance(colours: Pixels, known: Mapping[str, Any], *, what: str) -> float:
+    """By how much Reinhard's method changes colours (n, 3) to bring them to those that are known.
+
+    It serves for both methods: Macenko's fit of two stains varies more between parts of one slide than stains do.
+    """
+    return StainMatch("reinhard", fit_stains(colours, "reinhard", what=what), known).mean_shift(colours)
 
 
 def target_stains(slides: Sequence[Pixels], method: StainMethod) -> dict[str, Any]:
     """The statistics (``fit_stains``) of the tissue colours of training slides, one array (n, 3) for each, together.
 
-    "spread": by how much parts of the slides, brought to the whole, change in 9 of 10 cases. A part is a slide, or,
-    of fewer than five, a fifth of each.
+    "colours" are Reinhard's statistics; "spread" is how far from them parts of the slides lie (nine of ten, and a
+    quarter more, since parts are few). A part is a slide, or, of fewer than five, a fifth of each.
 
     Raises as ``fit_stains`` does, except for parts, which are left out if they have no stains.
     """
-    whole = fit_stains(np.concatenate(slides), method, what="the training slides")
+    every, what = np.concatenate(slides), "the training slides"
+    whole, known = (fit_stains(every, name, what=what) for name in (method, METHODS[1]))
     parts = slides if len(slides) >= _PARTS else [part for one in slides for part in np.array_split(one, _PARTS)]
     shifts = []
     for part in parts:
         with suppress(InputError):
-            shifts.append(StainMatch(method, fit_stains(part, method, what="a part"), whole).mean_shift(part))
-    return whole | (
-        {"spread": round(float(np.quantile(shifts, _WITHIN, method="higher")), 3)} if len(shifts) >= _PARTS else {}
-    )
+            shifts.append(_distance(part, known, what="a part"))
+    if len(shifts) < _PARTS:
+        return whole
+    spread = _MARGIN * float(np.quantile(shifts, _WITHIN, method="higher"))
+    return whole | {"colours": known, "spread": round(spread, 3)}
 
 
 def matched(view: SlideView, match: StainMatch) -> SlideView:
