@@ -192,7 +192,9 @@ def main() -> None:
     print("| patches | n | ROC | " + " | ".join(GROUPS) + " | below 1 % | below 5 % | median percentile |")
     print("|---|---|---|" + "---|" * (len(GROUPS) + 3))
     conditions = {name: (lambda f=f: [f(p) for p in held]) for name, f in planted().items()}
-    conditions |= {f"fold, {100 * low:.0f} to {100 * high:.0f} %": lambda s=(low, high): folded(held, s) for low, high in FOLDS}
+    conditions |= {
+        f"fold, {100 * low:.0f} to {100 * high:.0f} %": lambda s=(low, high): folded(held, s) for low, high in FOLDS
+    }
     conditions |= {f"rescan: {name}": lambda c=(name,): rescans(sample, c) for name in CHANGES}
     conditions["rescan: all of these"] = lambda: rescans(sample, CHANGES)
     for entry in given.other:

@@ -74,7 +74,7 @@ def section() -> tuple[list[Any], list[Any]]:
 
 
 def test_a_break_of_what_is_linear_in_variances_shows_in_their_shares_and_not_in_their_logarithms() -> None:
-    # Every variance is a mixture of three powers, as of filters on tissue; compression takes a thousandth of every other
+    # Every variance is a mixture of three powers, as of filters; what is odd lacks a thousandth in every other
     rng = np.random.default_rng(0)
     mixing = rng.uniform(0.1, 1, (3, 16))
 
