@@ -1,4 +1,4 @@
-"""Measure what the trust score finds: patches held out from the training, the same with planted changes, other slides.
+"""Measure what the trust score finds: held-out patches, the same with planted changes or scanned again, other slides.
 
     python benchmarks/trust.py GENERATOR --held SLIDE[@x,y,w,h] --other NAME=SLIDE … [--photographs FOLDER]
 
@@ -10,15 +10,13 @@ the measured statistics, so that another reference of the same weights is judged
 from __future__ import annotations
 
 import argparse
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
 from scipy.stats import mannwhitneyu
 
 from kin_cli.geometry import Box, Pixels
@@ -27,7 +25,11 @@ from kin_cli.models.reference import GROUPS, read_reference
 from kin_cli.passes.engine import Engine
 from kin_cli.slide.open import open_source
 from kin_cli.slide.stain import jittered_stains
-from kin_cli.trust.sample import sample_patches
+from kin_cli.trust.sample import Sample, sample_patches
+from kin_cli.trust.scans import CHANGES, blurred, compressed, rescanned
+
+LIGHT, TISSUE = 243, 215  # grey levels of glass, and below which the darkest channel is tissue
+FOLDS = ((0.05, 0.15), (0.2, 0.4))  # fractions of a patch that lie under two layers
 
 
 def saturation(patch: Pixels, factor: float) -> Pixels:
@@ -41,18 +43,6 @@ def hue(patch: Pixels, degrees: float) -> Pixels:
     turned = np.asarray(Image.fromarray(patch).convert("HSV")).copy()
     turned[..., 0] = (turned[..., 0].astype(int) + round(256 * degrees / 360)) % 256
     return np.asarray(Image.fromarray(turned, "HSV").convert("RGB"))
-
-
-def jpeg(patch: Pixels, quality: int) -> Pixels:
-    """Compressed and decompressed."""
-    encoded = io.BytesIO()
-    Image.fromarray(patch).save(encoded, "JPEG", quality=quality)
-    return np.asarray(Image.open(encoded).convert("RGB"))
-
-
-def blur(patch: Pixels, sigma: float) -> Pixels:
-    """Gaussian blur."""
-    return np.rint(ndimage.gaussian_filter(patch.astype(np.float32), (sigma, sigma, 0))).astype(np.uint8)
 
 
 def magnified(patch: Pixels, factor: int) -> Pixels:
@@ -75,15 +65,54 @@ def pen(patch: Pixels, rng: np.random.Generator) -> Pixels:
     return np.rint(changed).astype(np.uint8)
 
 
-def fold(patch: Pixels, rng: np.random.Generator) -> Pixels:
-    """A strip of tissue folded over: its density added to that of its neighbour, mirrored."""
-    side = len(patch)
-    width = round(side * rng.uniform(0.15, 0.3))
-    start = int(rng.integers(width, side - 2 * width))
-    density = -np.log((patch.astype(np.float32) + 1) / 256)
-    density[:, start : start + width] += density[:, start - width : start][:, ::-1]
-    folded = np.rint(256 * np.exp(-density) - 1).clip(0, 255).astype(np.uint8)
-    return folded if rng.random() < 0.5 else np.rot90(folded)
+def density(patch: Pixels) -> Any:
+    """Natural optical density (H, W, 3), 0 on glass."""
+    return np.clip(-np.log((patch.astype(np.float32) + 1) / (LIGHT + 1)), 0, None)
+
+
+def fold(patch: Pixels, other: Pixels, rng: np.random.Generator, shares: tuple[float, float]) -> Pixels | None:
+    """A band in which other tissue lies on the patch's own, so that both take their share of the light.
+
+    The band is drawn until tissue on tissue covers a fraction of the patch within ``shares``; None if it never does.
+    """
+    side, upper = len(patch), other[:, ::-1]
+    both = (patch.min(axis=2) < TISSUE) & (upper.min(axis=2) < TISSUE)
+    rows, cols = np.mgrid[:side, :side] - (side - 1) / 2
+    for _ in range(60):
+        angle = rng.uniform(0, np.pi)
+        width, offset = side * rng.uniform(0.1, 0.6), side * rng.uniform(-0.3, 0.3)
+        along = rows * np.cos(angle) - cols * np.sin(angle)
+        across = cols * np.cos(angle) + rows * np.sin(angle) - offset
+        wave = 0.03 * side * np.sin(2 * np.pi * along / side * rng.uniform(1, 2) + rng.uniform(0, 6))
+        inside = np.clip(width / 2 - np.abs(across + wave) + 0.5, 0, 1)
+        if shares[0] <= (both & (inside > 0.5)).mean() <= shares[1]:
+            return np.rint(patch * np.exp(-inside[..., None] * density(upper))).clip(0, 255).astype(np.uint8)
+    return None
+
+
+def folded(patches: list[Pixels], shares: tuple[float, float]) -> list[Pixels]:
+    """Each patch with a fold of tissue from another one that has much of it; patches with too little are left out."""
+    tissue = [(patch.min(axis=2) < TISSUE).mean() for patch in patches]
+    rich = [patch for patch, part in zip(patches, tissue, strict=True) if part >= np.median(tissue)]
+    found = []
+    for number, patch in enumerate(patches):
+        rng = np.random.default_rng([77, number])
+        others = [rich[(7 * number + 3 + i) % len(rich)] for i in range(len(rich))]
+        made = (fold(patch, other, rng, shares) for other in others if other is not patch)
+        found += [next((one for one in made if one is not None), None)]
+    return [one for one in found if one is not None]
+
+
+def rescans(sample: Sample, changes: Sequence[str]) -> list[Pixels]:
+    """Each patch as other scans would show it, after all of the ``changes`` in turn."""
+    found = []
+    for number, box in enumerate(sample.boxes):
+        rng, read = np.random.default_rng([77, number]), sample.view.read
+        for change in changes:
+            pixels = rescanned(read, box, change, rng)
+            read = lambda _, pixels=pixels: pixels  # noqa: E731
+        found.append(pixels)
+    return found
 
 
 def planted() -> dict[str, Callable[[Pixels], Pixels]]:
@@ -96,24 +125,22 @@ def planted() -> dict[str, Callable[[Pixels], Pixels]]:
         "saturation × 1.5": lambda p: saturation(p, 1.5),
         "hue + 20°": lambda p: hue(p, 20),
         "hue - 20°": lambda p: hue(p, -20),
-        "JPEG 20": lambda p: jpeg(p, 20),
-        "JPEG 50": lambda p: jpeg(p, 50),
+        "JPEG 20": lambda p: compressed(p, 20),
+        "JPEG 50": lambda p: compressed(p, 50),
         "darker by 10 %": lambda p: np.rint(0.9 * p).astype(np.uint8),
-        "blur 0.7 px": lambda p: blur(p, 0.7),
-        "blur 1.5 px": lambda p: blur(p, 1.5),
-        "blur 3 px": lambda p: blur(p, 3.0),
+        "blur 0.7 px": lambda p: blurred(p, 0.7),
+        "blur 1.5 px": lambda p: blurred(p, 1.5),
+        "blur 3 px": lambda p: blurred(p, 3.0),
         "magnified × 2": lambda p: magnified(p, 2),
         "pen mark": lambda p: pen(p, rng),
-        "fold": lambda p: fold(p, rng),
     }
 
 
-def patches_of(text: str, count: int, side: int, least: float) -> list[Pixels]:
-    """Patches of ``SLIDE`` or ``SLIDE@x,y,w,h``."""
+def sample_of(text: str, count: int, side: int, least: float) -> Sample:
+    """Patches of ``SLIDE`` or ``SLIDE@x,y,w,h``, which stays open."""
     name, _, region = text.partition("@")
     view = open_source(Path(name), region=Box(*map(int, region.split(","))) if region else None)
-    with view.slide:
-        return list(sample_patches(view, count=count, patch_px=side, min_tissue=least).patches())
+    return sample_patches(view, count=count, patch_px=side, min_tissue=least)
 
 
 def photographs(folder: Path, side: int) -> list[Pixels]:
@@ -159,14 +186,20 @@ def main() -> None:
             np.save(file, stats)
         return reference.scores(stats)
 
-    held = patches_of(given.held, given.count, side, least)
+    sample = sample_of(given.held, given.count, side, least)
+    held = list(sample.patches())
     normal = scored("held out", lambda: held)
     print("| patches | n | ROC | " + " | ".join(GROUPS) + " | below 1 % | below 5 % | median percentile |")
     print("|---|---|---|" + "---|" * (len(GROUPS) + 3))
     conditions = {name: (lambda f=f: [f(p) for p in held]) for name, f in planted().items()}
+    conditions |= {
+        f"fold, {100 * low:.0f} to {100 * high:.0f} %": lambda s=(low, high): folded(held, s) for low, high in FOLDS
+    }
+    conditions |= {f"rescan: {name}": lambda c=(name,): rescans(sample, c) for name in CHANGES}
+    conditions["rescan: all of these"] = lambda: rescans(sample, CHANGES)
     for entry in given.other:
         name, _, text = entry.partition("=")
-        conditions[name] = lambda text=text: patches_of(text, given.count, side, least)
+        conditions[name] = lambda text=text: list(sample_of(text, given.count, side, least).patches())
     if given.photographs:
         conditions["photographs"] = lambda: photographs(given.photographs, side)
     _row("held out", normal, normal)

@@ -230,6 +230,8 @@ class Plan:
     def warnings(self) -> list[str]:
         """Messages about the output that the user should read before trusting it."""
         slide = [f"{self.settings.source.slide}: {note}" for note in self.view.slide.notes]
+        if self.stain_match is not None and self.stain_match.note is not None:
+            slide.append(self.stain_match.note)
         trained, mpp = self.generator.trained_mpp, self.view.mpp
         borders = [] if (told := self.border_warning()) is None else [told]
         if trained is None or mpp is None or abs(math.log(mpp / trained)) < math.log(1.1):

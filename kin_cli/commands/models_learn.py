@@ -19,6 +19,7 @@ from kin_cli.errors import UsageError
     short_help="Put what a generator was trained on into its file.",
     epilog=examples(
         "kin models learn generator.safetensors --from training-slides/",
+        "kin models learn generator.pth --from a.svs --from b.svs --patches 800 -o known.safetensors",
     ),
 )
 @click.argument("model", type=ModelType())
@@ -51,9 +52,17 @@ from kin_cli.errors import UsageError
 @cloup.option(
     "--stain-jitter",
     type=click.FloatRange(0, 1, max_open=True),
-    default=0.05,
+    default=0.15,
     show_default=True,
     help="Change of the strength of stains that is normal: that of other slides of the same laboratory.",
+)
+@cloup.option(
+    "--rescans",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Fraction of patches that are changed as another scanner or day would: focus, white balance, gamma,"
+    " pixel size, stains, compression. Such changes are normal then. 0 if the slides are of several scanners.",
 )
 @cloup.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed of the patches.")
 @cloup.option("--device", default="auto", show_default=True, help="Device of the network: auto, cpu, cuda.")

@@ -1,16 +1,22 @@
 """What statistics a generator knows: a compact model of those of its training patches, kept in its file.
 
 Pass 1 leaves the mean and the standard deviation of every norm layer for every patch. ``Reference`` says how far they
-lie from those of the training patches. Layers are looked at in three groups, because a change of colour moves the first
-layer by little in all, but far in directions in which training patches hardly vary; one score over thousands of
-channels of later layers would drown it.
+lie from those of the training patches. They are looked at in four groups, because a change of colour or a compression
+moves the first layer by little in all, but far in directions in which training patches hardly vary at all; one score
+over thousands of channels of later layers would drown it.
 
-    x   = (means, log standard deviations) of the group's layers, each divided by its spread over the training patches
+    x   = features of the group (``features``), each divided by its spread over the training patches
     d²  = Σ_k (v_k·x)² / λ_k + |x - Σ_k (v_k·x) v_k|² / ρ      Mahalanobis distance, v and λ of a principal component
                                                                analysis, ρ the mean variance outside of its directions
     p_g = fraction of held-out training patches whose d² is at least as large; beyond the last tenth an exponential
           tail of log d²
-    p   = min_g p_g / w_g, calibrated once more on held-out training patches
+    p   = min_g p_g / w_g, calibrated once more on held-out training patches, among them some that are changed as
+          other scans of the slide would (``fit_reference``)
+
+The first layer is a convolution of the picture. Its means are linear in the mean colour, and its variances are linear
+in the picture's autocovariance, of which tissue has few kinds: between the channels' *variances* there are linear
+relations that hold to a fraction of a per cent in every patch of a slide, and that compression breaks. Between their
+logarithms there are none.
 
 So p, the *trust percentile*, is a fraction of training patches: 0.01 means that one in a hundred lies as far out.
 """
@@ -30,23 +36,24 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kin_cli.errors import ModelError
-from kin_cli.geometry import Doubles, Floats, Indices
+from kin_cli.geometry import Doubles, Floats, Indices, Mask
 from kin_cli.models.weights import REFERENCE_PREFIX
 from kin_cli.store.files import utf8_name
 
-GROUPS = ("colour", "sharpness", "structure")
-"""The first norm layer; those after it up to the first of the deepest resolution; all others."""
-_SHARES = {"colour": 0.5, "sharpness": 0.25, "structure": 0.25}  # of the false alarms that each group may cause
-_DIRECTIONS = {"colour": 128, "sharpness": 100, "structure": 32}  # at most
-_PATCHES_PER_DIRECTION = 4
+GROUPS = ("colour", "grain", "sharpness", "structure")
+"""Means and contrast of the first norm layer; how its variance is shared among its channels; the layers after it up to
+the first of the deepest resolution; all others."""
+_SHARES = {"colour": 0.25, "grain": 0.25, "sharpness": 0.25, "structure": 0.25}  # of the false alarms of each group
+_DIRECTIONS = {"colour": 128, "grain": 128, "sharpness": 100, "structure": 32}  # at most
+_PATCHES_PER_DIRECTION = {"colour": 2, "grain": 2, "sharpness": 5, "structure": 5}  # at least
 _MAX_BYTES = 420_000  # of the directions of one group
-# Least variance of a direction, relative to 1 of a feature. Larger, and compression and turned hues are not seen: they
-# show where training patches hardly vary. Smaller, and rounding of the network is seen.
-_LEAST_VARIANCE = 1e-5
+# Least variance of a direction, relative to 1 of a feature. Of the grain, compression shows in directions in which
+# training patches vary by less than 10⁻⁵; of colours, what varies by less than 10⁻³ is the patch's edge, no colour.
+_LEAST_VARIANCE = {"colour": 1e-3, "grain": 1e-5, "sharpness": 1e-5, "structure": 1e-5}
 _TINY = 1e-6
 _TAIL = 0.1  # the outermost tenth of the training patches, whose scores give the tail
 _QUANTILES = 201
-_FORMAT = 1
+_FORMAT = 2
 _CARD = f"{REFERENCE_PREFIX}card"
 
 
@@ -67,7 +74,7 @@ class Tail:
         body = 1 - np.interp(scores, points, levels)
         start = np.interp(1 - _TAIL, levels, points)
         spread = max(float(points[levels >= 1 - _TAIL].mean() - start), 1e-9)
-        beyond = _TAIL * np.exp(-np.minimum((scores - start) / spread, 600.0))
+        beyond = _TAIL * np.exp(-((scores - start) / spread).clip(0, 600))
         found: Doubles = np.where(scores > start, beyond, body)
         return found
 
@@ -76,7 +83,7 @@ class Tail:
 class LayerGroup:
     """A model of the statistics of some layers.
 
-    ``first`` and ``last`` bound its channels within ΣC; ``mean`` and ``scale`` are (D,) with D = 2 · channels;
+    ``first`` and ``last`` bound its channels within ΣC; ``mean`` and ``scale`` are (D,), D the number of features;
     ``directions`` (k, D) are orthonormal, ``variances`` (k,) those along them, ``rest`` that of any other direction.
     ``offsets`` (D,) is by how much a network in another precision than float32 moves the features, by precision.
     """
@@ -92,8 +99,8 @@ class LayerGroup:
     offsets: Mapping[str, Floats] = field(default_factory=dict)
 
     def features(self, stats: Floats) -> Doubles:
-        """Means and log standard deviations of this group's channels: (n, 2, ΣC) to (n, D)."""
-        return features(stats, self.first, self.last)
+        """The features of this group: (n, 2, ΣC) to (n, D)."""
+        return features(stats, self.name, self.first, self.last)
 
     def score(self, stats: Floats, *, precision: str = "fp32") -> Doubles:
         """Logarithm of the distance d² of statistics (n, 2, ΣC) from the training patches: (n,)."""
@@ -110,7 +117,7 @@ class LayerGroup:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Trust percentiles of patches: ``percentile`` (n,) of all layers, ``by_group`` (n, 3) of each group."""
+    """Trust percentiles of patches: ``percentile`` (n,) of all layers, ``by_group`` (n, 4) of each group."""
 
     percentile: Doubles
     by_group: Doubles
@@ -128,8 +135,8 @@ class ReferenceCard:
     """What a reference was learned from.
 
     ``patch_px`` is the side of the patches, ``mpp`` their µm per pixel, ``min_tissue`` their least tissue fraction;
-    ``stain_jitter`` the largest change of stain strength that counts as normal. ``stains`` holds the colour statistics
-    of the slides for ``--stain-match``, by method.
+    ``rescans`` the fraction of them that was changed as another scan would, ``stain_jitter`` the largest change of
+    stain strength among these. ``stains`` holds the colour statistics of the slides for ``--stain-match``, by method.
     """
 
     patch_px: int
@@ -138,6 +145,7 @@ class ReferenceCard:
     min_tissue: float
     mpp: float | None = None
     stain_jitter: float = 0.0
+    rescans: float = 0.0
     stains: Mapping[str, Any] = field(default_factory=dict)
     software: str = ""
 
@@ -159,9 +167,18 @@ class Reference:
         return Scores(self.combined.fraction_beyond(joined(by_group)), by_group)
 
 
-def features(stats: Floats, first: int, last: int) -> Doubles:
-    """Means and log standard deviations of channels ``first`` to ``last``: (n, 2, ΣC) to (n, 2 (last - first))."""
+def features(stats: Floats, name: str, first: int, last: int) -> Doubles:
+    """What a group looks at, of channels ``first`` to ``last``: (n, 2, ΣC) to (n, D).
+
+    colour: their means, and the logarithm of their total variance; grain: the fraction of that total that each channel
+    has; other groups: means and log standard deviations.
+    """
     part = stats[:, :, first:last].astype(np.float64)
+    if name in ("colour", "grain"):
+        variances = np.maximum(part[:, 1], _TINY) ** 2
+        total = variances.sum(axis=1, keepdims=True)
+        found: Doubles = variances / total if name == "grain" else np.concatenate([part[:, 0], np.log(total)], axis=1)
+        return found
     return np.concatenate([part[:, 0], np.log(np.maximum(part[:, 1], _TINY))], axis=1)
 
 
@@ -180,20 +197,20 @@ def group_bounds(channels: Sequence[int]) -> list[tuple[str, int, int]]:
     ends = np.cumsum(channels).tolist()
     widest = next((i for i in range(1, len(channels)) if channels[i] >= max(channels)), 1)
     early = min(max(widest, 1), len(channels) - 1, 6)
-    cuts = [0, 1, early + 1, len(channels)]
-    bounds = [0 if cut == 0 else int(ends[cut - 1]) for cut in cuts]
-    found = zip(GROUPS, bounds[:-1], bounds[1:], strict=True)
-    return [(name, first, last) for name, first, last in found if last > first]
+    layers = {"colour": (0, 1), "grain": (0, 1), "sharpness": (1, early + 1), "structure": (early + 1, len(channels))}
+    bounds = [0, *(int(end) for end in ends)]
+    return [(name, bounds[first], bounds[last]) for name, (first, last) in layers.items() if last > first]
 
 
-def fit_group(stats: Floats, name: str, first: int, last: int) -> LayerGroup:
-    """A model of the statistics (n, 2, ΣC) of some layers."""
-    x = features(stats, first, last)
+def fit_group(stats: Floats, name: str, first: int, last: int, *, patches: int | None = None) -> LayerGroup:
+    """A model of the statistics (n, 2, ΣC) of some layers, with as many directions as so many ``patches`` allow."""
+    x = features(stats, name, first, last)
     mean, scale = x.mean(axis=0), x.std(axis=0) + _TINY
     z = (x - mean) / scale
     count, width = z.shape
     variances, rows = _principal(z)
-    kept = max(1, min(_DIRECTIONS[name], count // _PATCHES_PER_DIRECTION, width, _MAX_BYTES // (4 * width)))
+    allowed = min(_DIRECTIONS[name], (patches or count) // _PATCHES_PER_DIRECTION[name], _MAX_BYTES // (4 * width))
+    kept = max(1, min(allowed, len(rows)))
     rest = float((width * 1.0 - variances[:kept].sum()) / max(1, width - kept))
     return LayerGroup(
         name,
@@ -202,8 +219,8 @@ def fit_group(stats: Floats, name: str, first: int, last: int) -> LayerGroup:
         mean.astype(np.float32),
         scale.astype(np.float32),
         rows[:kept].astype(np.float32),
-        (variances[:kept] + _LEAST_VARIANCE).astype(np.float32),
-        max(rest, 0.0) + _LEAST_VARIANCE,
+        (variances[:kept] + _LEAST_VARIANCE[name]).astype(np.float32),
+        max(rest, 0.0) + _LEAST_VARIANCE[name],
     )
 
 
@@ -224,31 +241,42 @@ def fit_reference(
     channels: Sequence[int],
     card: ReferenceCard,
     *,
+    changed: Mask | None = None,
     rounded: Mapping[str, tuple[Floats, Floats]] | None = None,
 ) -> Reference:
     """Learn a reference from the statistics (n, 2, ΣC) of training patches.
 
     folds: number (n,) of the part of the training data that each patch lies in. Scores are calibrated on patches of
     one part with models of all others, so that neighbours of a patch do not tell what it looks like.
+    changed: which patches (n,) show what is normal, but was not trained on, such as other scans. They say how far is
+    far, but not in which directions training patches vary: they would hide what lies in the same direction, farther.
     rounded: statistics of the same few patches in float32 and in another precision, by that precision.
     """
     bounds = group_bounds(channels)
+    plain = np.ones(len(stats), bool) if changed is None else ~changed
+    # With more directions than the models that calibrate it, the last model would call every patch unusual
+    patches = min(int((plain & (folds != fold)).sum()) for fold in np.unique(folds))
     held = np.full((len(stats), len(bounds)), np.nan)
     for fold in np.unique(folds):
         inside = folds == fold
         for column, (name, first, last) in enumerate(bounds):
-            held[inside, column] = fit_group(stats[~inside], name, first, last).score(stats[inside])
-    tails = tuple(Tail.of(held[:, column]) for column in range(len(bounds)))
+            held[inside, column] = fit_group(stats[~inside & plain], name, first, last, patches=patches).score(
+                stats[inside]
+            )
+    tails = tuple(Tail.of(held[plain, column]) for column in range(len(bounds)))
     by_group = np.stack([tail.fraction_beyond(held[:, column]) for column, tail in enumerate(tails)], 1)
     groups = []
     for name, first, last in bounds:
-        group = fit_group(stats, name, first, last)
+        group = fit_group(stats[plain], name, first, last, patches=patches)
         offsets = {
             precision: ((group.features(other) - group.features(exact)) / group.scale).mean(axis=0).astype(np.float32)
             for precision, (exact, other) in (rounded or {}).items()
         }
         groups.append(LayerGroup(**{**vars(group), "offsets": offsets}))
-    return Reference(card, tuple(channels), tuple(groups), tails, Tail.of(joined(by_group)))
+    # Both kinds count alike, however few are changed
+    often = 1 if plain.all() else max(1, round(plain.sum() / (~plain).sum()))
+    combined = Tail.of(np.concatenate([joined(by_group[plain]), np.repeat(joined(by_group[~plain]), often)]))
+    return Reference(card, tuple(channels), tuple(groups), tails, combined)
 
 
 # In the generator's file
@@ -308,7 +336,7 @@ def _from_arrays(arrays: Mapping[str, Any]) -> Reference:
         offsets = {key.removeprefix(offset): array for key, array in arrays.items() if key.startswith(offset)}
         parts = {part: arrays[f"{name}.{part}"] for part in ("mean", "scale", "directions", "variances")}
         group = LayerGroup(name, int(entry["first"]), int(entry["last"]), **parts, rest=entry["rest"], offsets=offsets)
-        width = 2 * (group.last - group.first)
+        width = features(np.ones((1, 2, group.last), np.float32), name, group.first, group.last).shape[1]
         shapes = [group.mean.shape, group.scale.shape, group.directions.shape[1:], *(a.shape for a in offsets.values())]
         numbers = [*parts.values(), *offsets.values(), arrays[f"{name}.quantiles"], np.array(group.rest)]
         if any(shape != (width,) for shape in shapes) or not all(np.isfinite(array).all() for array in numbers):

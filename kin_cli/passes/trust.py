@@ -24,7 +24,12 @@ from kin_cli.store.files import read_regular
 
 TRUST_MARK = "kin trust map"
 """Marks a PNG and a GeoJSON file as made by kin; followed by the name of the output."""
-MEANS = {"colour": "colour and contrast", "sharpness": "sharpness and texture", "structure": "structure"}
+MEANS = {
+    "colour": "colour and contrast",
+    "grain": "grain and compression",
+    "sharpness": "sharpness and texture",
+    "structure": "structure",
+}
 """What the groups of layers see, in words."""
 _MEASUREMENT = "trust percentile, %"
 _CELLS_AT_ONCE = 512

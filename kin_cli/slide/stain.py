@@ -8,7 +8,8 @@ interpolates; ``MatchedSlide`` shows a slide through it.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -32,6 +33,8 @@ _LIGHT = 240  # torchstain's intensity of transmitted light
 _NODES = 65  # of the colour table along each axis, the most that Pillow takes
 _SQUARES, _SQUARE_PX, _STEP = 64, 256, 4
 _LEAST_PIXELS = 500
+# Parts of the training whose colours tell how far is near, how many of them are near, and a margin
+_PARTS, _WITHIN, _MARGIN = 5, 0.9, 1.25
 _LEAST_ANGLE = 0.02  # of both stains in radian, about; less is one stain
 
 
@@ -114,15 +117,36 @@ def fit_stains(colours: Pixels, method: StainMethod, *, what: str) -> dict[str, 
 
 @dataclass(frozen=True, eq=False)
 class StainMatch:
-    """A change of colours from those of a slide (``source``) to those of a target, both fitted by ``fit_stains``."""
+    """A change of colours from those of a slide (``source``) to those of a target, both fitted by ``fit_stains``.
+
+    ``shift`` is how far the slide's colours lie from the training's, in grey levels, whatever the method. The target
+    may hold "spread": how far parts of the training slides lie from the whole. A slide within it is left as it is.
+    """
 
     method: StainMethod
     source: Mapping[str, Any]
     target: Mapping[str, Any]
+    shift: float | None = None
+
+    @property
+    def needed(self) -> bool:
+        """Whether the slide's colours are farther from the target than those of parts of the training slides."""
+        spread = self.target.get("spread")
+        return spread is None or self.shift is None or self.shift > float(spread)
+
+    @property
+    def note(self) -> str | None:
+        """What to tell if the slide is left as it is; else None."""
+        if self.needed:
+            return None
+        return (
+            f"--stain-match {self.method}: the slide's colours are as near to the training's as parts of the training"
+            f" slides are ({self.shift:.1f} grey levels, up to {self.target['spread']:.1f} there), and are left alone"
+        )
 
     @cached_property
     def table(self) -> AnyArray:
-        """The new colours, 0 to 1, of a lattice of 65 × 65 × 65 colours: float32 (B, G, R, 3)."""
+        """The new colours, 0 to 1, if there is a change, of a lattice of 65 × 65 × 65 colours: float32 (B, G, R, 3)."""
         axis = np.linspace(0, 255, _NODES)
         blue, green, red = np.meshgrid(axis, axis, axis, indexing="ij")
         lattice = np.stack([red, green, blue], axis=-1)
@@ -132,10 +156,19 @@ class StainMatch:
     @cached_property
     def identity(self) -> str:
         """The method and a checksum of the change, for fingerprints."""
+        if not self.needed:
+            return f"{self.method} (not needed)"
         return f"{self.method} (crc32 {zlib.crc32(np.round(255 * self.table, 2).tobytes()):08x})"
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        """Change the colours of pixels (h, w, 3); thread-safe."""
+        """Change the colours of pixels (h, w, 3), if that is needed; thread-safe."""
+        return self._changed(pixels) if self.needed else pixels
+
+    def mean_shift(self, colours: Pixels) -> float:
+        """By how much colours (n, 3) change, needed or not: the mean over pixels and channels, in grey levels."""
+        return float(np.abs(self._changed(colours[:, None])[:, 0].astype(np.float32) - colours).mean())
+
+    def _changed(self, pixels: Pixels) -> Pixels:
         from PIL import Image
 
         if pixels.size == 0:
@@ -144,7 +177,8 @@ class StainMatch:
 
     def as_dict(self) -> dict[str, Any]:
         """What was fitted, for the record."""
-        return {"method": self.method, "slide": dict(self.source), "target": dict(self.target)}
+        known = {"method": self.method, "slide": dict(self.source), "target": dict(self.target)}
+        return known | {"shift": self.shift, "needed": self.needed}
 
     @cached_property
     def _filter(self) -> Any:
@@ -153,14 +187,16 @@ class StainMatch:
         return ImageFilter.Color3DLUT(_NODES, self.table.ravel(), channels=3)
 
     def _macenko(self, colours: Doubles) -> Doubles:
-        """I' = I₀ · exp(-S_target · (s_target / s_source) · S_source⁺ · D), D = -ln((I + 1) / I₀), as in torchstain.
+        """I' = I₀ · exp(-S_target · diag(s_target / s_source, 1) · S_source⁻¹ · D) - 1, D = -ln((I + 1) / I₀).
 
-        S: optical densities of both stains; s: their 99 % quantiles; ⁺: pseudo-inverse, that is, least squares.
+        S: optical densities of both stains and, as third, the direction perpendicular to them; s: the stains' 99 %
+        quantiles. torchstain has no third direction, and so takes from every colour what is neither stain: pigment,
+        ink, the scanner's own cast. Here a slide in the target's colours keeps every one of them.
         """
-        source, target = (np.array(part["stains"]) for part in (self.source, self.target))
+        source, target = (_completed(np.array(part["stains"])) for part in (self.source, self.target))
         strength = np.array(self.target["strongest"]) / np.array(self.source["strongest"])
-        change = target @ np.diag(strength) @ np.linalg.pinv(source)
-        changed: Doubles = _LIGHT * np.exp(np.log((colours + 1) / _LIGHT) @ change.T)
+        change = target @ np.diag([*strength, 1.0]) @ np.linalg.inv(source)
+        changed: Doubles = _LIGHT * np.exp(np.log((colours + 1) / _LIGHT) @ change.T) - 1
         return changed
 
     def _reinhard(self, colours: Doubles) -> Doubles:
@@ -180,6 +216,12 @@ class StainMatch:
         return np.nan_to_num(changed)
 
 
+def _completed(stains: Doubles) -> Doubles:
+    """Optical densities (3, 2) of two stains with the unit vector perpendicular to both as a third column: (3, 3)."""
+    third = np.cross(stains[:, 0], stains[:, 1])
+    return np.column_stack([stains, third / np.linalg.norm(third)])
+
+
 class MatchedSlide(Slide):
     """A slide shown in other colours; closes the slide that it wraps."""
 
@@ -197,13 +239,47 @@ class MatchedSlide(Slide):
 
 
 def match_to(view: SlideView, method: StainMethod, target: Mapping[str, Any]) -> StainMatch:
-    """The change of colours that brings the slide of a view to the ``target``, a result of ``fit_stains``."""
-    return StainMatch(method, fit_stains(tissue_colours(view), method, what=str(view.slide.path)), target)
+    """The change of colours that brings the slide of a view to the ``target``: one of ``target_stains``."""
+    colours = tissue_colours(view)
+    what = str(view.slide.path)
+    shift = None if "colours" not in target else round(_distance(colours, target["colours"], what=what), 3)
+    return StainMatch(method, fit_stains(colours, method, what=what), target, shift)
+
+
+def _distance(colours: Pixels, known: Mapping[str, Any], *, what: str) -> float:
+    """By how much Reinhard's method changes colours (n, 3) to bring them to those that are known.
+
+    It serves for both methods: Macenko's fit of two stains varies more between parts of one slide than stains do.
+    """
+    return StainMatch("reinhard", fit_stains(colours, "reinhard", what=what), known).mean_shift(colours)
+
+
+def target_stains(slides: Sequence[Pixels], method: StainMethod) -> dict[str, Any]:
+    """The statistics (``fit_stains``) of the tissue colours of training slides, one array (n, 3) for each, together.
+
+    "colours" are Reinhard's statistics; "spread" is how far from them parts of the slides lie (nine of ten, and a
+    quarter more, since parts are few). A part is a slide, or, of fewer than five, a fifth of each.
+
+    Raises as ``fit_stains`` does, except for parts, which are left out if they have no stains.
+    """
+    every, what = np.concatenate(slides), "the training slides"
+    whole, known = (fit_stains(every, name, what=what) for name in (method, METHODS[1]))
+    parts = slides if len(slides) >= _PARTS else [part for one in slides for part in np.array_split(one, _PARTS)]
+    shifts = []
+    for part in parts:
+        with suppress(InputError):
+            shifts.append(_distance(part, known, what="a part"))
+    if len(shifts) < _PARTS:
+        return whole
+    spread = _MARGIN * float(np.quantile(shifts, _WITHIN, method="higher"))
+    return whole | {"colours": known, "spread": round(spread, 3)}
 
 
 def matched(view: SlideView, match: StainMatch) -> SlideView:
     """The view in the colours of the target; parts of the slide that cannot be read are treated as before."""
     slide = view.slide
+    if not match.needed:
+        return view
     if isinstance(slide, FillingSlide):
         return replace(view, slide=FillingSlide(MatchedSlide(slide.inner, match)))
     return replace(view, slide=MatchedSlide(slide, match))

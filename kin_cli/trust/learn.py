@@ -22,10 +22,11 @@ from kin_cli.passes.engine import Engine
 from kin_cli.progress import Progress
 from kin_cli.slide.base import Slide
 from kin_cli.slide.open import open_slide
-from kin_cli.slide.stain import METHODS, fit_stains, jittered_stains, tissue_colours
+from kin_cli.slide.stain import METHODS, target_stains, tissue_colours
 from kin_cli.slide.tissue import tissue_mask, window_means
 from kin_cli.slide.view import SlideView, open_view
 from kin_cli.store.files import os_errors_as_output_errors, write_atomic
+from kin_cli.trust.scans import CHANGES, rescanned
 
 LEAST_PATCHES = 40
 _CELLS_PER_PATCH = 8  # side of a patch on the lattice of candidate corners
@@ -41,8 +42,9 @@ class LearnSettings:
     """How a reference is learned.
 
     ``patches`` of ``patch_px`` are drawn from the ``region`` of the images, at ``mpp`` µm per pixel if given, with at
-    least ``min_tissue``; half of them with the strength of their stains changed by up to ``stain_jitter``, which makes
-    such changes normal.
+    least ``min_tissue``, each turned or mirrored at random, since tissue has no upper side. A fraction ``rescans`` of
+    them is measured as another scan of the slide would show it (``scans.rescanned``), with the strength of stains
+    changed by up to ``stain_jitter``, which makes such changes normal.
     """
 
     patches: int = 400
@@ -50,7 +52,8 @@ class LearnSettings:
     mpp: float | None = None
     region: Box | None = None
     min_tissue: float = 0.25
-    stain_jitter: float = 0.05
+    rescans: float = 0.25
+    stain_jitter: float = 0.15
     seed: int = 0
     device: str = "auto"
 
@@ -59,18 +62,30 @@ class LearnSettings:
             raise UsageError(f"{self.patches} patches are too few to learn from", f"at least {LEAST_PATCHES}")
         if self.patch_px < 32 or self.patch_px % 4:
             raise UsageError(f"patch size {self.patch_px} is not a multiple of 4 from 32 upwards")
-        if not (0 < self.min_tissue <= 1 and 0 <= self.stain_jitter < 1):
-            raise UsageError("min-tissue must be from 0 to 1, above 0, and stain-jitter from 0 to below 1")
+        if not (0 < self.min_tissue <= 1 and 0 <= self.stain_jitter < 1 and 0 <= self.rescans <= 1):
+            raise UsageError("min-tissue, stain-jitter and rescans are fractions; min-tissue above 0, jitter below 1")
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A patch: number of its image, its corner in the view of that image, and the part of the data it lies in."""
+    """A patch: its image, its corner in the view of that image, the part of the data that it lies in, its number."""
 
     image: int
     x: int
     y: int
     part: int = 0
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What happens to a patch: turned, mirrored, and perhaps changed as another scan would."""
+
+    quarters: int
+    mirrored: bool
+    change: str
+    rescanned: bool
+    rng: np.random.Generator
 
 
 def learn_reference(
@@ -104,9 +119,7 @@ def learn_reference(
                 mpps.append(mpp)
             if number % step == 0:
                 some.append(patch[:_ROUNDED_PX, :_ROUNDED_PX])
-            rng = np.random.default_rng([settings.seed, 1, number])
-            amount = settings.stain_jitter if number % 2 else 0.0
-            stats[number] = engine.measure([np.ascontiguousarray(jittered_stains(patch, rng, amount=amount))])[0]
+            stats[number] = engine.measure([np.ascontiguousarray(patch)])[0]
             advance(1)
     if not np.isfinite(stats).all():
         raise ModelError("the generator's features of its training patches are not finite", "try another checkpoint")
@@ -117,13 +130,15 @@ def learn_reference(
         settings.min_tissue,
         round(sum(mpps) / len(mpps), 4) if mpps else None,
         settings.stain_jitter,
+        settings.rescans,
         _stains(_colours(images, settings), progress),
         f"kin {__version__}",
     )
     parts = np.array([place.part for place in places])
     channels = [count for _, count in engine.layers]
     rounded = _rounded(generator, some[:_ROUNDED_PATCHES], engine, device)
-    return fit_reference(stats, parts, channels, card, rounded=rounded)
+    changed = np.array([_draw(place, settings).rescanned for place in places])
+    return fit_reference(stats, parts, channels, card, changed=changed, rounded=rounded)
 
 
 def learn_into(
@@ -178,8 +193,8 @@ def draw_places(images: Sequence[Path], settings: LearnSettings) -> list[_Place]
         strips = ranks * _PARTS // count
         several = sum(bool(c) for c in taken) >= _PARTS
         places += [
-            _Place(number, int(x), int(y), number % _PARTS if several else int(strip))
-            for (x, y), strip in zip(chosen, strips, strict=True)
+            _Place(number, int(x), int(y), number % _PARTS if several else int(strip), len(places) + i)
+            for i, ((x, y), strip) in enumerate(zip(chosen, strips, strict=True))
         ]
     if len(places) < LEAST_PATCHES:
         where = str(images[0]) if len(images) == 1 else f"the {len(images)} images"
@@ -234,7 +249,7 @@ def _patches(
             view = _view(slide, settings)
 
             def read(place: _Place, view: SlideView = view) -> Pixels:
-                return view.read(Box(place.x, place.y, settings.patch_px, settings.patch_px))
+                return _as_learned(view, place, settings)
 
             workers = min(4, available_cores())
             with closing(prefetch(read, here, workers=workers, ahead=2 * workers)) as patches:
@@ -242,22 +257,39 @@ def _patches(
                     yield patch, view.mpp
 
 
-def _colours(images: Sequence[Path], settings: LearnSettings) -> Pixels:
-    """Colours (n, 3) of the tissue of up to 60 of the images, sampled as those of a slide that is to be matched."""
+def _draw(place: _Place, settings: LearnSettings) -> _Draw:
+    rng = np.random.default_rng([settings.seed, 1, place.number])
+    quarters, mirrored, change = int(rng.integers(4)), bool(rng.integers(2)), CHANGES[rng.integers(len(CHANGES))]
+    return _Draw(quarters, mirrored, change, bool(rng.random() < settings.rescans), rng)
+
+
+def _as_learned(view: SlideView, place: _Place, settings: LearnSettings) -> Pixels:
+    """The pixels of a place, turned at random, and perhaps as another scan of the slide would show them."""
+    draw, box = _draw(place, settings), Box(place.x, place.y, settings.patch_px, settings.patch_px)
+    if draw.rescanned:
+        pixels = rescanned(view.read, box, draw.change, draw.rng, stain_jitter=settings.stain_jitter)
+    else:
+        pixels = view.read(box)
+    turned: Pixels = np.rot90(pixels, draw.quarters)
+    return turned[:, ::-1] if draw.mirrored else turned
+
+
+def _colours(images: Sequence[Path], settings: LearnSettings) -> list[Pixels]:
+    """Colours (n, 3) of the tissue of each of up to 60 images, sampled as those of a slide that is to be matched."""
     chosen = [images[int(i)] for i in np.linspace(0, len(images) - 1, min(_SOME_IMAGES, len(images))).round()]
     found = []
     for path in chosen:
         with open_slide(path) as slide:
             found.append(tissue_colours(_view(slide, settings)))
-    return np.concatenate(found)
+    return found
 
 
-def _stains(colours: Pixels, progress: Progress) -> dict[str, Any]:
+def _stains(colours: Sequence[Pixels], progress: Progress) -> dict[str, Any]:
     """Colour statistics for --stain-match by every method that can be fitted."""
     found: dict[str, Any] = {}
     for method in METHODS:
         try:
-            found[method] = fit_stains(colours, method, what="the training patches")
+            found[method] = target_stains(colours, method)
         except UsageError:
             progress.note("torchstain is missing: --stain-match will not work with this file")
             return {}

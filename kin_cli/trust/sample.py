@@ -6,7 +6,7 @@ The same patches are scored as they are, in matched colours, and at other pixel 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,11 @@ def nearness(slide: Path, known: Known, progress: Progress, *, count: int = 24, 
                 except (InputError, UsageError) as error:
                     progress.note(f"{error}: not tried")
                     continue
-                scored(f"--stain-match {method}", method, [match(patch) for patch in plain])
+                if match.needed:
+                    scored(f"--stain-match {method}", method, [match(patch) for patch in plain])
+                else:
+                    advance(len(plain))
+                    found.append(replace(found[0], name=f"--stain-match {method} (not needed)", value=method))
             for ratio in _RATIOS:
                 mpp = None if view.mpp is None else view.mpp * ratio
                 name = f"{ratio:g} times the pixel size" if mpp is None else f"--mpp {mpp:.3g}"

@@ -25,7 +25,7 @@ def view() -> SlideView:
 def example(percentiles: list[list[float]], **changes: Any) -> TrustMap:
     values = np.array(percentiles, np.float32)
     weights = np.where(np.isfinite(values), 1.0, 0.1).astype(np.float32)
-    group = np.where(np.isfinite(values), 1, -1).astype(np.int8)
+    group = np.where(np.isfinite(values), 2, -1).astype(np.int8)
     known = {"weights": weights, "threshold": 0.01, "precision": "fp32", **changes}
     return TrustMap(Grid(Size(150, 100), 50), values, group, **known)
 
@@ -39,7 +39,7 @@ def test_the_summary_counts_tissue_not_patches() -> None:
     assert (found["patches_judged"], found["patches_below"]) == (5, 2)
     assert found["tissue_below"] == 0.25
     assert found["tissue_judged"] == round(4 / 4.1, 4)
-    assert found["by_group"] == {"colour": 0, "sharpness": 2, "structure": 0}
+    assert found["by_group"] == {"colour": 0, "grain": 0, "sharpness": 2, "structure": 0}
     assert found["median"] == 0.03
 
 

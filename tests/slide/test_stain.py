@@ -22,6 +22,7 @@ from kin_cli.slide.stain import (
     jittered_stains,
     match_to,
     matched,
+    target_stains,
     tissue_colours,
     unmatched,
 )
@@ -61,9 +62,16 @@ def test_jitter_leaves_glass_alone_and_zero_changes_nothing() -> None:
     assert jittered_stains(patch, rng, amount=0.0) is patch
 
 
+def of_two_stains(pixels: Any) -> Any:
+    """The colours (n, 3) without what is neither haematoxylin nor eosin by Macenko's fit."""
+    stains = np.array(fit_stains(pixels, "macenko", what="x")["stains"])
+    density = -np.log((pixels.astype(float) + 1) / 240) @ (stains @ np.linalg.pinv(stains)).T
+    return np.rint(240 * np.exp(-density) - 1).clip(0, 255).astype(np.uint8)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_match_is_torchstains_own_normalization(method: Any, slides: tuple[Path, Path]) -> None:
-    target, source = (colours(path) for path in slides)
+    target, source = (of_two_stains(colours(path)) for path in slides)
     match = StainMatch(method, fit_stains(source, method, what="b"), fit_stains(target, method, what="a"))
     kind = normalizers.MacenkoNormalizer if method == "macenko" else normalizers.ReinhardNormalizer
     oracle = kind(backend="numpy")
@@ -76,6 +84,36 @@ def test_a_match_is_torchstains_own_normalization(method: Any, slides: tuple[Pat
     assert np.quantile(np.abs(found - expected), 0.999) <= 2
     before, after = (np.abs(pixels.mean(axis=0) - target.mean(axis=0)).sum() for pixels in (source, found[:, 0]))
     assert after < 0.5 * before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_to_its_own_colours_a_slide_stays_what_it_is_also_in_pigment(method: Any, slides: tuple[Path, Path]) -> None:
+    known = fit_stains(colours(slides[0]), method, what="a")
+    pixels = np.random.default_rng(0).integers(20, 236, (4000, 1, 3), np.uint8)
+    assert np.quantile(np.abs(StainMatch(method, known, known)(pixels).astype(int) - pixels), 0.99) <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_slide_as_near_as_parts_of_the_training_is_left_alone(method: Any, slides: tuple[Path, Path]) -> None:
+    target = target_stains([colours(slides[0])], method)
+    assert 0 < target["spread"] < 3
+    for path, needed in zip(slides, (False, True), strict=True):
+        view = open_source(path)
+        with view.slide:
+            match = match_to(view, method, target)
+            assert (match.needed, match.note is None, match.as_dict()["needed"]) == (needed, needed, needed)
+            assert (matched(view, match) is view) is not needed
+            assert unmatched(matched(view, match)).read(Box(0, 0, 8, 8)).shape == (8, 8, 3)
+            assert ("not needed" in match.identity) is not needed
+    assert match.shift is not None
+    assert match.shift > 2 * target["spread"]
+
+
+def test_parts_are_slides_if_there_are_five(slides: tuple[Path, Path]) -> None:
+    one, other = (colours(path) for path in slides)
+    few, many = target_stains([one] * 5, "reinhard"), target_stains([one] * 4 + [other] * 4, "reinhard")
+    assert few["spread"] < 0.6  # rounding alone
+    assert many["spread"] > 3
 
 
 def test_a_matched_view_is_the_slide_in_other_colours_wherever_it_is_read(slides: tuple[Path, Path]) -> None:
