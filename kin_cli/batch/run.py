@@ -19,6 +19,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -190,7 +191,8 @@ def run_batch(batch: SlideBatch, progress: Progress) -> BatchStatus:
             for number, (task, slide) in enumerate(zip(tasks, status.slides, strict=True), 1):
                 slide.status = "running"
                 status.save()
-                _translate(child, settings[task], slide, progress)
+                following = settings[tasks[number]] if number < len(tasks) else None
+                _translate(child, settings[task], following, slide, progress)
                 status.save()
                 reason = f": {slide.reason}" if slide.reason else ""
                 progress.note(f"[{number}/{len(tasks)}] {slide.slide}: {slide.status} in {slide.seconds:.1f} s{reason}")
@@ -234,13 +236,18 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
         raise OutputError(f"{path}: is damaged", "remove it if no shard is running any more") from None
 
 
-def _translate(child: ChildProcess, settings: Settings, slide: SlideStatus, progress: Progress) -> None:
+def _translate(
+    child: ChildProcess, settings: Settings, following: Settings | None, slide: SlideStatus, progress: Progress
+) -> None:
     start = time.monotonic()
     try:
         child.start()
         start = time.monotonic()
         _make_folder(settings.output.path.parent)
-        slide.take(child.translate(settings, progress))
+        if following is not None:
+            with suppress(OutputError):  # told when it is that slide's turn
+                _make_folder(following.output.path.parent)
+        slide.take(child.translate(settings, progress, following))
     except Stopped:
         slide.status, slide.reason = "stopped", "interrupted; the same command continues"
         raise

@@ -78,7 +78,7 @@ class FakeChild:
     def start(self) -> None:
         pass
 
-    def translate(self, settings: Settings, progress: object) -> dict[str, Any]:
+    def translate(self, settings: Settings, progress: object, following: object = None) -> dict[str, Any]:
         outcome = self.outcomes.get(settings.source.slide.name)
         if isinstance(outcome, BaseException):
             raise outcome
@@ -280,8 +280,8 @@ def test_memory_and_files_do_not_grow_with_the_number_of_slides(tmp_path: Path, 
     handles: list[tuple[int, int]] = []
 
     class Counting(ChildProcess):
-        def translate(self, settings: Settings, progress: Any) -> dict[str, Any]:
-            record = super().translate(settings, progress)
+        def translate(self, settings: Settings, progress: Any, following: Settings | None = None) -> dict[str, Any]:
+            record = super().translate(settings, progress, following)
             assert self._child is not None
             pids = (os.getpid(), self._child.process.pid)
             resident.append(tuple(rss_bytes(pid) for pid in pids))
