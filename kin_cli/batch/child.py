@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any
 
-from kin_cli.errors import KinError, ModelError, NoTissueError, Stopped
+from kin_cli.errors import KinError, LostDeviceError, ModelError, NoTissueError, Stopped
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 from kin_cli.signals import kill_on_second_interrupt
@@ -176,9 +176,9 @@ class _Child:
 
 
 def _failure(kind: str, values: list[Any]) -> KinError:
-    message, hint, exit_code, *name = values
+    message, hint, exit_code, name = values
     if kind == "stopped":
         return Stopped(message, hint, exit_code=exit_code)
-    kinds = {cls.__name__: cls for cls in (NoTissueError, ModelError)}
-    cause = kinds.get(name[0], KinError)(message, hint) if name else KinError(message, hint)
+    kinds = {cls.__name__: cls for cls in (NoTissueError, ModelError, LostDeviceError)}
+    cause = kinds.get(name, KinError)(message, hint)
     return _Refusal(cause) if kind == "refused" else cause

@@ -137,7 +137,7 @@ def _answer(
     """Translate one slide and return the message for the parent.
 
     ``done`` and the record; or ``refused`` (this process can go on), ``failed`` (it cannot) or ``stopped``, each with
-    message, hint and exit code, and ``refused`` with the name of the error. ``following`` is opened meanwhile.
+    message, hint, exit code and the name of the error. ``following`` is opened meanwhile.
     """
     slide = settings.source.slide
     answer: tuple[object, ...]
@@ -148,17 +148,17 @@ def _answer(
         report_if_asked(settings, record, progress)
         return "done", record
     except Stopped as stop:
-        return "stopped", stop.message, stop.hint, stop.exit_code
+        return "stopped", stop.message, stop.hint, stop.exit_code, "Stopped"
     except DeviceError as error:
-        answer = "failed", error.message, error.hint, error.exit_code
+        answer = "failed", error.message, error.hint, error.exit_code, type(error).__name__
     except KinError as error:
         answer = "refused", error.message, error.hint, error.exit_code, type(error).__name__
     except Exception as error:
         traceback.print_exc()
         known = explained(error)
-        answer = "failed", f"{slide}: {known.message}", known.hint, 1
+        answer = "failed", f"{slide}: {known.message}", known.hint, 1, type(known).__name__
     request = requested_stop()  # after a request to stop, any failure is its consequence
-    return answer if request is None else ("stopped", request.message, request.hint, request.exit_code)
+    return answer if request is None else ("stopped", request.message, request.hint, request.exit_code, "Stopped")
 
 
 class _PipeProgress:

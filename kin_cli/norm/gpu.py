@@ -18,6 +18,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from kin_cli.errors import is_out_of_memory, lost_device
 from kin_cli.norm.fused import FieldAxis, Finish, Uniform, Values, Varying
 
 _TILE = 4096  # numbers per program: 32 for each of its 128 threads
@@ -223,9 +224,11 @@ def checked(device: torch.device, *, told: Callable[[str], None]) -> KernelOps |
             if torch.allclose(found, wanted, atol=1e-4):
                 return ops
             why = "they compute other numbers than torch"
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # a compiler raises many kinds
+            if is_out_of_memory(error):
+                raise
+            if (lost := lost_device(error, str(device))) is not None and "Triton" not in lost.message:
+                raise lost from error
             why = " ".join(str(error).split())[:200] or type(error).__name__
     told(f"{device}: no kernels of its own, which is slower: {why}")
     return None
