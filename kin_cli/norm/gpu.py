@@ -7,6 +7,7 @@ the temporary folder (or in TRITON_CACHE_DIR), so that only the first run on a m
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -21,6 +22,7 @@ from torch import Tensor
 from kin_cli.errors import is_out_of_memory, lost_device
 from kin_cli.norm.fused import FieldAxis, Finish, Uniform, Values, Varying
 
+_OLDEST_TRITON = (3, 3)  # comes with torch 2.7
 _TILE = 4096  # numbers per program: 32 for each of its 128 threads
 _MOST_CHANNELS = 256  # per program of a sweep
 _LINE_CHANNELS = 64  # per program that sums
@@ -33,9 +35,11 @@ _RESIZES = {"": 0, "down": 1, "up": 2, "nearest": 3}
 def why_not() -> str | None:
     """What is missing here for the kernels; None if nothing is."""
     try:
-        kernels()
+        found = str(kernels().triton.__version__)
     except ImportError:
         return "Triton is not installed"
+    if tuple(int(number) for number in re.findall(r"\d+", found)[:2]) < _OLDEST_TRITON:
+        return f"Triton {found} is too old, {_OLDEST_TRITON[0]}.{_OLDEST_TRITON[1]} is needed"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "there is no C compiler, such as gcc"
     return None

@@ -259,6 +259,7 @@ import pathlib, torch
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
+        torch.manual_seed(0)
         self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.InstanceNorm2d(3))
 
     def forward(self, x):
@@ -273,7 +274,8 @@ def test_a_device_failure_in_a_real_child_costs_one_slide(tmp_path: Path) -> Non
     slides = [write_slide(tmp_path / f"{name}.tif", width=260, height=130) for name in "ab"]
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "fail").touch()
-    command = ("batch", *slides, "-o", tmp_path / "out", "--network", f"{tmp_path / 'net.py'}:Net", *SMALL)
+    network = f"{tmp_path / 'net.py'}:Net"
+    command = ("batch", *slides, "-o", tmp_path / "out", "--network", network, *SMALL, "--device", "cpu")
     first = kin(*command)
     assert first.code == 1, first.err
     assert outcome(tmp_path / "out") == {"a.tif": "failed", "b.tif": "done"}
