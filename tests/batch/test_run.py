@@ -371,8 +371,10 @@ def test_memory_and_files_do_not_grow_with_the_number_of_slides(tmp_path: Path, 
         )
     assert len(resident) == 200
     for process in (0, 1):
-        assert resident[-1][process] <= 1.1 * resident[9][process]
-        assert handles[-1][process] == handles[9][process]
+        # the next slide may be open already, or not yet
+        early, late = slice(9, 60), slice(150, 200)
+        assert max(each[process] for each in resident[late]) <= 1.1 * max(each[process] for each in resident[early])
+        assert max(each[process] for each in handles[late]) <= max(each[process] for each in handles[early])
 
 
 def rss_bytes(pid: int) -> int:
