@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 work=$(mktemp -d)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=1
-if [ -f benchmarks/gpu-wheels.tar.xz ] && ! "$python" -c 'import openslide, pytest, scipy, tifffile' 2> /dev/null; then
+if [ -f benchmarks/gpu-wheels.tar.xz ] && ! "$python" -c 'import cloup, openslide, pytest, scipy, tifffile' 2> /dev/null; then
   mkdir "$work/site" && tar -C "$work/site" -xJf benchmarks/gpu-wheels.tar.xz
   export PYTHONPATH="$PYTHONPATH:$work/site"
 fi

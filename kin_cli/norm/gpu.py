@@ -1,7 +1,7 @@
 """Fused operations on a GPU, by one Triton kernel each; see ``fused`` for the formula and ``triton_kernels``.
 
-Triton comes with torch's CUDA builds and needs a C compiler. Compiled kernels are kept in a folder of the user's own in
-the temporary folder (or in TRITON_CACHE_DIR), so that only the first run on a machine compiles.
+Triton comes with torch's CUDA builds and needs a C compiler and Python's headers. Compiled kernels are kept in a folder
+of the user's own in the temporary folder (or in TRITON_CACHE_DIR), so that only the first run on a machine compiles.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import sysconfig
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -42,6 +43,10 @@ def why_not() -> str | None:
         return f"Triton {found} is too old, {_OLDEST_TRITON[0]}.{_OLDEST_TRITON[1]} is needed"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "there is no C compiler, such as gcc"
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme  # as Triton does, whose launcher needs the header
+    if not (Path(sysconfig.get_path("include", scheme)) / "Python.h").exists():
+        return "Python.h is missing, which is in python3-dev"
     return None
 
 
