@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 work=$(mktemp -d)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=1
-if [ -f benchmarks/gpu-wheels.tar.xz ] && ! "$python" -c 'import openslide, pytest, scipy, tifffile' 2> /dev/null; then
+if [ -f benchmarks/gpu-wheels.tar.xz ] && ! "$python" -c 'import cloup, openslide, pytest, scipy, tifffile' 2> /dev/null; then
   mkdir "$work/site" && tar -C "$work/site" -xJf benchmarks/gpu-wheels.tar.xz
   export PYTHONPATH="$PYTHONPATH:$work/site"
 fi
@@ -61,7 +61,15 @@ PY
   exit $failed
 }
 trap finish EXIT
-trap 'failed=130; say "stopped"; finish' INT TERM
+child=
+stop() { # at once: bash runs a trap only when a command in the foreground has ended, so that parts run in the background
+  trap - INT TERM
+  failed=130
+  [ -z "$child" ] || { kill "$child" 2> /dev/null; wait "$child" 2> /dev/null; }
+  say "stopped"
+  finish
+}
+trap stop INT TERM
 
 part() { # part NAME FILE COMMAND …: its output at the end of FILE, its outcome in summary.txt and on the screen
   local label=$1 file=$2 start=$SECONDS
@@ -71,7 +79,9 @@ part() { # part NAME FILE COMMAND …: its output at the end of FILE, its outcom
     say "$label: left out, $budget s are over"
     return 0
   fi
-  if "$@" > "$work/out" 2> "$work/err"; then
+  "$@" > "$work/out" 2> "$work/err" &
+  child=$!
+  if wait "$child"; then
     say "$label: $((SECONDS - start)) s"
   else
     say "$label: FAILED after $((SECONDS - start)) s: $(grep -hv '^ *$' "$work/out" "$work/err" | tail -n 1)"

@@ -6,7 +6,8 @@ KinError                      1
 ├── NoTissueError             1   a slide, or the chosen part of it, shows no tissue
 ├── ModelError                1   a checkpoint cannot be used
 ├── OutputError               1   the output or its work folder cannot be written or is damaged
-├── DeviceError               1   the compute device is missing or out of memory
+├── DeviceError               1   the compute device cannot be used or is out of memory
+├── LostDeviceError           1   a DeviceError: the device failed, or is not there
 └── Stopped            75 or 130  SIGTERM or Ctrl-C; the work can be resumed
 """
 
@@ -14,6 +15,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+
+# what torch, cuDNN, cuBLAS, Triton and the driver say
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|STATUS_ALLOC_FAILED")
+_NO_DEVICE = re.compile(
+    r"(CUDA|HIP|cuDNN|NCCL)( driver)? error|(CUDNN|CUBLAS|CUSOLVER)_STATUS_|Triton Error|No CUDA GPUs|NVIDIA driver"
+)
 
 
 class KinError(Exception):
@@ -53,7 +61,11 @@ class OutputError(KinError):
 
 
 class DeviceError(KinError):
-    """The compute device is missing or out of memory."""
+    """The compute device cannot be used or is out of memory."""
+
+
+class LostDeviceError(DeviceError):
+    """The compute device failed, or is not there. This process cannot use it any more; another may find it again."""
 
 
 class Stopped(KinError):
@@ -64,15 +76,35 @@ class Stopped(KinError):
         self.exit_code = exit_code
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: the host's, a device's, or that which the two share."""
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in _kinds(error):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+
+
+def lost_device(error: BaseException, device: str) -> LostDeviceError | None:
+    """What an error says that a device raised because it does not work any more; None if it is another error."""
+    told = isinstance(error, RuntimeError) and _NO_DEVICE.search(str(error)) is not None
+    if not told and "AcceleratorError" not in _kinds(error):
+        return None
+    text = " ".join((str(error).strip().splitlines() or ["for no known reason"])[0].split())
+    return LostDeviceError(f"{device} failed: {text}", "nvidia-smi and the system's log tell more")
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
 def explained(error: BaseException) -> KinError:
     """The cause of an error that no other place has explained, in words: of the system, of torch, or of kin itself."""
     if isinstance(error, KinError):
         return error
-    kinds, text = {kind.__name__ for kind in type(error).__mro__}, " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds or "can't allocate memory" in text:
+    text = " ".join(str(error).split())
+    if is_out_of_memory(error):
         return DeviceError("out of memory", "kin translate --dry-run tells what a translation needs")
-    if "CUDA error" in text or "AcceleratorError" in kinds:
-        return DeviceError(f"the GPU failed: {text.partition(' Compile with')[0]}", "nvidia-smi shows its state")
+    if (lost := lost_device(error, "the GPU")) is not None:
+        return lost
     if "can't start new thread" in text:
         return KinError("the system allows no more threads", "raise `ulimit -u` or use fewer --workers")
     if isinstance(error, OSError):

@@ -14,7 +14,11 @@ def translate(settings: Settings, progress: Progress) -> dict[str, object]:
     Interrupted work is continued. Memory does not grow with the slide: see the bounds of each stage and
     ``Plan.host_bytes``. Raises a ``KinError`` on any failure; the output appears only when it is complete and verified.
     """
-    plan = make_plan(settings)
+    return translate_planned(make_plan(settings), progress)
+
+
+def translate_planned(plan: Plan, progress: Progress) -> dict[str, object]:
+    """Do what ``translate`` does with a plan that is made, and close its slide."""
     with plan.identity, plan.view.slide:
         return skipped(plan, progress) or carry_out(plan, progress)
 

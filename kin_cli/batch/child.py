@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any
 
-from kin_cli.errors import KinError, ModelError, NoTissueError, Stopped
+from kin_cli.errors import KinError, LostDeviceError, ModelError, NoTissueError, Stopped
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
 from kin_cli.signals import kill_on_second_interrupt
@@ -37,20 +37,28 @@ class ChildProcess:
         """Start a child if none is ready. Call it before timing a slide, so that start-up is not charged to a slide."""
         self._ready_child()
 
-    def translate(self, settings: Settings, progress: Progress) -> dict[str, Any]:
-        """Translate one slide in the child and return its record.
+    def translate(self, settings: Settings, progress: Progress, following: Settings | None = None) -> dict[str, Any]:
+        """Translate one slide in the child and return its record; the slide ``following`` is opened meanwhile.
 
-        Raises the ``KinError`` that the child raised; ``KinError`` with the signal and the last line of output if the
-        child died; and ``Stopped``, after the child has ended, if the child or this process was told to stop.
+        If the child dies with both slides open, this one is continued in a new child, alone: the other, when it is its
+        turn, dies by itself. Raises the ``KinError`` that the child raised; ``KinError`` with the signal and the last
+        line of output if the child died; and ``Stopped``, after the child has ended, if the child or this process was
+        told to stop.
         """
         child = self._ready_child()
         try:
-            return child.translate(settings, progress)
+            return child.translate(settings, progress, following)
         except _Refusal as error:
             raise error.cause from None  # the child can go on
+        except _Death as death:
+            self.close()
+            if not child.is_ahead:
+                raise
+            progress.note(f"{death.message}, with the next slide open: it is continued alone")
         except BaseException:
             self.close()
             raise
+        return self.translate(settings, progress)
 
     def _ready_child(self) -> _Child:
         if self._child is None:
@@ -77,11 +85,16 @@ class _Refusal(KinError):
         self.cause = cause
 
 
+class _Death(KinError):
+    """The child is no more, and nobody told it to stop."""
+
+
 @dataclass
 class _Child:
     process: subprocess.Popen[bytes]
     connection: Connection
     log: IO[bytes]
+    is_ahead: bool = False  # whether the next slide is open, too
 
     @classmethod
     def started(cls) -> _Child:
@@ -102,11 +115,11 @@ class _Child:
         except (EOFError, OSError):
             raise self._death("kin batch") from None
 
-    def translate(self, settings: Settings, progress: Progress) -> dict[str, Any]:
+    def translate(self, settings: Settings, progress: Progress, following: Settings | None) -> dict[str, Any]:
         self.log.truncate(0)
         self.log.seek(0)  # the child shares this file position
         try:
-            self.connection.send(settings)
+            self.connection.send((settings, following))
             return self._result(settings.source.slide, progress)
         except (EOFError, OSError):
             raise self._death(str(settings.source.slide)) from None
@@ -124,6 +137,8 @@ class _Child:
                     stages.pop_all().close()
                 elif kind == "outlook":
                     progress.outlook(*values)
+                elif kind == "ahead":
+                    self.is_ahead = bool(values[0])
                 elif kind == "note":
                     progress.note(f"{slide}: {str(values[0]).removeprefix(f'{slide}: ')}")
                 elif kind == "done":
@@ -139,8 +154,8 @@ class _Child:
             return Stopped(f"{slide}: its process was stopped", exit_code=75)
         if code is not None and code < 0:
             hint = "the machine may be short of memory" if code == -signal.SIGKILL else "the slide may be damaged"
-            return KinError(f"{slide}: its process died of {signal.Signals(-code).name}{self._last_words()}", hint)
-        return KinError(f"{slide}: its process ended before the slide was done, with code {code}{self._last_words()}")
+            return _Death(f"{slide}: its process died of {signal.Signals(-code).name}{self._last_words()}", hint)
+        return _Death(f"{slide}: its process ended before the slide was done, with code {code}{self._last_words()}")
 
     def _last_words(self) -> str:
         self.log.seek(0, os.SEEK_END)
@@ -161,9 +176,9 @@ class _Child:
 
 
 def _failure(kind: str, values: list[Any]) -> KinError:
-    message, hint, exit_code, *name = values
+    message, hint, exit_code, name = values
     if kind == "stopped":
         return Stopped(message, hint, exit_code=exit_code)
-    kinds = {cls.__name__: cls for cls in (NoTissueError, ModelError)}
-    cause = kinds.get(name[0], KinError)(message, hint) if name else KinError(message, hint)
+    kinds = {cls.__name__: cls for cls in (NoTissueError, ModelError, LostDeviceError)}
+    cause = kinds.get(name, KinError)(message, hint)
     return _Refusal(cause) if kind == "refused" else cause

@@ -19,7 +19,8 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,15 @@ from kin_cli.batch.child import ChildProcess
 from kin_cli.batch.search import STATUS_FOLDER
 from kin_cli.batch.shard import Shard
 from kin_cli.batch.tasks import SlideTask, refuse_collisions
-from kin_cli.errors import KinError, ModelError, NoTissueError, OutputError, Stopped, UsageError
+from kin_cli.errors import (
+    KinError,
+    LostDeviceError,
+    ModelError,
+    NoTissueError,
+    OutputError,
+    Stopped,
+    UsageError,
+)
 from kin_cli.passes.quality import flaws
 from kin_cli.progress import Progress
 from kin_cli.settings import Settings
@@ -165,7 +174,8 @@ def run_batch(batch: SlideBatch, progress: Progress) -> BatchStatus:
 
     The status files in ``<outputs>/kin-batch/`` are up to date all the time. Raises, before work starts, ``UsageError``
     for colliding outputs, for invalid settings and if the other shards were begun with other slides; ``Stopped`` on a
-    signal; ``OutputError`` if the status cannot be written. A slide that fails does not raise.
+    signal; ``OutputError`` if the status cannot be written; ``LostDeviceError`` if the device failed for two slides in
+    succession, each in a process of its own. Another slide that fails does not raise.
     """
     refuse_collisions(batch.tasks, manifest=batch.manifest)
     settings = {task: batch.settings(task) for task in batch.tasks}
@@ -185,16 +195,26 @@ def run_batch(batch: SlideBatch, progress: Progress) -> BatchStatus:
     status.begin()
     for note in batch.left_out:
         progress.note(note)
+    lost = False
     try:
         with progress.stage("slides", len(tasks), "slides") as advance:
             for number, (task, slide) in enumerate(zip(tasks, status.slides, strict=True), 1):
                 slide.status = "running"
                 status.save()
-                _translate(child, settings[task], slide, progress)
+                following = settings[tasks[number]] if number < len(tasks) else None
+                failure = _translate(child, settings[task], following, slide, progress)
                 status.save()
                 reason = f": {slide.reason}" if slide.reason else ""
                 progress.note(f"[{number}/{len(tasks)}] {slide.slide}: {slide.status} in {slide.seconds:.1f} s{reason}")
                 advance(1)
+                if isinstance(failure, LostDeviceError):
+                    if lost and number < len(tasks):
+                        raise LostDeviceError(
+                            f"two slides, one after the other: {failure.message}: the other slides are left",
+                            "when the device works, the same command with --skip-existing continues",
+                        )
+                    settings = {task: _never_on_a_cpu(each) for task, each in settings.items()}
+                lost = isinstance(failure, LostDeviceError)
     except Stopped:
         status.save()
         raise
@@ -234,21 +254,35 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
         raise OutputError(f"{path}: is damaged", "remove it if no shard is running any more") from None
 
 
-def _translate(child: ChildProcess, settings: Settings, slide: SlideStatus, progress: Progress) -> None:
+def _translate(
+    child: ChildProcess, settings: Settings, following: Settings | None, slide: SlideStatus, progress: Progress
+) -> KinError | None:
+    """Translate one slide and note its outcome; returns the failure, if it is one."""
     start = time.monotonic()
     try:
         child.start()
         start = time.monotonic()
         _make_folder(settings.output.path.parent)
-        slide.take(child.translate(settings, progress))
+        if following is not None:
+            with suppress(OutputError):  # told when it is that slide's turn
+                _make_folder(following.output.path.parent)
+        slide.take(child.translate(settings, progress, following))
+        return None
     except Stopped:
         slide.status, slide.reason = "stopped", "interrupted; the same command continues"
         raise
     except KinError as error:
         slide.status = _state(error)
         slide.reason = " ".join(str(error).split()).removeprefix(f"{slide.slide}: ")
+        return error
     finally:
         slide.seconds = round(time.monotonic() - start, 2)
+
+
+def _never_on_a_cpu(settings: Settings) -> Settings:
+    """The settings for after a GPU failed: ``auto`` would choose a CPU, a hundred times slower, and go on."""
+    compute = settings.compute
+    return replace(settings, compute=replace(compute, device="cuda")) if compute.device == "auto" else settings
 
 
 def _state(error: KinError) -> State:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kin_cli.errors import KinError, ModelError
+from kin_cli.errors import KinError, ModelError, is_out_of_memory, lost_device
 from kin_cli.models.calls import CallNetwork, Reach, Trace, norm_calls, probe, traced
 from kin_cli.models.exchange import exchange_norms
 from kin_cli.models.weights import listed
@@ -52,10 +52,10 @@ class OwnNetwork(nn.Module):
         try:
             with own_code():
                 made = self.net(x)
-        except (KinError, MeasuredError, MemoryError, torch.OutOfMemoryError):
+        except (KinError, MeasuredError):
             raise
         except Exception as error:
-            if "allocate memory" in str(error):
+            if is_out_of_memory(error) or lost_device(error, self.name) is not None:
                 raise
             text = " ".join(str(error).split())[:300]
             raise ModelError(

@@ -1,14 +1,16 @@
 """Fused operations on a GPU, by one Triton kernel each; see ``fused`` for the formula and ``triton_kernels``.
 
-Triton comes with torch's CUDA builds and needs a C compiler. Compiled kernels are kept in a folder of the user's own in
-the temporary folder (or in TRITON_CACHE_DIR), so that only the first run on a machine compiles.
+Triton comes with torch's CUDA builds and needs a C compiler and Python's headers. Compiled kernels are kept in a folder
+of the user's own in the temporary folder (or in TRITON_CACHE_DIR), so that only the first run on a machine compiles.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
+import sysconfig
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,8 +20,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from kin_cli.errors import is_out_of_memory, lost_device
 from kin_cli.norm.fused import FieldAxis, Finish, Uniform, Values, Varying
 
+_OLDEST_TRITON = (3, 3)  # comes with torch 2.7
 _TILE = 4096  # numbers per program: 32 for each of its 128 threads
 _MOST_CHANNELS = 256  # per program of a sweep
 _LINE_CHANNELS = 64  # per program that sums
@@ -32,11 +36,17 @@ _RESIZES = {"": 0, "down": 1, "up": 2, "nearest": 3}
 def why_not() -> str | None:
     """What is missing here for the kernels; None if nothing is."""
     try:
-        kernels()
+        found = str(kernels().triton.__version__)
     except ImportError:
         return "Triton is not installed"
+    if tuple(int(number) for number in re.findall(r"\d+", found)[:2]) < _OLDEST_TRITON:
+        return f"Triton {found} is too old, {_OLDEST_TRITON[0]}.{_OLDEST_TRITON[1]} is needed"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "there is no C compiler, such as gcc"
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme  # as Triton does, whose launcher needs the header
+    if not (Path(sysconfig.get_path("include", scheme)) / "Python.h").exists():
+        return "Python.h is missing, which is in python3-dev"
     return None
 
 
@@ -223,9 +233,11 @@ def checked(device: torch.device, *, told: Callable[[str], None]) -> KernelOps |
             if torch.allclose(found, wanted, atol=1e-4):
                 return ops
             why = "they compute other numbers than torch"
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # a compiler raises many kinds
+            if is_out_of_memory(error):
+                raise
+            if (lost := lost_device(error, str(device))) is not None and "Triton" not in lost.message:
+                raise lost from error
             why = " ".join(str(error).split())[:200] or type(error).__name__
     told(f"{device}: no kernels of its own, which is slower: {why}")
     return None

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from kin_cli.errors import DeviceError
+from kin_cli.errors import DeviceError, LostDeviceError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 FAST_DEVICES = ("cpu", "cuda")
@@ -55,7 +55,7 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise DeviceError(f"device '{name}' is not known", hint) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device '{name}' is not there", hint)
+        raise LostDeviceError(f"device '{name}' is not there", hint)
     if device.type in PLAIN_DEVICES and not _has(device):
         raise DeviceError(f"device '{name}' is not there, or this torch was built without it", hint)
     if device.type not in FAST_DEVICES + PLAIN_DEVICES:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kin_cli.concurrency import prefetch
-from kin_cli.errors import DeviceError
+from kin_cli.errors import DeviceError, is_out_of_memory, lost_device
 from kin_cli.geometry import AnyArray, Floats, Mask, Pixels
 from kin_cli.models.calls import CallNetwork, traced
 from kin_cli.models.checkpoint import Generator
@@ -98,6 +98,7 @@ class Engine:
         self.channels, self.layers, self.stride = network.channels, network.layers, generator.stride
         # on a CPU batches gain nothing
         self._batch, self._batch_limit = batch, 1 << 30 if device.type == "cuda" else 1
+        self._copy_limit = 1 << 30
 
     @property
     def note(self) -> Callable[[str], None]:
@@ -113,13 +114,11 @@ class Engine:
     def measure(self, images: Sequence[Pixels], *, alone: bool = False) -> Floats:
         """Means and standard deviations of images (H, W, 3) of one size: (B, 2, ΣC) float32.
 
-        ``alone``: no other batch will have this size, so that there is no need to fill it up.
+        ``alone``: no other batch will have this size, so that there is no need to fill it up. Raises ``DeviceError`` if
+        a single image does not fit, ``LostDeviceError`` if the device fails.
         """
-        try:
-            return self._measure(images, alone=alone)
-        except torch.OutOfMemoryError:
-            half = self._halve(len(images))
-        return np.concatenate([self.measure(part, alone=alone) for part in (images[:half], images[half:])])
+        made = self._copied_in_parts(len(images), lambda part: self._measure(images[part], alone=alone))
+        return made[0] if len(made) == 1 else np.concatenate(made)
 
     def _measure(self, images: Sequence[Pixels], *, alone: bool) -> Floats:
         sent = self._transfer.send(images)
@@ -145,14 +144,10 @@ class Engine:
         """What ``apply`` returns, and for each patch whether all its pixels were finite numbers: bool (B, rows, cols).
 
         Numbers that are not finite become black or white. The second result is fetched with the first: no extra wait.
+        Raises what ``measure`` does.
         """
-        try:
-            return self._apply(images, stats, lookup)
-        except torch.OutOfMemoryError:
-            half = self._halve(len(images))
-        first, finite = self.apply_checked(images[:half], stats[:half], lookup)
-        rest, rest_finite = self.apply_checked(images[half:], stats[half:], lookup)
-        return first + rest, np.concatenate([finite, rest_finite])
+        made = self._copied_in_parts(len(images), lambda part: self._apply(images[part], stats[part], lookup))
+        return [pixels for found, _ in made for pixels in found], np.concatenate([finite for _, finite in made])
 
     def _apply(self, images: Sequence[Pixels], stats: Floats, lookup: Lookup) -> tuple[list[Pixels], Mask]:
         halo, (height, width) = lookup.halo_px, images[0].shape[:2]
@@ -202,9 +197,35 @@ class Engine:
             try:
                 made.append(work(part, filled))
                 first = part.stop
-            except torch.OutOfMemoryError:
-                self._halve(filled)
+                continue
+            except Exception as error:
+                self._raise_unless_memory(error)
+            self._halve(filled)  # the error holds the frames of what failed, and so their memory, until here
         return made[0] if len(made) == 1 else torch.cat(made)
+
+    def _copied_in_parts(self, count: int, work: Callable[[slice], Result]) -> list[Result]:
+        """Call ``work``, copies to the device and back included, on slices of ``count`` images.
+
+        The slices are halved if memory runs out, for later batches, too.
+        """
+        made: list[Result] = []
+        first = 0
+        while first < count:
+            part = slice(first, min(first + self._copy_limit, count))
+            try:
+                made.append(work(part))
+                first = part.stop
+                continue
+            except Exception as error:
+                self._raise_unless_memory(error)
+            self._copy_limit = self._halve(part.stop - part.start)
+        return made
+
+    def _raise_unless_memory(self, error: Exception) -> None:
+        """Raise an error, in words if it is that the device failed, unless it is that memory ran out."""
+        if is_out_of_memory(error):
+            return
+        raise lost_device(error, str(self.device)) or error
 
     def _halve(self, count: int) -> int:
         """Go on with batches of half of ``count`` images; return their size."""

@@ -131,10 +131,11 @@ class WholeSlide(Slide):
     def _read(self, handle: openslide.OpenSlide, level: int, box: Box) -> Pixels:
         downsample = self.downsamples[level]
         corner = (round(box.x * downsample), round(box.y * downsample))
-        rgba = np.asarray(handle.read_region(corner, level, (box.width, box.height)))
+        image = handle.read_region(corner, level, (box.width, box.height))
+        if image.getchannel("A").getextrema() == (255, 255):  # by Pillow in a third of the time
+            return np.frombuffer(bytearray(image.tobytes("raw", "RGB")), np.uint8).reshape(box.height, box.width, 3)
+        rgba = np.asarray(image)
         alpha = rgba[..., 3]
-        if alpha.min() == 255:
-            return rgba[..., :3]
         return composite(rgba[..., :3], alpha, fill_colour=self.fill_colour)
 
     def _profile(self) -> bytes | None:

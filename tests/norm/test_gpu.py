@@ -231,6 +231,21 @@ def test_kernels_that_compute_nonsense_or_fail_are_not_used(monkeypatch: pytest.
     ]  # fmt: skip
 
 
+def test_what_is_missing_for_the_kernels_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "gcc")
+    assert gpu.why_not() is None
+    monkeypatch.setattr(gpu.kernels().triton, "__version__", "3.2.0+git35c6c7c6")
+    assert gpu.why_not() == "Triton 3.2.0+git35c6c7c6 is too old, 3.3 is needed"
+    monkeypatch.setattr(gpu.kernels().triton, "__version__", "3.10.0")
+    assert gpu.why_not() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu.sysconfig, "get_path", lambda *_: str(tmp_path))
+        assert gpu.why_not() == "Python.h is missing, which is in python3-dev"
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(gpu.shutil, "which", lambda _name: None)
+    assert gpu.why_not() == "there is no C compiler, such as gcc"
+
+
 def test_compiled_code_lies_where_only_the_user_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.tempfile, "tempdir", str(tmp_path))
     own = gpu._own_folder()

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kin_cli.errors import DeviceError
+from kin_cli.errors import DeviceError, LostDeviceError
 from kin_cli.geometry import Box, Size
 from kin_cli.models.architectures import build
 from kin_cli.models.checkpoint import Generator, bundled_model, load_generator, save_generator
@@ -260,24 +260,118 @@ def test_operators_launched_per_batch(pass_: str, most: int, tmp_path: Path, mon
     assert 24 < len(launched) <= most, Counter(launched)
 
 
-def test_memory_that_runs_out_in_a_copy_halves_the_batch(
+PLACES = ("copy in", "sweep", "copy out")
+
+
+def failing(
+    engine: Engine, place: str, error: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch, *, most: int = 0
+) -> list[str]:
+    """Let a place on the way of a batch raise an error if it has more than ``most`` images; returns what is told."""
+    told: list[str] = []
+    engine.note, engine._batch_limit = told.append, 1 << 30
+    transfer = engine._transfer
+
+    def checked(work: Callable[..., Any], count: Callable[..., int]) -> Callable[..., Any]:
+        def checking(*args: Any, **kwargs: Any) -> Any:
+            if count(*args) > most:
+                raise error()
+            return work(*args, **kwargs)
+
+        return checking
+
+    if place == "copy in":
+        monkeypatch.setattr(transfer, "send", checked(transfer.send, len))
+    elif place == "copy out":  # asynchronous: the error comes when the result is waited for
+        fetch = transfer.fetch
+        monkeypatch.setattr(transfer, "fetch", lambda made: checked(fetch(made), lambda: len(made)))
+    else:
+        monkeypatch.setattr(EagerOps, "__call__", checked(EagerOps.__call__, lambda _self, x, *_: len(x)))
+    return told
+
+
+def run_pass(engine: Engine, pass_: str, images: list[NDArray[np.uint8]]) -> NDArray[Any]:
+    if pass_ == "measure":
+        return engine.measure(images)
+    table = np.tile(np.array([0.1, 1.2], np.float32)[:, None], (len(images), 1, 1, 1, engine.channels))
+    return np.stack(engine.apply(images, table, Lookup(SIDE, 0, "nearest")))
+
+
+@pytest.mark.parametrize("pass_", ["measure", "apply"])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported"),  # of pinned memory
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        MemoryError(),
+    ],
+    ids=["torch", "driver", "cuDNN", "host"],
+)
+def test_memory_that_runs_out_anywhere_halves_the_batch_once(
+    generator: Generator,
+    images: list[NDArray[np.uint8]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    place: str,
+    pass_: str,
+) -> None:
+    expected = run_pass(engine_of(generator), pass_, images)
+    engine = engine_of(generator)
+    told = failing(engine, place, lambda: error, monkeypatch, most=2)
+    for _ in range(2):
+        np.testing.assert_allclose(run_pass(engine, pass_, images), expected, rtol=1e-4, atol=1e-5)
+    assert told == ["cpu: out of memory for 5 windows at once, going on with 2"]
+    failing(engine, place, lambda: error, monkeypatch)
+    with pytest.raises(DeviceError, match="cpu: out of memory for a single window") as caught:
+        run_pass(engine, pass_, images)
+    assert not isinstance(caught.value, LostDeviceError)
+
+
+@pytest.mark.parametrize("pass_", ["measure", "apply"])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be\nCompile with `X`"),
+            "cpu failed: CUDA error: unspecified launch failure",
+        ),
+        (
+            getattr(torch, "AcceleratorError", type("AcceleratorError", (RuntimeError,), {}))("the device is lost"),
+            "cpu failed: the device is lost",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "cpu failed: cuDNN error: CUDNN_STATUS_EXEC"),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access"), "cpu failed: Triton Error [CUDA]: an illegal"),
+    ],
+    ids=["driver", "accelerator", "cuDNN", "Triton"],
+)
+def test_a_device_that_fails_anywhere_is_one_line(
+    generator: Generator,
+    images: list[NDArray[np.uint8]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    line: str,
+    place: str,
+    pass_: str,
+) -> None:
+    engine = engine_of(generator)
+    told = failing(engine, place, lambda: error, monkeypatch)
+    with pytest.raises(LostDeviceError) as caught:
+        run_pass(engine, pass_, images)
+    assert caught.value.message.startswith(line)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not told, "nothing is tried again on it"
+
+
+def test_another_error_stays_what_it_is(
     generator: Generator, images: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, told = engine_of(generator), []
-    expected = engine.measure(images)
-    engine.note, send = told.append, engine._transfer.send
-
-    def short(arrays: list[NDArray[np.uint8]]) -> object:
-        if len(arrays) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return send(arrays)
-
-    monkeypatch.setattr(engine._transfer, "send", short)
-    np.testing.assert_array_equal(engine.measure(images), expected)
-    assert told[0] == "cpu: out of memory for 5 windows at once, going on with 2"
-    monkeypatch.setattr(engine._transfer, "send", lambda _: short([None] * 3))  # type: ignore[list-item]
-    with pytest.raises(DeviceError, match="out of memory for a single window"):
-        engine.measure(images)
+    for place in PLACES:
+        engine = engine_of(generator)
+        failing(engine, place, lambda: RuntimeError("shapes do not fit"), monkeypatch)
+        with pytest.raises(RuntimeError, match="shapes do not fit"):
+            engine.measure(images)
 
 
 GPU_SIDE = 256

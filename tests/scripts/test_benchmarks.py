@@ -32,7 +32,15 @@ def test_the_results_become_tables_and_a_picture(measured: dict[str, Any], tmp_p
 
 @pytest.mark.slow
 def test_the_script_for_a_gpu_in_rehearsal(tmp_path: Path) -> None:
-    small = {"WIDTH": "2", "BLOCKS": "1", "SIZE": "1024", "SMALL": "512", "SIDES": "3072,4096", "BATCHES": "1"}
+    small = {
+        "WIDTH": "2",
+        "BLOCKS": "1",
+        "SIZE": "1024",
+        "SMALL": "512",
+        "SIDES": "3072,4096",
+        "BATCHES": "1",
+        "BUDGET": "3600",
+    }
     variables = {"DEVICE": "cpu", "PRECISION": "fp32", "RESULTS": str(tmp_path), "PYTHON": sys.executable, **small}
     done = subprocess.run([SCRIPTS / "gpu.sh"], capture_output=True, text=True, env=os.environ | variables)
     (folder,) = tmp_path.iterdir()
