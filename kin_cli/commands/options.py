@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from kin_cli.settings import Settings
 
 MODEL_HELP = (
-    "Generator: a .pth or .safetensors file, or a name that kin models lists."
-    "  [default: the bundled one, H&E to synaptophysin IHC]"
+    "Generator: a .pth or .safetensors file, or a name that kin models lists.  [default: the bundled one, H&E to PAS]"
 )
 entry_option = cloup.option(
     "--entry", help="Entry of a training bundle that holds the generator, if it holds several, such as netG_A2B."

@@ -181,6 +181,13 @@ def _guidance(command: Command) -> Command:
             show_default=True,
             help="Weight of the L1 distance between background and its translation.",
         ),
+        cloup.option(
+            "--pigment-weight",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Weight of the L1 distance between brown or black pigment in H&E and its translation.",
+        ),
     )
     return cloup.option_group("Guide and background", *options)(command)
 
@@ -414,6 +421,7 @@ def _run(losses: Losses, options: dict[str, Any]) -> None:
         options.pop("guide_colours"),
         options.pop("guide_cell"),
         options.pop("background_weight"),
+        options.pop("pigment_weight"),
     )
     options["guide_shift_px"] = options.pop("guide_shift")
     evaluation = HeldOut(

@@ -31,7 +31,7 @@ _MPP_RANGE = (0.001, 10_000.0)  # µm per pixel, wider than any microscope
 _OF_VARIANTS = ("norm", "padding", "halvings", "resize", "up_bias")
 Reading = Callable[[Weights], tuple[Weights, Any]]
 """Recognises a network: returns it under the right keys with its spec, or raises ``ModelError``."""
-NOTICE = "no --model given: using the bundled generator, H&E to synaptophysin IHC; research only, not for diagnosis"
+NOTICE = "no --model given: using the bundled generator, H&E to PAS; research only, not for diagnosis"
 
 
 @dataclass(frozen=True)

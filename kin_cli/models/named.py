@@ -56,7 +56,7 @@ class NetworkChoice:
 
 def bundled_model() -> Path:
     """Path of the bundled generator, which ``kin translate`` uses without ``--model``."""
-    return Path(__file__).parents[1] / "weights" / "he2syn.safetensors"
+    return Path(__file__).parents[1] / "weights" / "he2pas.safetensors"
 
 
 def shelf(environment: Mapping[str, str] = os.environ) -> tuple[dict[str, Path], list[str]]:

@@ -1,4 +1,4 @@
-"""Losses that every framework can add: agreement with a registered section, and background that stays as it is.
+"""Losses that every framework can add: agreement with a registered section; background and pigment stay as they are.
 
 A guide is a section in the target stain that was registered to the source slide (``kin register``): the same place, but
 other cells, and some µm off. So only means over cells of some µm are compared, at the shift that fits a patch best.
@@ -21,6 +21,9 @@ _BACKGROUND = 0.72  # in [-1, 1]: a place is background if its darkest channel, 
 _GRAIN_PX = 8
 _COLOUR_PX = 4  # side of the cells of which colours are compared: smaller than a nucleus
 _DIRECTIONS = 8
+_PIGMENT_PX = 5  # side of the neighbourhood whose mean colour tells pigment from noise of chroma
+_PIGMENT_RATIO = 0.8  # absorption of blue by that of green: haematoxylin has 0.41, eosin 0.11 (Ruifrok & Johnston 2001)
+_PIGMENT_DENSITY = 0.28  # mean natural optical density; below it a ratio is noise
 _KEPT = 0.9
 _FEWEST = 64  # cells: fewer tell nothing of a distribution
 _ALL_BACKGROUND = 0.95  # dust is background too, where so much of its neighbourhood is
@@ -43,6 +46,8 @@ class Guidance:
             terms["colours"] = settings.colours * colours
         if settings.background > 0:
             terms["background"] = settings.background * background_distance(source, fake)
+        if settings.pigment > 0:
+            terms["pigment"] = settings.pigment * pigment_distance(source, fake)
         return terms
 
 
@@ -68,6 +73,21 @@ def background_distance(source: Tensor, fake: Tensor) -> Tensor:
     mask = background(source)
     smooth = _enlarged(F.avg_pool2d(source.float(), _GRAIN_PX), source)
     return ((fake - smooth).abs() * mask).mean()
+
+
+def pigment(images: Tensor) -> Tensor:
+    """Mask (B, 1, H, W) of 0 and 1: where H&E images (B, 3, H, W) in [-1, 1] show brown or black that no dye made.
+
+    Neither haematoxylin nor eosin absorbs blue as much as green; melanin, lipofuscin, haemosiderin, carbon and ink do.
+    """
+    around = F.avg_pool2d(density(images), _PIGMENT_PX, stride=1, padding=_PIGMENT_PX // 2, count_include_pad=False)
+    dense = around.mean(1, keepdim=True) > _PIGMENT_DENSITY
+    return (dense & (around[:, 2:] > _PIGMENT_RATIO * around[:, 1:2])).float()
+
+
+def pigment_distance(source: Tensor, fake: Tensor) -> Tensor:
+    """L1 on the pigment of the source between the source and its translation: mean over all pixels; a scalar."""
+    return ((fake - source.float()).abs() * pigment(source)).mean()
 
 
 def guide_distances(source: Tensor, fake: Tensor, guide: Tensor, *, cell: int) -> tuple[Tensor, Tensor]:

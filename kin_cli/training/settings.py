@@ -30,7 +30,7 @@ _FREE = (
 _LATER: dict[str, dict[str, Any]] = {
     "patches": {"source_jitter": 0.0, "guide": None, "stain_jitter": 0.0},
     "network": {"smooth_norm": False, "start_entry": None},
-    "guidance": {"background": 0.0},
+    "guidance": {"background": 0.0, "pigment": 0.0},
 }
 
 
@@ -214,19 +214,21 @@ class GuidanceSettings:
 
     ``weight`` is that of the distance to the guide, place by place in cells of ``cell_px`` pixels, ``colours`` that of
     the distance between the colours of a patch and of its guide; without a guide they have no effect.
-    ``background`` is the weight of the distance of the source's background to its translation.
+    ``background`` is the weight of the distance of the source's background to its translation, ``pigment`` that of its
+    brown and black pigment.
     """
 
     weight: float = 2.0
     colours: float = 10.0
     cell_px: int = 16
     background: float = 0.0
+    pigment: float = 0.0
 
     def __post_init__(self) -> None:
         if self.cell_px < 4 or self.cell_px % 2:
             raise UsageError(f"guide-cell {self.cell_px} is not an even number of pixels from 4 upwards")
-        if min(self.weight, self.colours, self.background) < 0:
-            raise UsageError("guide-weight, guide-colours and background-weight must not be negative")
+        if min(self.weight, self.colours, self.background, self.pigment) < 0:
+            raise UsageError("guide-weight, guide-colours, background-weight and pigment-weight must not be negative")
 
 
 Losses = CycleGanLosses | CutLosses | LsesimLosses
@@ -339,8 +341,9 @@ class TrainSettings:
                     del values[group][name]
         if self.patches.guide is None:
             values["patches"].pop("guide_shift_px")
-            values["guidance"] = {"background": values["guidance"].get("background")}
-        if values["guidance"].get("background", 1) is None:
+            kept = {name: value for name, value in values["guidance"].items() if name in ("background", "pigment")}
+            values["guidance"] = kept
+        if not values["guidance"]:
             del values["guidance"]
         return {"framework": self.framework, **_plain(values)}
 

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_names_are_those_of_the_files(folder: Path) -> None:
     known, unread = shelf()
-    assert known["he2syn"] == bundled_model()
+    assert known["he2pas"] == bundled_model()
     assert {name: path.name for name, path in known.items() if path.parent == folder} == {
         "he2masson": "he2masson.pth",
         "he2masson.safetensors": "he2masson.safetensors",

@@ -1,4 +1,4 @@
-"""Guides: distances against loops over cells and shifts, and what of a patch is background."""
+"""Guides: distances against loops over cells and shifts; what of a patch is background, and what pigment."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage, stats
+from skimage.color import combine_stains, rgb_from_hed
 from torch import Tensor
 
 from kin_cli.training.guidance import (
@@ -14,6 +15,8 @@ from kin_cli.training.guidance import (
     background_distance,
     density,
     guide_distances,
+    pigment,
+    pigment_distance,
 )
 from kin_cli.training.settings import GuidanceSettings
 
@@ -134,6 +137,25 @@ def test_background_is_what_is_bright_over_a_grain_and_dust_on_it() -> None:
     assert float(background_distance(image, fake)) == pytest.approx(0.05, abs=0.005)
 
 
+def test_pigment_is_what_neither_haematoxylin_nor_eosin_makes() -> None:
+    dyes = np.zeros((1, 3, 24, 24), np.float32)
+    amounts = {"haematoxylin": (0.1, 0, 0), "eosin": (0, 0.12, 0), "both": (0.08, 0.1, 0), "brown": (0, 0, 0.1)}
+    colours = {name: combine_stains(np.array([[amount]]), rgb_from_hed)[0, 0] for name, amount in amounts.items()}
+    colours |= {"soot": np.array([0.05] * 3), "glass": np.array([0.95, 0.94, 0.95])}
+    found = {}
+    for name, colour in colours.items():
+        dyes[0] = np.asarray(colour)[:, None, None] * 2 - 1
+        found[name] = float(pigment(torch.from_numpy(dyes)).mean())
+    assert found == {"haematoxylin": 0, "eosin": 0, "both": 0, "brown": 1, "soot": 1, "glass": 0}
+    half = torch.from_numpy(dyes)
+    half[..., 12:] = torch.tensor(colours["brown"] * 2 - 1, dtype=torch.float32)[:, None, None]
+    changed = half.clone()
+    changed[..., :6] = -1.0
+    assert float(pigment_distance(half, changed)) == 0.0, "background may become anything"
+    changed[..., 18:] += 0.2
+    assert float(pigment_distance(half, changed)) == pytest.approx(0.2 / 4, rel=1e-5)
+
+
 def test_terms_are_those_asked_for_with_their_weights() -> None:
     source = blobs(64, 3)
     guide = torch.nn.functional.pad(source, (SHIFT,) * 4, mode="reflect")
@@ -141,10 +163,11 @@ def test_terms_are_those_asked_for_with_their_weights() -> None:
     plain = Guidance(GuidanceSettings(cell_px=CELL)).terms(source, fake, None)
     assert plain == {}
     torch.manual_seed(0)
-    terms = Guidance(GuidanceSettings(3.0, 4.0, CELL, 2.0)).terms(source, fake, guide)
+    terms = Guidance(GuidanceSettings(3.0, 4.0, CELL, 2.0, 5.0)).terms(source, fake, guide)
     torch.manual_seed(0)
     place, colours = guide_distances(source, fake, guide, cell=CELL)
     assert float(terms["guide"]) == pytest.approx(3.0 * float(place))
     assert float(terms["colours"]) == pytest.approx(4.0 * float(colours))
     assert float(terms["background"]) == pytest.approx(2.0 * float(background_distance(source, fake)))
+    assert float(terms["pigment"]) == pytest.approx(5.0 * float(pigment_distance(source, fake)))
     assert density(torch.tensor([1.0, 0.0])).tolist() == pytest.approx([0.0, np.log(2)])
