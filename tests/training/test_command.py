@@ -130,8 +130,8 @@ def test_guides_background_and_statistics_are_options_of_every_framework(monkeyp
 def test_the_recipe_of_the_bundled_generator_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     run = taken(monkeypatch, "--config", str(CONFIGS / "he2pas.toml"), "--guide", "g.tif", "--start", "s.safetensors")
     assert run.patches.source_region == Box(0, 0, 7200, 11212)
-    assert (run.losses, run.guidance.background) == (CutLosses(gan=0.0, nce=0.0, identity=False), 10.0)
-    assert (run.card.target_stain, run.card.mpp, run.schedule.steps, run.half) == ("PAS", "0.5", 560, True)
+    assert (run.losses, run.guidance.background) == (CutLosses(gan=0.0, nce=0.0, identity=False), 30.0)
+    assert (run.card.target_stain, run.card.mpp, run.schedule.steps, run.half) == ("PAS", "0.5", 900, True)
 
 
 def test_initial_weights_are_a_kind_and_its_gain(monkeypatch: pytest.MonkeyPatch) -> None:
