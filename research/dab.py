@@ -7,7 +7,6 @@ import numpy as np
 from kin_cli.geometry import Doubles, Pixels
 
 HAEMATOXYLIN = (0.650, 0.704, 0.286)
-EOSIN = (0.072, 0.990, 0.105)
 DAB = (0.268, 0.570, 0.776)
 """Optical densities of red, green, blue: Ruifrok & Johnston, Anal. Quant. Cytol. Histol. 23 (2001)."""
 

@@ -195,14 +195,16 @@ def settings_again(made: Provenance, wanted: Retranslation, folder: Path) -> Set
 
 def _shifted(settings: Settings, made: Provenance, shift: int) -> Settings:
     """The settings for the region that begins ``shift`` px further right and down."""
-    width, height = made.value("width"), made.value("height")
-    region = made.region or (Box(0, 0, width, height) if isinstance(width, int) and isinstance(height, int) else None)
-    if shift and region is not None:
-        if min(region.width, region.height) <= 2 * shift:
+    region = made.region
+    if shift:
+        width, height = made.value("width"), made.value("height")
+        if region is None and not (isinstance(width, int) and isinstance(height, int)):
+            raise InputError(f"{made.file}: does not tell how large it was made", _TWO_FILES)
+        whole = region or Box(0, 0, width, height)
+        if min(whole.width, whole.height) <= 2 * shift:
             raise InputError(f"{made.file}: is smaller than two patches of {2 * shift} px", "there is no other grid")
-        region = Box(region.x + shift, region.y + shift, region.width - shift, region.height - shift)
-        return replace(settings, source=replace(settings.source, region=region))
-    return replace(settings, source=replace(settings.source, region=made.region))
+        region = Box(whole.x + shift, whole.y + shift, whole.width - shift, whole.height - shift)
+    return replace(settings, source=replace(settings.source, region=region))
 
 
 def _slide_of(made: Provenance) -> Path:
