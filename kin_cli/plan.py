@@ -30,7 +30,7 @@ from kin_cli.passes.budget import activation_bytes, auto_batch, auto_window
 from kin_cli.passes.devices import Precision, ready_devices, resolve_precision
 from kin_cli.passes.engine import Engine, EnginePool
 from kin_cli.passes.measure import thumbnail_of
-from kin_cli.passes.windows import WindowGrid
+from kin_cli.passes.windows import BLEND_PX, WindowGrid
 from kin_cli.pyramid.codec import Codec
 from kin_cli.pyramid.levels import Blocks, PyramidLayout, fit_blocks
 from kin_cli.settings import Settings, SourceSettings, border_warning
@@ -170,6 +170,7 @@ class Plan:
             window_px=self.window_px,
             block_px=self.blocks.block,
             halo_px=self.halo_px,
+            blend_px=min(BLEND_PX, self.grid.step) if self.settings.output.background == "fill" else 0,
             # on a GPU all batches have one shape, and so one order of summation
             shape="whole" if self.device.type == "cuda" else "tight" if self.halo_px else "clipped",
         )
@@ -205,9 +206,9 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Upper estimate of the disk space needed: encoded tiles, the file made of them, and the table."""
-        per_pixel = _DISK_BYTES_PER_PIXEL[self.codec.compression]
-        return int(2 * per_pixel * self.view.size.pixels) + self.table_bytes
+        """Upper estimate of the disk space needed: encoded tiles, the file made of them, partial tiles, the table."""
+        encoded = 2 * _DISK_BYTES_PER_PIXEL[self.codec.compression] * self.view.size.pixels
+        return int(encoded) + 3 * self.windows.partial_tiles * self.layout.grid(0).step ** 2 + self.table_bytes
 
     @property
     def host_bytes(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from kin_cli.concurrency import prefetch
-from kin_cli.geometry import Cell, Floats, Grid, Pixels
+from kin_cli.geometry import Box, Cell, Floats, Grid, Pixels
 from kin_cli.norm.lookup import Lookup
 from kin_cli.passes.apply import TileSink, unpack_partial
 from kin_cli.progress import Progress
@@ -19,9 +19,11 @@ from kin_cli.store.blobs import BlobStore
 
 BackgroundMode = Literal["fill", "keep", "white"]
 
-_SIGMA_TILES = 1.5  # standard deviation of the colour smoothing; beyond its reach the slide's mean colour is used
+_SIGMA_TILES = 1.0  # standard deviation of the colour smoothing; beyond its reach the slide's mean colour is used
 _PRIOR = 1e-3  # weight of the slide's mean colour, relative to 1 for a tile full of background
 _MIN_BACKGROUND_FRACTION = 0.001  # least background fraction of a tile whose colour is used
+_FLAT = 1 / 64  # grey levels: less difference in a tile is one colour
+_BELOW_ONE = 0.999  # whole levels must not reach the next one
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class BackgroundColour:
         weight = ndimage.gaussian_filter(weight, sigma, mode="nearest", truncate=4)
         return cls(grid, (total + _PRIOR * mean) / (weight + _PRIOR))
 
-    def pixels(self, tile: Cell) -> Pixels:
-        """The fill of one tile, clipped to the image, (height, width, 3)."""
+    def fill(self, tile: Cell) -> Floats:
+        """The fill of one tile, clipped to the image: grey levels (height, width, 3), not yet rounded."""
         lookup = Lookup(self.grid.step, 0, "bilinear")
         around = np.arange(lookup.span(1).start, lookup.span(1).stop)
         rows = np.clip(tile.row + around, 0, self.grid.rows - 1)
@@ -64,16 +66,16 @@ class BackgroundColour:
         ramp = lookup.weights(self.grid.step, 1)
         box = self.grid.clipped(tile)
         corners = np.einsum("hr,rcd->hcd", ramp[: box.height], self.field[np.ix_(rows, cols)])
-        field = ramp[: box.width] @ corners
-        pixels: Pixels = np.clip(field + 0.5, 0, 255).astype(np.uint8)
-        return pixels
+        field: Floats = (ramp[: box.width] @ corners).astype(np.float32)
+        return field
 
 
 def fill_background(view: SlideView, sink: TileSink, *, mode: BackgroundMode, workers: int, progress: Progress) -> int:
     """Finish the empty and partial tiles of level 0; return the number of empty ones.
 
     The mode ``keep`` shows the source in place of what was not translated, ``white`` white, ``fill`` the colour that
-    the generator gives to background; if it saw none, white, with a note. Memory bound: 2 · workers tiles.
+    the generator gives to background; if it saw none, white, with a note. Into that colour translated background
+    passes gradually, within ``windows.blend_px``; tissue never does. Memory bound: 2 · workers tiles.
     """
     windows, stores, layout = sink.windows, sink.stores, sink.layout
     colour = BackgroundColour.measured(windows.tiles, stores.background) if mode == "fill" else None
@@ -84,17 +86,38 @@ def fill_background(view: SlideView, sink: TileSink, *, mode: BackgroundMode, wo
     def finish(tile: Cell) -> None:
         box = windows.tiles.clipped(tile)
         if mode == "keep":
-            pixels = view.read(box)
+            filled = view.read(box).astype(np.float32)
         elif colour is not None:
-            pixels = colour.pixels(tile)
+            filled = colour.fill(tile)
         else:
-            pixels = np.full((box.height, box.width, 3), 255, np.uint8)
-        if not windows.is_empty(tile):
+            filled = np.full((box.height, box.width, 3), 255, np.float32)
+        if windows.is_empty(tile):
+            pixels = _rounded(filled, box)
+        else:
             translated = unpack_partial(stores.partial_tiles.get(windows.tiles.index(tile)), box)
-            pixels = np.where(windows.selected_pixels(box)[..., None], translated, pixels)
+            share = windows.selected_pixels(box).astype(np.float32)
+            if colour is not None:
+                share = np.where(sink.mask.background(box), windows.share_of_translation(box), share)
+            pixels = _rounded(share[..., None] * translated + (1 - share[..., None]) * filled, box)
         stores.tiles.put(layout.key(0, tile), sink.codec.encode(pad_tile(pixels, windows.tiles.step)))
 
     with progress.stage("background", len(todo), "tiles") as advance:
         for _ in prefetch(finish, todo, workers=workers, ahead=2 * workers):
             advance(1)
     return sum(windows.is_empty(tile) for tile in windows.tiles)
+
+
+def _rounded(levels: Floats, box: Box) -> Pixels:
+    """Grey levels (h, w, 3) as bytes, without the contours that rounding draws into a gradient.
+
+    A pixel becomes the next higher level with the probability of its fraction, by a fixed pattern over the slide
+    (interleaved gradient noise, Jimenez 2014), so that nothing shows where tiles meet. Whole levels stay as they are,
+    and what has one colour keeps one.
+    """
+    if np.ptp(levels, axis=(0, 1)).max() < _FLAT:
+        flat: Pixels = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
+        return flat
+    slanted = (0.06711056 * np.arange(box.x, box.right) + 0.00583715 * np.arange(box.y, box.bottom)[:, None]) % 1
+    noise = ((52.9829189 * slanted) % 1).clip(0, _BELOW_ONE).astype(np.float32)
+    pixels: Pixels = np.clip(levels + noise[..., None], 0, 255).astype(np.uint8)
+    return pixels

@@ -32,7 +32,9 @@ from typing import Literal
 
 import numpy as np
 
-from kin_cli.geometry import Box, Cell, Grid, Mask
+from kin_cli.geometry import Box, Cell, Floats, Grid, Mask
+
+BLEND_PX = 256  # over which translated background passes into the fill: a step of 4 grey levels is not seen in it
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class Block:
 class WindowGrid:
     """All windows of an image, over the patches that are translated.
 
-    ``selected`` (rows, cols) marks the cells of the patch grid that are translated. A tile is *whole* if all its cells
-    inside the image are, *partial* if some are, *empty* if none is. ``shape``: "clipped" windows end with the grid;
-    "tight" ones are cropped to their selected cells: less work at the edge of tissue, but windows of many shapes;
-    "whole" ones reach beyond the grid, so that all have one shape.
+    ``selected`` (rows, cols) marks the cells of the patch grid that are translated. A tile is *whole* if all cells
+    inside the image that come nearer to it than ``blend_px`` are, *empty* if none of its own is, *partial* otherwise.
+    ``shape``: "clipped" windows end with the grid; "tight" ones are cropped to their selected cells: less work at the
+    edge of tissue, but windows of many shapes; "whole" ones reach beyond the grid, so that all have one shape.
     """
 
     def __init__(
@@ -78,15 +80,17 @@ class WindowGrid:
         window_px: int,
         block_px: int,
         halo_px: int,
+        blend_px: int = 0,
         shape: Literal["clipped", "tight", "whole"] = "clipped",
     ) -> None:
-        self.patches, self.tiles, self.selected = patches, tiles, selected
+        self.patches, self.tiles, self.selected, self.blend_px = patches, tiles, selected, blend_px
         self._step, self._halo, self._shape = window_px // patches.step, halo_px, shape
         self._blocks = Grid(patches.size, block_px)
         self._some, self._all = np.zeros((2, tiles.rows, tiles.cols), bool)
         for tile in tiles:
-            inside = self.cells_of(tiles.clipped(tile))
-            self._some[tile], self._all[tile] = selected[inside].any(), selected[inside].all()
+            box = tiles.clipped(tile)
+            around = self.cells_of(box.grown(blend_px).clipped(patches.size))
+            self._some[tile], self._all[tile] = selected[self.cells_of(box)].any(), selected[around].all()
 
     def cells_of(self, box: Box) -> tuple[slice, slice]:
         """Index into ``selected`` of the cells that overlap a box inside the image."""
@@ -94,7 +98,7 @@ class WindowGrid:
         return slice(box.y // step, (box.bottom - 1) // step + 1), slice(box.x // step, (box.right - 1) // step + 1)
 
     def is_whole(self, tile: Cell) -> bool:
-        """Whether all pixels of the tile are translated."""
+        """Whether all pixels of the tile, and around it, are translated, so that nothing of it is filled or blended."""
         return bool(self._all[tile])
 
     def is_empty(self, tile: Cell) -> bool:
@@ -106,11 +110,32 @@ class WindowGrid:
         """Number of whole and partial tiles."""
         return int(self._some.sum())
 
+    @property
+    def partial_tiles(self) -> int:
+        """Number of partial tiles."""
+        return int((self._some & ~self._all).sum())
+
     def selected_pixels(self, box: Box) -> Mask:
         """The translated pixels of a box inside the image, shape (height, width)."""
         rows = np.arange(box.y, box.bottom) // self.patches.step
         cols = np.arange(box.x, box.right) // self.patches.step
         return self.selected[np.ix_(rows, cols)]
+
+    def share_of_translation(self, box: Box) -> Floats:
+        """How much of a translated pixel is kept in a blend, 0 to 1, float32 (height, width), for a box of the image.
+
+        It rises from 0 at the nearest patch that is not translated to 1 at ``blend_px`` pixels from it.
+        """
+        around = self.cells_of(box.grown(self.blend_px).clipped(self.patches.size))
+        squares = np.full((box.height, box.width), max(self.blend_px, 1) ** 2, np.float32)
+        rows, cols = np.arange(box.y, box.bottom) + 0.5, np.arange(box.x, box.right) + 0.5
+        for row, col in np.argwhere(~self.selected[around]):
+            patch = self.patches.box(Cell(int(row) + around[0].start, int(col) + around[1].start))
+            down = np.maximum(0, np.maximum(patch.y - rows, rows - patch.bottom))
+            across = np.maximum(0, np.maximum(patch.x - cols, cols - patch.right))
+            np.minimum(squares, (down**2)[:, None] + (across**2)[None], out=squares, casting="same_kind")
+        share: Floats = np.sqrt(squares) / np.float32(max(self.blend_px, 1))
+        return share
 
     @property
     def tiles_by_block_row(self) -> list[int]:

@@ -48,13 +48,20 @@ class SinkStores:
 
 
 def sink_of(
-    stores: SinkStores, *, selected: Iterable[Cell], mask: TissueMask | None = None, halo_px: int = 0
+    stores: SinkStores,
+    *,
+    selected: Iterable[Cell],
+    mask: TissueMask | None = None,
+    halo_px: int = 0,
+    blend_px: int = 0,
 ) -> TileSink:
     """A lossless sink of the selected patches."""
     chosen = np.zeros((3, 4), bool)
     for cell in selected:
         chosen[cell] = True
-    grid = WindowGrid(Grid(SIZE, PATCH), LAYOUT.grid(0), chosen, window_px=PATCH, block_px=TILE, halo_px=halo_px)
+    patches = Grid(SIZE, PATCH)
+    sizes = {"window_px": PATCH, "block_px": TILE, "halo_px": halo_px, "blend_px": blend_px}
+    grid = WindowGrid(patches, LAYOUT.grid(0), chosen, **sizes)
     return TileSink(grid, LAYOUT, Codec("deflate"), stores.stores, mask or all_tissue(SIZE))
 
 

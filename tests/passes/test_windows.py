@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 
 from kin_cli.geometry import Box, Grid, Size
 from kin_cli.passes.windows import WindowGrid
@@ -94,3 +96,18 @@ def test_whole_windows_have_one_shape(width: int, height: int) -> None:
     windows = WindowGrid(patches, tiles, selected, window_px=20, block_px=20, halo_px=8, shape="whole")
     found = [window for block in windows.blocks(lambda _: False) for window in block.windows]
     assert len({(window.rows, window.cols, window.core.width, window.core.height) for window in found}) == 1
+
+
+@given(selected=arrays(np.bool_, (4, 5)), blend_px=st.integers(1, 16))
+def test_the_share_of_translation_follows_the_distance(selected: np.ndarray, blend_px: int) -> None:
+    patches, tiles = Grid(Size(75, 58), 16), Grid(Size(75, 58), 32)
+    windows = WindowGrid(patches, tiles, selected, window_px=16, block_px=32, halo_px=0, blend_px=blend_px)
+    pixels = windows.selected_pixels(Box(0, 0, 75, 58))
+    distance = ndimage.distance_transform_edt(pixels) if not pixels.all() else np.full(pixels.shape, 1e9)
+    for tile in tiles:
+        box = tiles.clipped(tile)
+        share, apart = windows.share_of_translation(box), distance[box.slices()]
+        # SciPy measures from the centre of the nearest pixel, half a pixel to 0.71 px inside the patch
+        assert (share * blend_px <= np.minimum(apart - 0.2, blend_px).clip(0) + 1e-4).all()
+        assert (share * blend_px >= np.minimum(apart - 0.71, blend_px).clip(0) - 1e-4).all()
+        assert windows.is_whole(tile) == bool((share == 1).all() and pixels[box.slices()].all())
