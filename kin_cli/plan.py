@@ -163,6 +163,7 @@ class Plan:
 
     def windows_of(self, selected: Mask) -> WindowGrid:
         """The windows of pass 2 if it translates the ``selected`` patches, (rows, cols)."""
+        fades = self.settings.output.background == "fill" and self.settings.source.tissue == "auto"
         return WindowGrid(
             self.grid,
             self.layout.grid(0),
@@ -170,7 +171,7 @@ class Plan:
             window_px=self.window_px,
             block_px=self.blocks.block,
             halo_px=self.halo_px,
-            blend_px=min(BLEND_PX, self.grid.step) if self.settings.output.background == "fill" else 0,
+            blend_px=min(BLEND_PX, self.grid.step) if fades else 0,  # a user's mask may end within tissue
             # on a GPU all batches have one shape, and so one order of summation
             shape="whole" if self.device.type == "cuda" else "tight" if self.halo_px else "clipped",
         )
@@ -262,8 +263,7 @@ class Plan:
         halo = f"halo {self.halo_px} px" if self.halo_px else "no halo"
         parts = (
             f"{self.view.size} px{scale}, {self.translated_patches} of {len(self.grid)} patches with tissue",
-            f"{how}, {halo}",
-            f"{devices} {self.precision}",
+            f"{how}, {halo}; {devices} {self.precision}",
             f"at most {bytes_text(self.host_bytes)} of memory and {bytes_text(self.disk_bytes)} of disk",
         )
         return f"{self.settings.source.slide}: {'; '.join(parts)}"

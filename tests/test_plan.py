@@ -70,7 +70,7 @@ def test_the_summary_counts_by_hand(photo: Path, tiny_generator: Path, tmp_path:
     assert (summary["size"], summary["grid"], summary["patches"]) == ([300, 200], [4, 5], 20)
     assert (summary["patches_with_tissue"], summary["patches_measured"]) == (3, 3)
     assert summary["table_bytes"] == 3 * 2 * 4 * channels
-    assert summary["disk_bytes"] == 2 * 3 * 300 * 200 + 3 * 512**2 + summary["table_bytes"]  # and one partial tile
+    assert summary["disk_bytes"] == 2 * 3 * 300 * 200 + 3 * 512**2 + summary["table_bytes"]  # one partial tile
 
 
 def test_all_that_changes_pixels_is_in_the_fingerprint_and_nothing_else(

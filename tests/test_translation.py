@@ -233,10 +233,31 @@ def test_cells_without_tissue_are_filled_with_the_generators_background(
     beyond = slice(None), slice(5 * PATCH, None)  # columns 5 and 6 of the grid hold no tissue
     np.testing.assert_array_equal(kept[beyond], np.asarray(Image.open(photo))[beyond])
     assert (white[beyond] == 255).all()
-    np.testing.assert_array_equal(kept[:, : 5 * PATCH], white[:, : 5 * PATCH])
-    np.testing.assert_array_equal(filled[:, :260], white[:, :260])  # tissue; behind it lies what passes into the fill
-    background = white[:, 290 : 5 * PATCH].reshape(-1, 3).mean(axis=0)  # translated background beside it
+    for other in (kept, white):
+        np.testing.assert_array_equal(filled[:, : 5 * PATCH], other[:, : 5 * PATCH])
+    background = filled[:, 290 : 5 * PATCH].reshape(-1, 3).mean(axis=0)  # translated background beside it
     assert np.abs(filled[beyond].reshape(-1, 3).mean(axis=0) - background).max() < 4
+
+
+def test_no_step_is_left_between_translated_and_filled_background(tmp_path: Path, tiny_generator: Path) -> None:
+    pixels = np.full((400, 640, 3), 243, np.uint8)
+    pixels += np.random.default_rng(0).integers(0, 3, (400, 640, 1), np.uint8)
+    pixels[150:250, 200:330] = np.random.default_rng(1).integers(60, 200, (100, 130, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "slide.tif", pixels, photometric="rgb", tile=(128, 128))
+    filled, white = (
+        run(tmp_path / "slide.tif", tiny_generator, tmp_path / f"{mode}.tif", tissue="auto", background=mode).astype(
+            int
+        )
+        for mode in ("fill", "white")
+    )
+    np.testing.assert_array_equal(filled[150:250, 200:330], white[150:250, 200:330])
+    translated = (white != 255).any(axis=2)
+    rows, cols = np.flatnonzero(translated.any(axis=1)), np.flatnonzero(translated.any(axis=0))
+    assert rows[0] > 0
+    assert cols[-1] < 639
+    edges = [image[rows[0] - 1 : rows[0] + 1, cols[0] : cols[-1] + 1] for image in (filled, white)]
+    steps = [np.abs(edge[1].mean(axis=0) - edge[0].mean(axis=0)).max() for edge in edges]
+    assert steps[0] < 0.5 < steps[1]
 
 
 def test_background_neither_enters_the_statistics_nor_costs_work(

@@ -96,7 +96,7 @@ def fill_background(view: SlideView, sink: TileSink, *, mode: BackgroundMode, wo
         else:
             translated = unpack_partial(stores.partial_tiles.get(windows.tiles.index(tile)), box)
             share = windows.selected_pixels(box).astype(np.float32)
-            if colour is not None:
+            if colour is not None and windows.blend_px:
                 share = np.where(sink.mask.background(box), windows.share_of_translation(box), share)
             pixels = _rounded(share[..., None] * translated + (1 - share[..., None]) * filled, box)
         stores.tiles.put(layout.key(0, tile), sink.codec.encode(pad_tile(pixels, windows.tiles.step)))

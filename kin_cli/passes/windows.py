@@ -124,17 +124,17 @@ class WindowGrid:
     def share_of_translation(self, box: Box) -> Floats:
         """How much of a translated pixel is kept in a blend, 0 to 1, float32 (height, width), for a box of the image.
 
-        It rises from 0 at the nearest patch that is not translated to 1 at ``blend_px`` pixels from it.
+        It rises from 0 at the nearest patch that is not translated to 1 at ``blend_px`` pixels from it, if that is not 0.
         """
         around = self.cells_of(box.grown(self.blend_px).clipped(self.patches.size))
-        squares = np.full((box.height, box.width), max(self.blend_px, 1) ** 2, np.float32)
+        squares = np.full((box.height, box.width), self.blend_px**2, np.float32)
         rows, cols = np.arange(box.y, box.bottom) + 0.5, np.arange(box.x, box.right) + 0.5
         for row, col in np.argwhere(~self.selected[around]):
             patch = self.patches.box(Cell(int(row) + around[0].start, int(col) + around[1].start))
             down = np.maximum(0, np.maximum(patch.y - rows, rows - patch.bottom))
             across = np.maximum(0, np.maximum(patch.x - cols, cols - patch.right))
             np.minimum(squares, (down**2)[:, None] + (across**2)[None], out=squares, casting="same_kind")
-        share: Floats = np.sqrt(squares) / np.float32(max(self.blend_px, 1))
+        share: Floats = np.sqrt(squares) / np.float32(self.blend_px)
         return share
 
     @property
