@@ -95,13 +95,12 @@ def guide_distances(source: Tensor, fake: Tensor, guide: Tensor, *, cell: int) -
 
     ``source`` and ``fake`` are (B, 3, H, W) in [-1, 1]; ``guide`` is (B, 3, H + 2m, W + 2m) about the same centre,
     black where unknown. Each patch is compared at the shift of up to ±m px, in steps of half a cell, at which its
-    structure fits best. What is unknown does not count, nor what is torn in one section only.
+    structure fits best, and counts by the correlation found there: 0 where the sections differ. What is unknown does
+    not count, nor what is torn in one section only.
 
-    The first is the L1 between mean optical densities in cells of ``cell`` px that overlap by half; it counts by the
-    correlation found at that shift: 0 where the sections differ. The second is the distance of two sets of colours,
-    wherever in the patch they are: the mean L1 between quantiles of the densities' projections onto the channels and
-    onto random directions (sliced Wasserstein distance), in cells of 4 px. It counts everywhere: muscle and connective
-    tissue have hardly any structure to correlate, and would otherwise have no guide at all.
+    The first is the L1 between mean optical densities in cells of ``cell`` px that overlap by half. The second is the
+    distance of two sets of colours, wherever in the patch they are: the mean L1 between quantiles of the densities'
+    projections onto the channels and onto random directions (sliced Wasserstein distance), in cells of 4 px.
     """
     known = (guide.amax(1, keepdim=True) > _UNKNOWN).float()
     weights = _pooled(known, cell)
@@ -121,7 +120,9 @@ def guide_distances(source: Tensor, fake: Tensor, guide: Tensor, *, cell: int) -
         places.append(trust * ((ours[one] - theirs[at]).abs() * weight).mean())
         top, left = row * cell // 2, col * cell // 2
         window = (one, slice(None), slice(top, top + fake.shape[2]), slice(left, left + fake.shape[3]))
-        colours.append(_colour_distance(density(fake[one]), dense[window], _spread(weight, fake) * known[window]))
+        colours.append(
+            trust * _colour_distance(density(fake[one]), dense[window], _spread(weight, fake) * known[window])
+        )
     return torch.stack(places).mean(), torch.stack(colours).mean()
 
 
