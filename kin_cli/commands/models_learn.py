@@ -59,10 +59,11 @@ from kin_cli.errors import UsageError
 @cloup.option(
     "--rescans",
     type=click.FloatRange(0, 1),
-    default=0.25,
+    default=0.75,
     show_default=True,
-    help="Fraction of patches that are changed as another scanner or day would: focus, white balance, gamma,"
-    " pixel size, stains, compression. Such changes are normal then. 0 if the slides are of several scanners.",
+    help="Fraction of patches that are measured once more, changed as another scanner or day would: focus, white"
+    " balance, gamma, pixel size, stains, compression. Such changes are normal then. 0 if the slides are of several"
+    " scanners.",
 )
 @cloup.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed of the patches.")
 @cloup.option("--device", default="auto", show_default=True, help="Device of the network: auto, cpu, cuda.")

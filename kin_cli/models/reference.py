@@ -10,13 +10,13 @@ over thousands of channels of later layers would drown it.
                                                                analysis, ρ the mean variance outside of its directions
     p_g = fraction of held-out training patches whose d² is at least as large; beyond the last tenth an exponential
           tail of log d²
-    p   = min_g p_g / w_g, calibrated once more on held-out training patches, among them some that are changed as
-          other scans of the slide would (``fit_reference``)
+    p   = min_g p_g / w_g, calibrated once more on held-out training patches, and on the same as each kind of other
+          scan would show them (``fit_reference``): the largest p of these, so that no kind is flagged more than chance
 
 The first layer is a convolution of the picture. Its means are linear in the mean colour, and its variances are linear
 in the picture's autocovariance, of which tissue has few kinds: between the channels' *variances* there are linear
-relations that hold to a fraction of a per cent in every patch of a slide, and that compression breaks. Between their
-logarithms there are none.
+relations that hold in every patch of a slide, and that compression and a second layer of tissue break. Between their
+logarithms there are none. The next layers are nearly so.
 
 So p, the *trust percentile*, is a fraction of training patches: 0.01 means that one in a hundred lies as far out.
 """
@@ -41,19 +41,20 @@ from kin_cli.models.weights import REFERENCE_PREFIX
 from kin_cli.store.files import utf8_name
 
 GROUPS = ("colour", "grain", "sharpness", "structure")
-"""Means and contrast of the first norm layer; how its variance is shared among its channels; the layers after it up to
-the first of the deepest resolution; all others."""
-_SHARES = {"colour": 0.25, "grain": 0.25, "sharpness": 0.25, "structure": 0.25}  # of the false alarms of each group
+"""Means and contrast of the first norm layer; the variances of its channels; those of the layers after it up to the
+first of the deepest resolution; all others."""
+_SHARES = {"colour": 1 / 6, "grain": 1 / 3, "sharpness": 1 / 3, "structure": 1 / 6}  # of the false alarms of each group
 _DIRECTIONS = {"colour": 128, "grain": 128, "sharpness": 100, "structure": 32}  # at most
 _PATCHES_PER_DIRECTION = {"colour": 2, "grain": 2, "sharpness": 5, "structure": 5}  # at least
 _MAX_BYTES = 420_000  # of the directions of one group
-# Least variance of a direction, relative to 1 of a feature. Of the grain, compression shows in directions in which
-# training patches vary by less than 10⁻⁵; of colours, what varies by less than 10⁻³ is the patch's edge, no colour.
-_LEAST_VARIANCE = {"colour": 1e-3, "grain": 1e-5, "sharpness": 1e-5, "structure": 1e-5}
+# Least variance of a direction, relative to 1 of a feature. Of colours, what varies by less is the patch's edge, no
+# colour; of grain, finer directions would find compression, but also every small error of a match of colours.
+_LEAST_VARIANCE = {"colour": 1e-3, "grain": 1e-3, "sharpness": 1e-5, "structure": 1e-5}
 _TINY = 1e-6
 _TAIL = 0.1  # the outermost tenth of the training patches, whose scores give the tail
 _QUANTILES = 201
-_FORMAT = 2
+_LEAST_OF_A_KIND = 20  # patches of a kind of other scan that has a distribution of its own
+_FORMAT = 3
 _CARD = f"{REFERENCE_PREFIX}card"
 
 
@@ -135,8 +136,8 @@ class ReferenceCard:
     """What a reference was learned from.
 
     ``patch_px`` is the side of the patches, ``mpp`` their µm per pixel, ``min_tissue`` their least tissue fraction;
-    ``rescans`` the fraction of them that was changed as another scan would, ``stain_jitter`` the largest change of
-    stain strength among these. ``stains`` holds the colour statistics of the slides for ``--stain-match``, by method.
+    ``rescans`` the fraction of them that was measured again as another scan would show it, ``stain_jitter`` the largest
+    change of stain strength among these. ``stains`` holds the slides' colours for ``--stain-match``, by method.
     """
 
     patch_px: int
@@ -152,34 +153,40 @@ class ReferenceCard:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The statistics of a generator's training patches. ``channels`` are those of each norm layer, in running order."""
+    """The statistics of a generator's training patches. ``channels`` are those of each norm layer, in running order.
+
+    ``tails`` are the distributions of each group's scores, ``combined`` those of all together: of the patches as they
+    are, and of each kind of other scan.
+    """
 
     card: ReferenceCard
     channels: tuple[int, ...]
     groups: tuple[LayerGroup, ...]
     tails: tuple[Tail, ...]
-    combined: Tail
+    combined: tuple[Tail, ...]
 
     def scores(self, stats: Floats, *, precision: str = "fp32") -> Scores:
         """Trust percentiles of statistics (n, 2, ΣC) that are finite."""
         found = [group.score(stats, precision=precision) for group in self.groups]
         by_group = np.stack([tail.fraction_beyond(score) for tail, score in zip(self.tails, found, strict=True)], 1)
-        return Scores(self.combined.fraction_beyond(joined(by_group)), by_group)
+        together = joined(by_group)
+        return Scores(np.max([tail.fraction_beyond(together) for tail in self.combined], axis=0), by_group)
 
 
 def features(stats: Floats, name: str, first: int, last: int) -> Doubles:
     """What a group looks at, of channels ``first`` to ``last``: (n, 2, ΣC) to (n, D).
 
-    colour: their means, and the logarithm of their total variance; grain: the fraction of that total that each channel
-    has; other groups: means and log standard deviations.
+    colour: their means, and the logarithm of their total variance; grain and sharpness: their variances; structure:
+    their means and log standard deviations.
     """
     part = stats[:, :, first:last].astype(np.float64)
-    if name in ("colour", "grain"):
-        variances = np.maximum(part[:, 1], _TINY) ** 2
-        total = variances.sum(axis=1, keepdims=True)
-        found: Doubles = variances / total if name == "grain" else np.concatenate([part[:, 0], np.log(total)], axis=1)
-        return found
-    return np.concatenate([part[:, 0], np.log(np.maximum(part[:, 1], _TINY))], axis=1)
+    means, deviations = part[:, 0], np.maximum(part[:, 1], _TINY)
+    if name == "colour":
+        return np.concatenate([means, np.log((deviations**2).sum(axis=1, keepdims=True))], axis=1)
+    if name in ("grain", "sharpness"):
+        variances: Doubles = deviations**2
+        return variances
+    return np.concatenate([means, np.log(deviations)], axis=1)
 
 
 def joined(by_group: Doubles) -> Doubles:
@@ -241,19 +248,20 @@ def fit_reference(
     channels: Sequence[int],
     card: ReferenceCard,
     *,
-    changed: Mask | None = None,
+    kinds: Indices | None = None,
     rounded: Mapping[str, tuple[Floats, Floats]] | None = None,
 ) -> Reference:
     """Learn a reference from the statistics (n, 2, ΣC) of training patches.
 
     folds: number (n,) of the part of the training data that each patch lies in. Scores are calibrated on patches of
     one part with models of all others, so that neighbours of a patch do not tell what it looks like.
-    changed: which patches (n,) show what is normal, but was not trained on, such as other scans. They say how far is
-    far, but not in which directions training patches vary: they would hide what lies in the same direction, farther.
+    kinds: 0 (n,) for a patch as it was trained on, else the number of a kind of change that is normal, but was not
+    trained on, such as other scans. They say how far is far, but not in which directions training patches vary: they
+    would hide what lies in the same direction, farther.
     rounded: statistics of the same few patches in float32 and in another precision, by that precision.
     """
     bounds = group_bounds(channels)
-    plain = np.ones(len(stats), bool) if changed is None else ~changed
+    plain = np.ones(len(stats), bool) if kinds is None else kinds == 0
     # With more directions than the models that calibrate it, the last model would call every patch unusual
     patches = min(int((plain & (folds != fold)).sum()) for fold in np.unique(folds))
     held = np.full((len(stats), len(bounds)), np.nan)
@@ -273,10 +281,16 @@ def fit_reference(
             for precision, (exact, other) in (rounded or {}).items()
         }
         groups.append(LayerGroup(**{**vars(group), "offsets": offsets}))
-    # Both kinds count alike, however few are changed
-    often = 1 if plain.all() else max(1, round(plain.sum() / (~plain).sum()))
-    combined = Tail.of(np.concatenate([joined(by_group[plain]), np.repeat(joined(by_group[~plain]), often)]))
+    combined = tuple(Tail.of(joined(by_group[those])) for those in _alike(plain, kinds))
     return Reference(card, tuple(channels), tuple(groups), tails, combined)
+
+
+def _alike(plain: Mask, kinds: Indices | None) -> list[Mask]:
+    """The patches (n,) as they are, and those of each other kind; all others together if there are few of a kind."""
+    if kinds is None or plain.all():
+        return [plain]
+    others = [kinds == kind for kind in np.unique(kinds) if kind != 0]
+    return [plain, *others] if min(int(those.sum()) for those in others) >= _LEAST_OF_A_KIND else [plain, ~plain]
 
 
 # In the generator's file
@@ -291,7 +305,7 @@ def to_tensors(reference: Reference) -> dict[str, Tensor]:
         "card": asdict(reference.card),
     }
     text = json.dumps(facts, ensure_ascii=True, sort_keys=True).encode()
-    arrays: dict[str, Any] = {"card": np.frombuffer(text, np.uint8).copy(), "combined": reference.combined.points}
+    arrays: dict[str, Any] = {"card": np.frombuffer(text, np.uint8).copy(), "combined": _points(reference)}
     for group, tail in zip(reference.groups, reference.tails, strict=True):
         for part in ("mean", "scale", "directions", "variances"):
             arrays[f"{group.name}.{part}"] = getattr(group, part)
@@ -299,6 +313,10 @@ def to_tensors(reference: Reference) -> dict[str, Tensor]:
         for precision, offset in group.offsets.items():
             arrays[f"{group.name}.offset.{precision}"] = offset
     return {f"{REFERENCE_PREFIX}{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+
+
+def _points(reference: Reference) -> Doubles:
+    return np.stack([tail.points for tail in reference.combined])
 
 
 def read_reference(path: Path, channels: int | None = None) -> Reference | None:
@@ -345,7 +363,10 @@ def _from_arrays(arrays: Mapping[str, Any]) -> Reference:
             raise ValueError(name)
         groups.append(group)
         tails.append(Tail(arrays[f"{name}.quantiles"].astype(np.float64)))
-    return Reference(card, tuple(facts["channels"]), tuple(groups), tuple(tails), Tail(arrays["combined"]))
+    combined = tuple(Tail(points) for points in arrays["combined"].reshape(-1, _QUANTILES))
+    if not combined or not np.isfinite(arrays["combined"]).all():
+        raise ValueError("combined")
+    return Reference(card, tuple(facts["channels"]), tuple(groups), tuple(tails), combined)
 
 
 def with_reference(source: Path, reference: Reference) -> bytes:

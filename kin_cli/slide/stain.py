@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -30,11 +29,17 @@ METHODS: tuple[StainMethod, ...] = ("macenko", "reinhard")
 _HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _GLASS_DENSITY = 0.15  # natural optical density up to which a pixel counts as (partly) glass; torchstain's β
 _LIGHT = 240  # torchstain's intensity of transmitted light
+_EVERY_PIXEL = -1.0  # as torchstain's β, the density below which it leaves pixels out
 _NODES = 65  # of the colour table along each axis, the most that Pillow takes
 _SQUARES, _SQUARE_PX, _STEP = 64, 256, 4
 _LEAST_PIXELS = 500
+# Tissue: natural optical density of the channel that absorbs most, relative to its 99 % quantile, and at least. A
+# fixed one, or one for every channel (torchstain's β), drops the more of a stain the weaker it is.
+_TISSUE_SHARE, _TISSUE_DENSITY = 0.15, 0.05
 # Parts of the training whose colours tell how far is near, how many of them are near, and a margin
 _PARTS, _WITHIN, _MARGIN = 5, 0.9, 1.25
+_NEARER = 0.5  # the most that may be left of the distance to the training's colours
+_LAB_ZERO, _LAB_UNIT = (0, 128, 128), (100 / 255, 1, 1)  # torchstain's LAB in units of CIELAB
 _LEAST_ANGLE = 0.02  # of both stains in radian, about; less is one stain
 
 
@@ -69,15 +74,17 @@ def tissue_colours(view: SlideView) -> Pixels:
     if len(order) < _SQUARES:  # little tissue, or thin: the fullest squares
         order = np.sort(np.argsort(-fraction, kind="stable")[: min(_SQUARES, int((fraction > 0).sum()))])
     chosen = order[np.linspace(0, len(order) - 1, min(_SQUARES, len(order))).round().astype(int)] if len(order) else []
-    found = [_sampled(whole.read(grid.clipped(grid.cell(int(index))))) for index in chosen]
-    return np.concatenate(found) if found else np.empty((0, 3), np.uint8)
+    squares = (whole.read(grid.clipped(grid.cell(int(index)))) for index in chosen)
+    found = [square[::_STEP, ::_STEP].reshape(-1, 3) for square in squares]
+    return stained(np.concatenate(found)) if found else np.empty((0, 3), np.uint8)
 
 
-def _sampled(patch: Pixels) -> Pixels:
-    """Every fourth pixel of a patch in both directions that is no glass, (n, 3)."""
-    pixels = patch[::_STEP, ::_STEP].reshape(-1, 3)
+def stained(pixels: Pixels) -> Pixels:
+    """Those of the pixels (n, 3) that are no glass, however strong the slide's stains are."""
+    if not len(pixels):
+        return pixels
     density = -np.log((pixels.min(axis=1).astype(np.float32) + 1) / _LIGHT)
-    kept: Pixels = pixels[density >= _GLASS_DENSITY]
+    kept: Pixels = pixels[density >= max(_TISSUE_DENSITY, _TISSUE_SHARE * float(np.quantile(density, 0.99)))]
     return kept
 
 
@@ -98,7 +105,7 @@ def fit_stains(colours: Pixels, method: StainMethod, *, what: str) -> dict[str, 
         with np.errstate(all="ignore"):
             if method == "macenko":
                 fitted = normalizers.MacenkoNormalizer(backend="numpy")
-                fitted.fit(picture)
+                fitted.fit(picture, beta=_EVERY_PIXEL)
                 found = {"stains": fitted.HERef, "strongest": fitted.maxCRef}
             else:
                 fitted = normalizers.ReinhardNormalizer(backend="numpy")
@@ -119,29 +126,43 @@ def fit_stains(colours: Pixels, method: StainMethod, *, what: str) -> dict[str, 
 class StainMatch:
     """A change of colours from those of a slide (``source``) to those of a target, both fitted by ``fit_stains``.
 
-    ``shift`` is how far the slide's colours lie from the training's, in grey levels, whatever the method. The target
-    may hold "spread": how far parts of the training slides lie from the whole. A slide within it is left as it is.
+    ``shift`` is how far the slide's colours lie from the training's (``colour_distance``), whatever the method, and
+    ``left`` how far they do after the change. The target may hold "spread": how far parts of the training slides lie
+    from the whole. A slide within it is left as it is, and so is one that the change would not bring much nearer.
     """
 
     method: StainMethod
     source: Mapping[str, Any]
     target: Mapping[str, Any]
     shift: float | None = None
+    left: float | None = None
+
+    @property
+    def near(self) -> bool:
+        """Whether the slide's colours are as near to the target as those of parts of the training slides."""
+        spread = self.target.get("spread")
+        return spread is not None and self.shift is not None and self.shift <= float(spread)
 
     @property
     def needed(self) -> bool:
-        """Whether the slide's colours are farther from the target than those of parts of the training slides."""
-        spread = self.target.get("spread")
-        return spread is None or self.shift is None or self.shift > float(spread)
+        """Whether the slide's colours are far from the target, and the change brings them much nearer."""
+        vain = self.shift is not None and self.left is not None and self.left > _NEARER * self.shift
+        return not (self.near or vain)
 
     @property
     def note(self) -> str | None:
         """What to tell if the slide is left as it is; else None."""
         if self.needed:
             return None
+        how = f"--stain-match {self.method}: the slide's colours"
+        if not self.near:
+            return (
+                f"{how} lie {self.shift:.1f} ΔE from the training's and would still lie {self.left:.1f} from them, and"
+                " are left alone; try the other method"
+            )
         return (
-            f"--stain-match {self.method}: the slide's colours are as near to the training's as parts of the training"
-            f" slides are ({self.shift:.1f} grey levels, up to {self.target['spread']:.1f} there), and are left alone"
+            f"{how} are as near to the training's as parts of the training slides are ({self.shift:.1f} ΔE, up to"
+            f" {self.target['spread']:.1f} there), and are left alone"
         )
 
     @cached_property
@@ -164,10 +185,6 @@ class StainMatch:
         """Change the colours of pixels (h, w, 3), if that is needed; thread-safe."""
         return self._changed(pixels) if self.needed else pixels
 
-    def mean_shift(self, colours: Pixels) -> float:
-        """By how much colours (n, 3) change, needed or not: the mean over pixels and channels, in grey levels."""
-        return float(np.abs(self._changed(colours[:, None])[:, 0].astype(np.float32) - colours).mean())
-
     def _changed(self, pixels: Pixels) -> Pixels:
         from PIL import Image
 
@@ -178,7 +195,7 @@ class StainMatch:
     def as_dict(self) -> dict[str, Any]:
         """What was fitted, for the record."""
         known = {"method": self.method, "slide": dict(self.source), "target": dict(self.target)}
-        return known | {"shift": self.shift, "needed": self.needed}
+        return known | {"shift": self.shift, "left": self.left, "needed": self.needed}
 
     @cached_property
     def _filter(self) -> Any:
@@ -201,13 +218,11 @@ class StainMatch:
 
     def _reinhard(self, colours: Doubles) -> Doubles:
         """Mean and standard deviation of each LAB channel changed to the target's, in torchstain's LAB."""
-        _torchstain()
         from torchstain.numpy.utils.lab2rgb import lab2rgb
-        from torchstain.numpy.utils.rgb2lab import rgb2lab
         from torchstain.numpy.utils.split import lab_merge, lab_split
         from torchstain.numpy.utils.stats import standardize
 
-        channels = lab_split(rgb2lab(colours.reshape(-1, 1, 3).astype(np.float32) / 255))
+        channels = lab_split(_lab(colours))
         known = zip(
             channels, self.source["mean"], self.source["std"], self.target["mean"], self.target["std"], strict=True
         )
@@ -240,35 +255,57 @@ class MatchedSlide(Slide):
 
 def match_to(view: SlideView, method: StainMethod, target: Mapping[str, Any]) -> StainMatch:
     """The change of colours that brings the slide of a view to the ``target``: one of ``target_stains``."""
-    colours = tissue_colours(view)
-    what = str(view.slide.path)
-    shift = None if "colours" not in target else round(_distance(colours, target["colours"], what=what), 3)
-    return StainMatch(method, fit_stains(colours, method, what=what), target, shift)
+    colours, what = tissue_colours(view), str(view.slide.path)
+    match = StainMatch(method, fit_stains(colours, method, what=what), target)
+    if "colours" not in target:
+        return match
+    known, changed = target["colours"], match._changed(colours[:, None])[:, 0]
+    before, after = (round(colour_distance(colour_statistics(those), known), 3) for those in (colours, changed))
+    return replace(match, shift=before, left=after)
 
 
-def _distance(colours: Pixels, known: Mapping[str, Any], *, what: str) -> float:
-    """By how much Reinhard's method changes colours (n, 3) to bring them to those that are known.
+def _lab(colours: AnyArray) -> AnyArray:
+    """Colours (…, 3), 0 to 255, in torchstain's LAB, black at (0, 128, 128), white at (255, 128, 128): (n, 1, 3)."""
+    _torchstain()
+    from torchstain.numpy.utils.rgb2lab import rgb2lab
 
-    It serves for both methods: Macenko's fit of two stains varies more between parts of one slide than stains do.
+    found: AnyArray = rgb2lab(colours.reshape(-1, 1, 3).astype(np.float32) / 255)
+    return found
+
+
+def colour_statistics(colours: Pixels) -> dict[str, list[Any]]:
+    """Mean (3,) and covariance (3, 3) in CIELAB of colours (n, 3), as lists for JSON."""
+    values = (_lab(colours).reshape(-1, 3).astype(np.float64) - _LAB_ZERO) * _LAB_UNIT
+    return {"mean": values.mean(axis=0).round(4).tolist(), "covariance": np.cov(values.T).round(4).tolist()}
+
+
+def colour_distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """How far two ``colour_statistics`` lie apart, in ΔE: the Wasserstein distance of two normal distributions.
+
+    d² = |m₁ - m₂|² + tr(C₁ + C₂ - 2 (C₁^½ C₂ C₁^½)^½) (Dowson & Landau 1982). It serves for both methods, since neither
+    changes all of what it looks at: Macenko's fit can take a pigment for a stain.
     """
-    return StainMatch("reinhard", fit_stains(colours, "reinhard", what=what), known).mean_shift(colours)
+    means = np.array(one["mean"]) - np.array(other["mean"])
+    first, second = np.array(one["covariance"]), np.array(other["covariance"])
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    common = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
+    squared = float(means @ means + np.trace(first) + np.trace(second) - 2 * common)
+    return float(np.sqrt(max(squared, 0.0)))
 
 
 def target_stains(slides: Sequence[Pixels], method: StainMethod) -> dict[str, Any]:
     """The statistics (``fit_stains``) of the tissue colours of training slides, one array (n, 3) for each, together.
 
-    "colours" are Reinhard's statistics; "spread" is how far from them parts of the slides lie (nine of ten, and a
+    "colours" are their ``colour_statistics``; "spread" is how far from them parts of the slides lie (nine of ten, and a
     quarter more, since parts are few). A part is a slide, or, of fewer than five, a fifth of each.
 
-    Raises as ``fit_stains`` does, except for parts, which are left out if they have no stains.
+    Raises as ``fit_stains`` does.
     """
-    every, what = np.concatenate(slides), "the training slides"
-    whole, known = (fit_stains(every, name, what=what) for name in (method, METHODS[1]))
+    every = np.concatenate(slides)
+    whole, known = fit_stains(every, method, what="the training slides"), colour_statistics(every)
     parts = slides if len(slides) >= _PARTS else [part for one in slides for part in np.array_split(one, _PARTS)]
-    shifts = []
-    for part in parts:
-        with suppress(InputError):
-            shifts.append(_distance(part, known, what="a part"))
+    shifts = [colour_distance(colour_statistics(part), known) for part in parts if len(part) >= _LEAST_PIXELS]
     if len(shifts) < _PARTS:
         return whole
     spread = _MARGIN * float(np.quantile(shifts, _WITHIN, method="higher"))

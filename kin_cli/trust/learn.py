@@ -43,8 +43,8 @@ class LearnSettings:
 
     ``patches`` of ``patch_px`` are drawn from the ``region`` of the images, at ``mpp`` µm per pixel if given, with at
     least ``min_tissue``, each turned or mirrored at random, since tissue has no upper side. A fraction ``rescans`` of
-    them is measured as another scan of the slide would show it (``scans.rescanned``), with the strength of stains
-    changed by up to ``stain_jitter``, which makes such changes normal.
+    them is measured once more, as another scan of the slide would show it (``scans.rescanned``), with the strength of
+    stains changed by up to ``stain_jitter``, which makes such changes normal.
     """
 
     patches: int = 400
@@ -52,7 +52,7 @@ class LearnSettings:
     mpp: float | None = None
     region: Box | None = None
     min_tissue: float = 0.25
-    rescans: float = 0.25
+    rescans: float = 0.75
     stain_jitter: float = 0.15
     seed: int = 0
     device: str = "auto"
@@ -78,14 +78,11 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """What happens to a patch: turned, mirrored, and perhaps changed as another scan would."""
+class _Job:
+    """A patch to measure, as it is or, by the number of a change from 1, as another scan would show it."""
 
-    quarters: int
-    mirrored: bool
-    change: str
-    rescanned: bool
-    rng: np.random.Generator
+    place: _Place
+    change: int = 0
 
 
 def learn_reference(
@@ -107,14 +104,15 @@ def learn_reference(
     if settings.patch_px % generator.stride:
         raise UsageError(f"patch size {settings.patch_px} is not a multiple of {generator.stride}", "512 is usual")
     places = draw_places(images, settings)
+    jobs = _jobs(places, settings)
     device = ready_devices(settings.device)[0]
     engine = Engine(generator, device=device, precision="fp32")
-    stats = np.empty((len(places), 2, engine.channels), np.float32)
+    stats = np.empty((len(jobs), 2, engine.channels), np.float32)
     some: list[Pixels] = []
-    step = max(1, len(places) // _ROUNDED_PATCHES)
+    step = max(1, len(jobs) // _ROUNDED_PATCHES)
     mpps: list[float] = []
-    with progress.stage("measure", len(places), "patches") as advance:
-        for number, (patch, mpp) in enumerate(_patches(images, places, settings)):
+    with progress.stage("measure", len(jobs), "patches") as advance:
+        for number, (patch, mpp) in enumerate(_patches(images, jobs, settings)):
             if mpp is not None:
                 mpps.append(mpp)
             if number % step == 0:
@@ -134,11 +132,10 @@ def learn_reference(
         _stains(_colours(images, settings), progress),
         f"kin {__version__}",
     )
-    parts = np.array([place.part for place in places])
+    parts, kinds = np.array([job.place.part for job in jobs]), np.array([job.change for job in jobs])
     channels = [count for _, count in engine.layers]
     rounded = _rounded(generator, some[:_ROUNDED_PATCHES], engine, device)
-    changed = np.array([_draw(place, settings).rescanned for place in places])
-    return fit_reference(stats, parts, channels, card, changed=changed, rounded=rounded)
+    return fit_reference(stats, parts, channels, card, kinds=kinds, rounded=rounded)
 
 
 def learn_into(
@@ -237,19 +234,28 @@ def _view(slide: Slide, settings: LearnSettings) -> SlideView:
     return open_view(slide, mpp=settings.mpp if slide.mpp else None, region=settings.region)
 
 
+def _jobs(places: Sequence[_Place], settings: LearnSettings) -> list[_Job]:
+    """Every place as it is and, of places all over the images, one after the other changed, in the images' order."""
+    count = round(settings.rescans * len(places))
+    again = np.linspace(0, len(places) - 1, count).round().astype(int).tolist()
+    jobs = [_Job(place) for place in places]
+    jobs += [_Job(places[index], 1 + number % len(CHANGES)) for number, index in enumerate(again)]
+    return sorted(jobs, key=lambda job: job.place.image)
+
+
 def _patches(
-    images: Sequence[Path], places: Sequence[_Place], settings: LearnSettings
+    images: Sequence[Path], jobs: Sequence[_Job], settings: LearnSettings
 ) -> Iterator[tuple[Pixels, float | None]]:
-    """The pixels of each place, and their µm per pixel; one image is open at a time."""
+    """The pixels of each job, and their µm per pixel; one image is open at a time."""
     for number, path in enumerate(images):
-        here = [place for place in places if place.image == number]
+        here = [job for job in jobs if job.place.image == number]
         if not here:
             continue
         with open_slide(path) as slide:
             view = _view(slide, settings)
 
-            def read(place: _Place, view: SlideView = view) -> Pixels:
-                return _as_learned(view, place, settings)
+            def read(job: _Job, view: SlideView = view) -> Pixels:
+                return _as_learned(view, job, settings)
 
             workers = min(4, available_cores())
             with closing(prefetch(read, here, workers=workers, ahead=2 * workers)) as patches:
@@ -257,21 +263,17 @@ def _patches(
                     yield patch, view.mpp
 
 
-def _draw(place: _Place, settings: LearnSettings) -> _Draw:
-    rng = np.random.default_rng([settings.seed, 1, place.number])
-    quarters, mirrored, change = int(rng.integers(4)), bool(rng.integers(2)), CHANGES[rng.integers(len(CHANGES))]
-    return _Draw(quarters, mirrored, change, bool(rng.random() < settings.rescans), rng)
-
-
-def _as_learned(view: SlideView, place: _Place, settings: LearnSettings) -> Pixels:
+def _as_learned(view: SlideView, job: _Job, settings: LearnSettings) -> Pixels:
     """The pixels of a place, turned at random, and perhaps as another scan of the slide would show them."""
-    draw, box = _draw(place, settings), Box(place.x, place.y, settings.patch_px, settings.patch_px)
-    if draw.rescanned:
-        pixels = rescanned(view.read, box, draw.change, draw.rng, stain_jitter=settings.stain_jitter)
+    place, box = job.place, Box(job.place.x, job.place.y, settings.patch_px, settings.patch_px)
+    rng = np.random.default_rng([settings.seed, 1, place.number])
+    quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+    if job.change:
+        pixels = rescanned(view.read, box, CHANGES[job.change - 1], rng, stain_jitter=settings.stain_jitter)
     else:
         pixels = view.read(box)
-    turned: Pixels = np.rot90(pixels, draw.quarters)
-    return turned[:, ::-1] if draw.mirrored else turned
+    turned: Pixels = np.rot90(pixels, quarters)
+    return turned[:, ::-1] if mirrored else turned
 
 
 def _colours(images: Sequence[Path], settings: LearnSettings) -> list[Pixels]:

@@ -97,7 +97,7 @@ def test_matched_colours_are_nearer_and_told_in_the_record(model: Path, tmp_path
     _, after = translated(pale, model, tmp_path / "b", "--stain-match", "reinhard", "--background", "keep")
     assert after["trust"]["median"] > 3 * before["trust"]["median"]
     assert after["settings"]["stain match"].startswith("reinhard (crc32 ")
-    assert set(after["stain_match"]) == {"method", "slide", "target", "shift", "needed"}
+    assert set(after["stain_match"]) == {"method", "slide", "target", "shift", "left", "needed"}
     corner = Box(0, 0, 16, 16)  # background keeps the slide's own colours
     with open_source(pale).slide as slide, open_source(tmp_path / "b/o.ome.tif").slide as output:
         np.testing.assert_array_equal(slide.read(0, corner), output.read(0, corner))

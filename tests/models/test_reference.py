@@ -55,7 +55,7 @@ def test_groups_are_the_first_layer_the_widening_ones_and_the_rest() -> None:
 
 def test_with_all_directions_the_distance_is_that_of_mahalanobis() -> None:
     stats = drawn(600, 2)
-    group = fit_group(stats, "sharpness", 0, 4)
+    group = fit_group(stats, "structure", 0, 4)
     assert len(group.directions) == 8
     x = group.features(stats)
     inverse = np.linalg.inv(np.cov(x.T))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from skimage.color import hed_from_rgb, separate_stains
+import tifffile
+from scipy.linalg import sqrtm
+from skimage.color import hed_from_rgb, rgb2lab, separate_stains
 from torchstain.base import normalizers
 
 from kin_cli.errors import InputError, UsageError
@@ -18,10 +21,13 @@ from kin_cli.slide.stain import (
     METHODS,
     MatchedSlide,
     StainMatch,
+    colour_distance,
+    colour_statistics,
     fit_stains,
     jittered_stains,
     match_to,
     matched,
+    stained,
     target_stains,
     tissue_colours,
     unmatched,
@@ -75,8 +81,9 @@ def test_a_match_is_torchstains_own_normalization(method: Any, slides: tuple[Pat
     match = StainMatch(method, fit_stains(source, method, what="b"), fit_stains(target, method, what="a"))
     kind = normalizers.MacenkoNormalizer if method == "macenko" else normalizers.ReinhardNormalizer
     oracle = kind(backend="numpy")
-    oracle.fit(target[:, None])
-    made = oracle.normalize(source[:, None])
+    every = {"beta": -1} if method == "macenko" else {}  # torchstain would leave weakly stained pixels out
+    oracle.fit(target[:, None], **every)
+    made = oracle.normalize(source[:, None], **every)
     expected = (made[0] if method == "macenko" else made).astype(int)
     found = match(source[:, None]).astype(int)
     # torchstain cuts the digits off, Pillow rounds
@@ -107,6 +114,56 @@ def test_a_slide_as_near_as_parts_of_the_training_is_left_alone(method: Any, sli
             assert ("not needed" in match.identity) is not needed
     assert match.shift is not None
     assert match.shift > 2 * target["spread"]
+
+
+def turned(pixels: Any, amounts: tuple[float, float]) -> Any:
+    """Colours (n, 3) with haematoxylin and eosin made stronger by these factors, glass of 245 left as it is."""
+    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+    change = np.linalg.inv(stains) @ np.diag([*amounts, 1.0]) @ stains
+    density = -np.log((pixels.astype(float) + 1) / 246) @ change
+    return np.rint(246 * np.exp(-density) - 1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("amounts", [(1.35, 0.6), (0.7, 1.3), (0.6, 0.6)])
+def test_what_counts_as_tissue_does_not_depend_on_how_strongly_it_is_stained(
+    amounts: tuple[float, float], slides: tuple[Path, Path]
+) -> None:
+    picture = tifffile.imread(slides[0]).reshape(-1, 3)
+    other = turned(picture, amounts)
+    target, source = (stained(pixels) for pixels in (picture, other))
+    assert len(source) == pytest.approx(len(target), rel=0.1)
+    match = StainMatch("reinhard", fit_stains(source, "reinhard", what="b"), fit_stains(target, "reinhard", what="a"))
+    tissue = picture.min(axis=1) < 200
+    errors = [np.abs(a.astype(int) - picture)[tissue].mean() for a in (other, match(other[:, None])[:, 0])]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_the_distance_of_colours_is_that_of_two_normal_distributions() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(low, 200, (4000, 3)).astype(np.uint8) for low in (20, 90))
+    a, b = (rgb2lab(pixels[:, None])[:, 0] for pixels in (one, other))
+    root = sqrtm(np.cov(a.T))
+    common = np.trace(sqrtm(root @ np.cov(b.T) @ root)).real
+    spread = np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * common
+    expected = np.sqrt(((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum() + spread)
+    found = colour_distance(colour_statistics(one), colour_statistics(other))
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert colour_distance(colour_statistics(one), colour_statistics(one)) == pytest.approx(0, abs=0.02)
+
+
+def test_a_match_that_would_not_bring_the_slide_much_nearer_leaves_it_alone(slides: tuple[Path, Path]) -> None:
+    target = target_stains([colours(slides[0])], "macenko")
+    view = open_source(slides[1])
+    with view.slide:
+        good = match_to(view, "macenko", target)
+    assert good.left is not None
+    assert good.left < 0.5 * good.shift
+    assert good.needed
+    vain = replace(good, left=0.6 * good.shift)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    assert vain(pixels) is pixels
+    assert not vain.as_dict()["needed"]
+    assert "try the other method" in str(vain.note)
 
 
 def test_parts_are_slides_if_there_are_five(slides: tuple[Path, Path]) -> None:
