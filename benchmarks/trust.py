@@ -1,16 +1,27 @@
-"""Measure what the trust score finds: held-out patches, the same with planted changes or scanned again, other slides.
+"""Measure what the trust score finds, and write the tables of docs/trust.md.
 
     python benchmarks/trust.py GENERATOR --held SLIDE[@x,y,w,h] --other NAME=SLIDE … [--photographs FOLDER]
+        [--map NAME=OUTPUT.trust.geojson …] [--validated FOLDER] [--keep FOLDER] [--write docs/trust.md]
 
-GENERATOR carries a reference (``kin models learn``). For each condition the table shows the area under the ROC curve
-of the score against held-out patches, that of each group of layers, and the fraction below 1 %. ``--keep FOLDER`` keeps
-the measured statistics, so that another reference of the same weights is judged in seconds.
+GENERATOR carries a reference (``kin models learn``). Tables:
+
+finds    for each planted change and other slide the area under the ROC curve of the score against held-out patches,
+         that of each group of layers, and how many lie below 1 % and 5 %
+rescans  false alarms: held-out patches as other scans would show them
+match    the slide of --held with its colours turned on purpose, as it is and matched; with ``--validated`` what ``kin
+         validate --json`` says of translations of them (FOLDER/TURN+METHOD.json)
+maps     what trust maps of whole slides flag (--map)
+
+``--keep FOLDER`` keeps the measured statistics, so that another reference of the same weights is judged in seconds.
+Between the lines ``<!-- table NAME -->`` and ``<!-- end -->`` of the file of ``--write`` the table is replaced.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +33,24 @@ from scipy.stats import mannwhitneyu
 from kin_cli.geometry import Box, Pixels
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.models.reference import GROUPS, read_reference
+from kin_cli.passes.alone import differences
 from kin_cli.passes.engine import Engine
+from kin_cli.passes.trust import read_map
 from kin_cli.slide.open import open_source
-from kin_cli.slide.stain import jittered_stains
+from kin_cli.slide.stain import METHODS, MatchedSlide, jittered_stains, match_to
 from kin_cli.trust.sample import Sample, sample_patches
 from kin_cli.trust.scans import CHANGES, blurred, compressed, rescanned
 
 LIGHT, TISSUE = 243, 215  # grey levels of glass, and below which the darkest channel is tissue
+RESCANS = {
+    "pixel size": "pixel size ± 5 %",
+    "stains": "stains ± 15 %",
+    "focus": "focus: blur to 0.6 px, or sharpening",
+    "white balance": "white balance ± 2.5 %",
+    "gamma": "gamma 0.91 to 1.1",
+    "compression": "JPEG 60 to 90",
+    "all of these": "all of these at once",
+}
 FOLDS = ((0.05, 0.15), (0.2, 0.4))  # fractions of a patch that lie under two layers
 
 
@@ -159,61 +181,211 @@ def photographs(folder: Path, side: int) -> list[Pixels]:
     return found
 
 
+TOLD = ["r to the real stain, 128 µm", "ROC, 64 µm", "density, real = 1", "ΔE to the untouched's translation"]
+STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+DYES = np.array([[0.75, 0.62, 0.22], [0.05, 0.93, 0.36], [0.27, 0.57, 0.78]])
+
+
+def turns() -> dict[str, tuple[str, Any]]:
+    """What is done to colours on purpose: a short name, what it is, and the change (3, 3) of optical densities."""
+    unit, other = (stains / np.linalg.norm(stains, axis=1, keepdims=True) for stains in (STAINS, DYES))
+    inverse = np.linalg.inv(unit)
+    return {
+        "plain": ("untouched", np.eye(3)),
+        "A": ("haematoxylin × 1.35, eosin × 0.6", inverse @ np.diag([1.35, 0.6, 1]) @ unit),
+        "B": ("other dyes: the vectors of both stains turned", inverse @ other),
+        "C": ("haematoxylin × 0.7, eosin × 1.3", inverse @ np.diag([0.7, 1.3, 1]) @ unit),
+    }
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Changes colours as ``StainMatch`` does, by a matrix of optical densities."""
+
+    change: Any
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """Pixels (h, w, 3) in other colours."""
+        found = 256 * np.exp(-(-np.log((pixels.astype(np.float32) + 1) / 256) @ self.change)) - 1
+        return np.rint(found).clip(0, 255).astype(np.uint8)
+
+
+def matches(sample: Sample, stains: Any) -> Iterator[tuple[str, str, str, list[Pixels]]]:
+    """For every turn as it is and by each method: its name, the method, a remark, and the patches."""
+    patches = list(sample.patches())
+    for name, (_, change) in turns().items():
+        turn = Turned(change)
+        shown = patches if name == "plain" else [turn(patch) for patch in patches]
+        view = replace(sample.view, slide=MatchedSlide(sample.view.slide, turn))  # the fit sees the whole slide
+        yield name, "", "", shown
+        for method in METHODS:
+            match = match_to(view, method, stains[method])
+            remark = "" if match.needed else "left alone: near" if match.near else "left alone: would not come near"
+            yield name, method, remark, [match(patch) for patch in shown]
+
+
+class Tables:
+    """The rows of each table; printed as they come."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[str]] = {}
+
+    def add(self, table: str, *cells: str) -> None:
+        """A row; the first is the head."""
+        rows = self.rows.setdefault(table, [])
+        rows.append("| " + " | ".join(cells) + " |")
+        if len(rows) == 1:
+            rows.append("|" + "---|" * len(cells))
+        print("\n".join(rows[-2:] if len(rows) == 2 else rows[-1:]), flush=True)
+
+    def write(self, file: Path) -> None:
+        """Put the tables in the places that the file has for them."""
+        text = file.read_text(encoding="utf-8")
+        for name, rows in self.rows.items():
+            start, end = f"<!-- table {name} -->\n", "<!-- end -->"
+            before, found, after = text.partition(start)
+            if not found:
+                raise SystemExit(f"{file} has no place for the table {name}")
+            text = before + start + "\n" + "\n".join(rows) + "\n\n" + end + after.partition(end)[2]
+        file.write_text(text, encoding="utf-8")
+
+
+def percent(fraction: float) -> str:
+    """A fraction in per cent, with two digits."""
+    return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
+
+
+def roc(found: Any, normal: Any) -> list[str]:
+    """Areas under the ROC curve of the score and of each group."""
+    columns = [(found.percentile, normal.percentile)]
+    columns += [(found.by_group[:, i], normal.by_group[:, i]) for i in range(found.by_group.shape[1])]
+    areas = [mannwhitneyu(-np.log(a), -np.log(b)).statistic / (len(a) * len(b)) for a, b in columns]
+    return [f"{area:.3f}" for area in areas]
+
+
+def flags(percentile: Any) -> list[str]:
+    """Shares below 1 % and 5 %, and the median."""
+    shares = [f"{100 * (percentile < limit).mean():.0f} %" for limit in (0.01, 0.05)]
+    return [*shares, percent(float(np.median(percentile)))]
+
+
+def validated(folder: Path | None, name: str, method: str) -> list[str]:
+    """Against the real stain by ``kin validate --json``, and against the translation of the untouched slide in ΔE.
+
+    Of what was left alone, those of the slide as it is.
+    """
+    if folder is None:
+        return []
+    stem = next((one for one in (f"{name}+{method}", name) if (folder / f"{one}.json").exists()), None)
+    if stem is None:
+        return [""] * len(TOLD)
+    scores = json.loads((folder / f"{stem}.json").read_text())["scores"]
+    values = {(score["um"], score["name"]): score["value"] for score in scores}
+    one, other = (open_source(folder / f"{which}.ome.tif") for which in (stem, "plain"))
+    apart = differences(*(view.read(Box(0, 0, view.size.width, view.size.height)) for view in (one, other))).mean()
+    found = [values[128, "pearson"], values[64, "auc"], values[128, "density_ratio"]]
+    return [*(f"{value:.3f}" for value in found), f"{apart:.2f}"]
+
+
+class Measured:
+    """A generator and its reference; statistics of patches are kept in a folder, if there is one."""
+
+    def __init__(self, file: Path, keep: Path | None) -> None:
+        generator = load_generator(file)
+        reference = read_reference(file, generator.channels)
+        assert reference is not None, "kin models learn first"
+        self.reference, self.keep = reference, keep
+        self.engine = Engine(generator, device=torch.device("cpu"), precision="fp32")
+
+    def scores(self, name: str, make: Callable[[], list[Pixels]]) -> Any:
+        """The scores of the patches that ``make`` gives, unless they are kept under this name."""
+        file = None if self.keep is None else self.keep / f"{name.replace('/', '_')}.npy"
+        if file is not None and file.exists():
+            return self.reference.scores(np.load(file))
+        stats = np.concatenate([self.engine.measure([np.array(patch, order="C")]) for patch in make()])
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, stats)
+        return self.reference.scores(stats)
+
+
+def finds(tables: Tables, known: Measured, held: list[Pixels], given: argparse.Namespace) -> None:
+    """The table of planted changes and other slides."""
+    card = known.reference.card
+    conditions: dict[str, Callable[[], list[Pixels]]] = {"held out": lambda: held}
+    conditions |= {name: (lambda f=f: [f(p) for p in held]) for name, f in planted().items()}
+    for low, high in FOLDS:
+        conditions[f"fold, {100 * low:.0f} to {100 * high:.0f} %"] = lambda s=(low, high): folded(held, s)
+    for entry in given.other:
+        name, _, text = entry.partition("=")
+        conditions[name] = lambda t=text: list(sample_of(t, given.count, card.patch_px, card.min_tissue).patches())
+    if given.photographs:
+        conditions["photographs"] = lambda: photographs(given.photographs, card.patch_px)
+    tables.add("finds", "patches", "n", "ROC", *GROUPS, "below 1 %", "below 5 %", "median percentile")
+    normal = known.scores("held out", lambda: held)
+    for name, make in conditions.items():
+        found = known.scores(name, make)
+        tables.add("finds", name, str(len(found.percentile)), *roc(found, normal), *flags(found.percentile))
+
+
+def false_alarms(tables: Tables, known: Measured, sample: Sample) -> None:
+    """The table of other scans."""
+    tables.add("rescans", "scanned again with other", "below 1 %", "below 5 %", "median percentile")
+    for name, text in RESCANS.items():
+        changes = tuple(CHANGES) if name == "all of these" else (name,)
+        found = known.scores(f"rescan: {name}", lambda c=changes: rescans(sample, c))
+        tables.add("rescans", text, *flags(found.percentile))
+
+
+def colours(tables: Tables, known: Measured, sample: Sample, folder: Path | None) -> None:
+    """The table of colours that were turned on purpose."""
+    told = [] if folder is None else TOLD
+    tables.add("match", "colours", "`--stain-match`", *told, "median percentile", *GROUPS)
+    for name, method, remark, patches in matches(sample, known.reference.card.stains):
+        found = known.scores(f"turned {name} {'' if remark else method}", lambda p=patches: p)
+        middle = [percent(float(x)) for x in (np.median(found.percentile), *np.median(found.by_group, axis=0))]
+        how = f"{method}: {remark}" if remark else method or "no"
+        tables.add("match", turns()[name][0], how, *validated(folder, name, method), *middle)
+
+
+def maps(tables: Tables, entries: list[str]) -> None:
+    """The table of trust maps."""
+    names = [f"below 5 %, by {name}" for name in GROUPS]
+    tables.add("maps", "slide", "patches judged", "median percentile", "below 1 %", "below 5 %", *names)
+    for entry in entries:
+        name, _, text = entry.partition("=")
+        shown = read_map(Path(text))
+        assert shown is not None, text
+        group = shown.group[shown.judged & (np.nan_to_num(shown.percentile, nan=1) < 0.05)]
+        low, five, middle = flags(shown.percentile[shown.judged])
+        counts = [str(int((group == number).sum())) for number in range(len(GROUPS))]
+        tables.add("maps", name, str(int(shown.judged.sum())), middle, low, five, *counts)
+
+
 def main() -> None:
-    """Measure and print the table."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("generator", type=Path)
     parser.add_argument("--held", required=True, help="patches like those of the training, SLIDE@x,y,w,h")
     parser.add_argument("--other", action="append", default=[], help="NAME=SLIDE[@x,y,w,h]")
     parser.add_argument("--photographs", type=Path)
-    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--map", action="append", default=[], help="NAME=OUTPUT.trust.geojson")
+    parser.add_argument("--validated", type=Path)
+    parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    generator = load_generator(given.generator)
-    reference = read_reference(given.generator, generator.channels)
-    assert reference is not None, "kin models learn first"
-    engine = Engine(generator, device=torch.device("cpu"), precision="fp32")
-    side, least = reference.card.patch_px, reference.card.min_tissue
-
-    def scored(name: str, make: Callable[[], list[Pixels]]) -> Any:
-        file = None if given.keep is None else given.keep / f"{name.replace('/', '_')}.npy"
-        if file is not None and file.exists():
-            return reference.scores(np.load(file))
-        stats = np.concatenate([engine.measure([np.array(patch, order="C")]) for patch in make()])
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(file, stats)
-        return reference.scores(stats)
-
-    sample = sample_of(given.held, given.count, side, least)
-    held = list(sample.patches())
-    normal = scored("held out", lambda: held)
-    print("| patches | n | ROC | " + " | ".join(GROUPS) + " | below 1 % | below 5 % | median percentile |")
-    print("|---|---|---|" + "---|" * (len(GROUPS) + 3))
-    conditions = {name: (lambda f=f: [f(p) for p in held]) for name, f in planted().items()}
-    conditions |= {
-        f"fold, {100 * low:.0f} to {100 * high:.0f} %": lambda s=(low, high): folded(held, s) for low, high in FOLDS
-    }
-    conditions |= {f"rescan: {name}": lambda c=(name,): rescans(sample, c) for name in CHANGES}
-    conditions["rescan: all of these"] = lambda: rescans(sample, CHANGES)
-    for entry in given.other:
-        name, _, text = entry.partition("=")
-        conditions[name] = lambda text=text: list(sample_of(text, given.count, side, least).patches())
-    if given.photographs:
-        conditions["photographs"] = lambda: photographs(given.photographs, side)
-    _row("held out", normal, normal)
-    for name, make in conditions.items():
-        _row(name, scored(name, make), normal)
-
-
-def _row(name: str, found: Any, normal: Any) -> None:
-    columns = [(found.percentile, normal.percentile)]
-    columns += [(found.by_group[:, i], normal.by_group[:, i]) for i in range(found.by_group.shape[1])]
-    areas = [mannwhitneyu(-np.log(a), -np.log(b)).statistic / (len(a) * len(b)) for a, b in columns]
-    shares = [f"{100 * (found.percentile < limit).mean():.0f} %" for limit in (0.01, 0.05)]
-    cells = [name, str(len(found.percentile)), *(f"{area:.3f}" for area in areas), *shares]
-    print("| " + " | ".join(cells) + f" | {100 * np.median(found.percentile):.2g} % |", flush=True)
+    known, tables = Measured(given.generator, given.keep), Tables()
+    card = known.reference.card
+    sample = sample_of(given.held, given.count, card.patch_px, card.min_tissue)
+    finds(tables, known, list(sample.patches()), given)
+    false_alarms(tables, known, sample)
+    colours(tables, known, sample, given.validated)
+    if given.map:
+        maps(tables, given.map)
+    if given.write:
+        tables.write(given.write)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ class Job:
                 threshold=plan.settings.trust.threshold,
                 precision=plan.precision,
                 measured_px=plan.settings.norm.measured_px,
+                matched=plan.stain_match is not None and plan.stain_match.needed,
             )
         if note := trust_note(found.summary(), str(plan.settings.output.trust_paths[0])):
             self._progress.note(note)

@@ -214,6 +214,7 @@ def _nearness(file: Path, model: Path, series: int | None, **chosen: Any) -> lis
     found = nearness(file, load_known(model, **chosen), ConsoleProgress(), series=series)
     rows: list[dict[str, object]] = [
         {"as": one.name, "median_percentile": round(one.median, 5), "below_1_percent": round(one.below, 4)}
+        | ({} if one.before == found[0].before else {"as_it_is_judged_alike": round(one.before, 5)})
         for one in found
     ]
     rows += [{"verdict": line} for line in verdict(found)]
@@ -305,7 +306,11 @@ def _trust_rows(found: Any) -> list[tuple[str, str]]:
             rows.append(("trust", entry["verdict"]))
         else:
             median, below = percent(entry["median_percentile"]), percent(entry["below_1_percent"])
-            rows.append(("trust", f"{entry['as']}: median percentile {median}, {below} of the patches below 1 %"))
+            alike = entry.get("as_it_is_judged_alike")
+            compared = "" if alike is None else f" (as it is, judged alike: {percent(alike)})"
+            rows.append(
+                ("trust", f"{entry['as']}: median percentile {median}{compared}, {below} of the patches below 1 %")
+            )
     return rows
 
 

@@ -43,13 +43,15 @@ from kin_cli.store.files import utf8_name
 GROUPS = ("colour", "grain", "sharpness", "structure")
 """Means and contrast of the first norm layer; the variances of its channels; those of the layers after it up to the
 first of the deepest resolution; all others."""
-_SHARES = {"colour": 1 / 6, "grain": 1 / 3, "sharpness": 1 / 3, "structure": 1 / 6}  # of the false alarms of each group
+_SHARES = {"colour": 2 / 9, "grain": 4 / 9, "sharpness": 2 / 9, "structure": 1 / 9}  # of the false alarms of each group
 _DIRECTIONS = {"colour": 128, "grain": 128, "sharpness": 100, "structure": 32}  # at most
 _PATCHES_PER_DIRECTION = {"colour": 2, "grain": 2, "sharpness": 5, "structure": 5}  # at least
 _MAX_BYTES = 420_000  # of the directions of one group
-# Least variance of a direction, relative to 1 of a feature. Of colours, what varies by less is the patch's edge, no
-# colour; of grain, finer directions would find compression, but also every small error of a match of colours.
-_LEAST_VARIANCE = {"colour": 1e-3, "grain": 1e-3, "sharpness": 1e-5, "structure": 1e-5}
+# Least variance of a direction, relative to 1 of a feature. Of the grain, compression shows in directions in which
+# training patches vary by less than 10⁻⁴; of colours, what varies by less than 10⁻³ is the patch's edge, no colour.
+_LEAST_VARIANCE = {"colour": 1e-3, "grain": 1e-5, "sharpness": 1e-5, "structure": 1e-5}
+# Added to them in matched colours: small errors of the match, which are no other grain, lie in the finest directions.
+_MATCHED_VARIANCE = {"grain": 1e-3}
 _TINY = 1e-6
 _TAIL = 0.1  # the outermost tenth of the training patches, whose scores give the tail
 _QUANTILES = 201
@@ -103,15 +105,19 @@ class LayerGroup:
         """The features of this group: (n, 2, ΣC) to (n, D)."""
         return features(stats, self.name, self.first, self.last)
 
-    def score(self, stats: Floats, *, precision: str = "fp32") -> Doubles:
-        """Logarithm of the distance d² of statistics (n, 2, ΣC) from the training patches: (n,)."""
+    def score(self, stats: Floats, *, precision: str = "fp32", matched: bool = False) -> Doubles:
+        """Logarithm of the distance d² of statistics (n, 2, ΣC) from the training patches: (n,).
+
+        matched: the colours were brought to those of the training by ``--stain-match``.
+        """
+        more = _MATCHED_VARIANCE.get(self.name, 0.0) if matched else 0.0
         x = (self.features(stats) - self.mean) / self.scale
         if precision in self.offsets:
             x -= self.offsets[precision]
         along = x @ self.directions.T.astype(np.float64)
-        squared = (along**2 / self.variances).sum(axis=1)
+        squared = (along**2 / (self.variances + more)).sum(axis=1)
         if len(self.directions) < x.shape[1]:
-            squared += np.maximum((x**2).sum(axis=1) - (along**2).sum(axis=1), 0) / self.rest
+            squared += np.maximum((x**2).sum(axis=1) - (along**2).sum(axis=1), 0) / (self.rest + more)
         score: Doubles = np.log(squared + _TINY)
         return score
 
@@ -152,25 +158,40 @@ class ReferenceCard:
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
-    """The statistics of a generator's training patches. ``channels`` are those of each norm layer, in running order.
+class Ruler:
+    """What makes percentiles of scores.
 
     ``tails`` are the distributions of each group's scores, ``combined`` those of all together: of the patches as they
     are, and of each kind of other scan.
     """
 
-    card: ReferenceCard
-    channels: tuple[int, ...]
-    groups: tuple[LayerGroup, ...]
     tails: tuple[Tail, ...]
     combined: tuple[Tail, ...]
 
-    def scores(self, stats: Floats, *, precision: str = "fp32") -> Scores:
-        """Trust percentiles of statistics (n, 2, ΣC) that are finite."""
-        found = [group.score(stats, precision=precision) for group in self.groups]
+    def scores(self, found: Sequence[Doubles]) -> Scores:
+        """Percentiles of the scores (n,) of each group."""
         by_group = np.stack([tail.fraction_beyond(score) for tail, score in zip(self.tails, found, strict=True)], 1)
         together = joined(by_group)
         return Scores(np.max([tail.fraction_beyond(together) for tail in self.combined], axis=0), by_group)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The statistics of a generator's training patches. ``channels`` are those of each norm layer, in running order.
+
+    ``plain`` makes percentiles of slides in their own colours, ``matched`` of those in matched colours.
+    """
+
+    card: ReferenceCard
+    channels: tuple[int, ...]
+    groups: tuple[LayerGroup, ...]
+    plain: Ruler
+    matched: Ruler
+
+    def scores(self, stats: Floats, *, precision: str = "fp32", matched: bool = False) -> Scores:
+        """Trust percentiles of statistics (n, 2, ΣC) that are finite; ``matched`` if colours were matched."""
+        found = [group.score(stats, precision=precision, matched=matched) for group in self.groups]
+        return (self.matched if matched else self.plain).scores(found)
 
 
 def features(stats: Floats, name: str, first: int, last: int) -> Doubles:
@@ -264,15 +285,13 @@ def fit_reference(
     plain = np.ones(len(stats), bool) if kinds is None else kinds == 0
     # With more directions than the models that calibrate it, the last model would call every patch unusual
     patches = min(int((plain & (folds != fold)).sum()) for fold in np.unique(folds))
-    held = np.full((len(stats), len(bounds)), np.nan)
+    held = np.full((2, len(stats), len(bounds)), np.nan)
     for fold in np.unique(folds):
         inside = folds == fold
         for column, (name, first, last) in enumerate(bounds):
-            held[inside, column] = fit_group(stats[~inside & plain], name, first, last, patches=patches).score(
-                stats[inside]
-            )
-    tails = tuple(Tail.of(held[plain, column]) for column in range(len(bounds)))
-    by_group = np.stack([tail.fraction_beyond(held[:, column]) for column, tail in enumerate(tails)], 1)
+            model = fit_group(stats[~inside & plain], name, first, last, patches=patches)
+            for matched in (False, True):
+                held[int(matched), inside, column] = model.score(stats[inside], matched=matched)
     groups = []
     for name, first, last in bounds:
         group = fit_group(stats[plain], name, first, last, patches=patches)
@@ -281,8 +300,15 @@ def fit_reference(
             for precision, (exact, other) in (rounded or {}).items()
         }
         groups.append(LayerGroup(**{**vars(group), "offsets": offsets}))
-    combined = tuple(Tail.of(joined(by_group[those])) for those in _alike(plain, kinds))
-    return Reference(card, tuple(channels), tuple(groups), tails, combined)
+    alike = _alike(plain, kinds)
+    return Reference(card, tuple(channels), tuple(groups), _ruler(held[0], alike), _ruler(held[1], alike))
+
+
+def _ruler(held: Doubles, alike: Sequence[Mask]) -> Ruler:
+    """What the scores (n, groups) of held-out patches say; the first of the kinds that are ``alike`` is as trained."""
+    tails = tuple(Tail.of(column[alike[0]]) for column in held.T)
+    by_group = np.stack([tail.fraction_beyond(column) for tail, column in zip(tails, held.T, strict=True)], 1)
+    return Ruler(tails, tuple(Tail.of(joined(by_group[those])) for those in alike))
 
 
 def _alike(plain: Mask, kinds: Indices | None) -> list[Mask]:
@@ -305,18 +331,17 @@ def to_tensors(reference: Reference) -> dict[str, Tensor]:
         "card": asdict(reference.card),
     }
     text = json.dumps(facts, ensure_ascii=True, sort_keys=True).encode()
-    arrays: dict[str, Any] = {"card": np.frombuffer(text, np.uint8).copy(), "combined": _points(reference)}
-    for group, tail in zip(reference.groups, reference.tails, strict=True):
+    arrays: dict[str, Any] = {"card": np.frombuffer(text, np.uint8).copy()}
+    for name, ruler in (("plain", reference.plain), ("matched", reference.matched)):
+        arrays[f"{name}.tails"], arrays[f"{name}.combined"] = (
+            np.stack([tail.points for tail in tails]) for tails in (ruler.tails, ruler.combined)
+        )
+    for group in reference.groups:
         for part in ("mean", "scale", "directions", "variances"):
             arrays[f"{group.name}.{part}"] = getattr(group, part)
-        arrays[f"{group.name}.quantiles"] = tail.points
         for precision, offset in group.offsets.items():
             arrays[f"{group.name}.offset.{precision}"] = offset
     return {f"{REFERENCE_PREFIX}{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
-
-
-def _points(reference: Reference) -> Doubles:
-    return np.stack([tail.points for tail in reference.combined])
 
 
 def read_reference(path: Path, channels: int | None = None) -> Reference | None:
@@ -347,7 +372,7 @@ def _from_arrays(arrays: Mapping[str, Any]) -> Reference:
     if facts["format"] != _FORMAT:
         raise ValueError(facts["format"])
     card = ReferenceCard(**{**facts["card"], "images": tuple(facts["card"]["images"])})
-    groups, tails = [], []
+    groups = []
     for entry in facts["groups"]:
         name = str(entry["name"])
         offset = f"{name}.offset."
@@ -356,17 +381,24 @@ def _from_arrays(arrays: Mapping[str, Any]) -> Reference:
         group = LayerGroup(name, int(entry["first"]), int(entry["last"]), **parts, rest=entry["rest"], offsets=offsets)
         width = features(np.ones((1, 2, group.last), np.float32), name, group.first, group.last).shape[1]
         shapes = [group.mean.shape, group.scale.shape, group.directions.shape[1:], *(a.shape for a in offsets.values())]
-        numbers = [*parts.values(), *offsets.values(), arrays[f"{name}.quantiles"], np.array(group.rest)]
+        numbers = [*parts.values(), *offsets.values(), np.array(group.rest)]
         if any(shape != (width,) for shape in shapes) or not all(np.isfinite(array).all() for array in numbers):
             raise ValueError(name)
         if (group.scale <= 0).any() or (group.variances <= 0).any() or group.rest <= 0:
             raise ValueError(name)
         groups.append(group)
-        tails.append(Tail(arrays[f"{name}.quantiles"].astype(np.float64)))
-    combined = tuple(Tail(points) for points in arrays["combined"].reshape(-1, _QUANTILES))
-    if not combined or not np.isfinite(arrays["combined"]).all():
-        raise ValueError("combined")
-    return Reference(card, tuple(facts["channels"]), tuple(groups), tuple(tails), combined)
+    plain, matched = (_read_ruler(arrays, name, len(groups)) for name in ("plain", "matched"))
+    return Reference(card, tuple(facts["channels"]), tuple(groups), plain, matched)
+
+
+def _read_ruler(arrays: Mapping[str, Any], name: str, groups: int) -> Ruler:
+    tails, combined = (arrays[f"{name}.{part}"].astype(np.float64) for part in ("tails", "combined"))
+    for points in (tails, combined):
+        if points.ndim != 2 or not len(points) or points.shape[1] != _QUANTILES or not np.isfinite(points).all():
+            raise ValueError(name)
+    if len(tails) != groups:
+        raise ValueError(name)
+    return Ruler(tuple(Tail(points) for points in tails), tuple(Tail(points) for points in combined))
 
 
 def with_reference(source: Path, reference: Reference) -> bytes:

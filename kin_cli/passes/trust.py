@@ -72,7 +72,7 @@ class TrustMap:
         """The numbers of the map as a JSON object, for the record.
 
         "tissue_below" and "tissue_judged" are fractions of the tissue; "by_group" counts the patches below the
-        threshold by the layers that say so; "median" is 0.5 for tissue like that of the training.
+        threshold by the layers that say so; "median" is 0.5 or more for tissue like that of the training.
         """
         judged, doubtful, total = self.judged, self.doubtful, float(self.weights.sum())
         inside = float(self.weights[judged].sum())
@@ -98,8 +98,12 @@ def trust_map(
     threshold: float,
     precision: str,
     measured_px: int,
+    matched: bool = False,
 ) -> TrustMap:
-    """Score every measured patch of a table against a reference. Memory bound: 512 cells of the table."""
+    """Score every measured patch of a table against a reference. Memory bound: 512 cells of the table.
+
+    matched: the table is of colours that ``--stain-match`` changed.
+    """
     percentile = np.full((grid.rows, grid.cols), np.nan, np.float32)
     group = np.full((grid.rows, grid.cols), -1, np.int8)
     wanted = [cell for cell in table.measured() if weights[cell] >= reference.card.min_tissue]
@@ -108,7 +112,7 @@ def trust_map(
         stats = np.stack([table.read(cell) for cell in cells])
         finite = np.isfinite(stats).all(axis=(1, 2))
         if finite.any():
-            scores = reference.scores(stats[finite], precision=precision)
+            scores = reference.scores(stats[finite], precision=precision, matched=matched)
             rows, cols = np.array(cells)[finite].T
             percentile[rows, cols], group[rows, cols] = scores.percentile, scores.group
     note = None
@@ -139,8 +143,8 @@ def _finding(summary: Mapping[str, Any]) -> str | None:
         )
     if summary["patches_judged"] >= _MEDIAN_PATCHES and summary["median"] < _NOTED_MEDIAN:
         return (
-            "the slide as a whole is unlike what the generator was trained on: half of its patches are as unusual as"
-            f" {percent(summary['median'])} of the training patches, or more (expected: 50 %)"
+            "the slide as a whole is unlike what the generator was trained on: its median patch is as unusual as"
+            f" {percent(summary['median'])} of the training patches (expected: 50 % or more)"
         )
     return None
 
@@ -216,8 +220,8 @@ def map_png(found: TrustMap, background: Pixels, *, output: str) -> bytes:
 def map_geojson(found: TrustMap, view: SlideView, *, output: str) -> bytes:
     """The map for QuPath: one square for every judged patch, on the slide that was translated.
 
-    Measurements hold the percentile; the classification says whether it is below the threshold, and by which layers.
-    ``read_map`` reads it again.
+    Measurements hold the percentile; the classification says whether it is below the threshold, and by which layers;
+    "tissue" is the tissue fraction. ``read_map`` reads it again.
     """
     size = found.grid.size
     return encoded(
@@ -238,14 +242,15 @@ def _feature(found: TrustMap, view: SlideView, cell: Cell) -> dict[str, Any]:
     step = int(np.searchsorted([high for high, _ in _STEPS[:-1]], value, side="right"))
     square = rectangle(view, found.grid.clipped(cell))
     made = feature(square, name, _STEPS[step][1], measurements={_MEASUREMENT: 100 * value})
-    made["properties"] |= {"isLocked": True, "cell": list(cell), "group": int(found.group[cell])}
+    tissue = round(float(found.weights[cell]), 6)
+    made["properties"] |= {"isLocked": True, "cell": list(cell), "group": int(found.group[cell]), "tissue": tissue}
     return made
 
 
 def read_map(path: Path) -> TrustMap | None:
     """The map that ``map_geojson`` wrote to a file; None if there is none, or it is another program's.
 
-    Weights are 1 where there is a percentile, which is read to 10⁻⁶.
+    Weights are those of the judged patches, 0 elsewhere.
     """
     try:
         content = json.loads(read_regular(path))
@@ -255,11 +260,12 @@ def read_map(path: Path) -> TrustMap | None:
         grid = Grid(Size(int(known["width"]), int(known["height"])), int(known["patch"]))
         percentile = np.full((grid.rows, grid.cols), np.nan, np.float32)
         group = np.full(percentile.shape, -1, np.int8)
+        weights = np.zeros(percentile.shape, np.float32)
         for entry in content["features"]:
             row, col = (int(number) for number in entry["properties"]["cell"])
             percentile[row, col] = float(entry["properties"]["measurements"][_MEASUREMENT]) / 100
             group[row, col] = int(entry["properties"]["group"])
-        weights = np.isfinite(percentile).astype(np.float32)
+            weights[row, col] = float(entry["properties"].get("tissue", 1))
         return TrustMap(grid, percentile, group, weights, float(known["threshold"]), "fp32")
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None

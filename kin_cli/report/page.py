@@ -334,10 +334,13 @@ def _trust(record: Record) -> str:
     expected = percent(found["threshold"])
     rows = [
         ("tissue that could be judged", percent(found["tissue_judged"])),
-        (f"of it unlike the training (percentile below {expected})", percent(found["tissue_below"])),
+        (
+            f"of it unlike the training (percentile below {expected})",
+            f"{percent(found['tissue_below'])} ({found['patches_below']:,} of {found['patches_judged']:,} patches)",
+        ),
         ("of the training patches themselves", expected),
         (
-            "median percentile (50 % for tissue like the training)",
+            "median percentile (50 % or more for tissue like the training)",
             "–" if found["median"] is None else percent(found["median"]),
         ),
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kin_cli.errors import InputError, NoTissueError, UsageError
-from kin_cli.geometry import Box, Cell, Doubles, Grid, Pixels
+from kin_cli.geometry import Box, Cell, Doubles, Floats, Grid, Pixels
 from kin_cli.models.checkpoint import load_generator
 from kin_cli.models.reference import Reference, Scores, read_reference
 from kin_cli.passes.devices import ready_devices
@@ -69,12 +69,17 @@ def sample_patches(view: SlideView, *, count: int, patch_px: int, min_tissue: fl
 
 @dataclass(frozen=True)
 class Nearness:
-    """How near a variant of a slide is: ``median`` percentile, and fraction ``below`` 1 %. ``value`` is for options."""
+    """How near a variant of a slide is: ``median`` percentile, and fraction ``below`` 1 %. ``value`` is for options.
+
+    ``before`` is the median of the slide as it is, judged as this variant: in matched colours the grain is judged more
+    coarsely.
+    """
 
     name: str
     value: str
     median: float
     below: float
+    before: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +92,14 @@ class Known:
 
     def scores(self, patches: Sequence[Pixels]) -> Scores:
         """Trust percentiles of patches of one size."""
+        return self.reference.scores(self.measured(patches))
+
+    def measured(self, patches: Sequence[Pixels]) -> Floats:
+        """The statistics (n, 2, ΣC) of patches of one size."""
         stats = np.concatenate([self.engine.measure([np.ascontiguousarray(patch)]) for patch in patches])
         if not np.isfinite(stats).all():
             raise InputError(f"{self.path}: gives numbers that are not finite", "try another checkpoint")
-        return self.reference.scores(stats)
+        return stats
 
 
 def load_known(model: Path, *, device: str = "auto", **chosen: Any) -> Known:
@@ -118,12 +127,17 @@ def nearness(slide: Path, known: Known, progress: Progress, *, count: int = 24, 
         found = []
         with progress.stage("trust", len(plain) * (1 + len(methods) + len(_RATIOS)), "patches") as advance:
 
-            def scored(name: str, value: str, patches: Sequence[Pixels]) -> None:
-                percentile = known.scores(patches).percentile
-                found.append(Nearness(name, value, float(np.median(percentile)), float((percentile < 0.01).mean())))
+            def scored(name: str, value: str, patches: Sequence[Pixels], *, matched: bool = False) -> Floats:
+                stats = known.measured(patches)
+                percentile = known.reference.scores(stats, matched=matched).percentile
+                middle, below = float(np.median(percentile)), float((percentile < 0.01).mean())
+                found.append(Nearness(name, value, middle, below, before[matched] if before else middle))
                 advance(len(patches))
+                return stats
 
-            scored("as it is", "", plain)
+            before: list[float] = []
+            stats = scored("as it is", "", plain)
+            before += [float(np.median(known.reference.scores(stats, matched=m).percentile)) for m in (False, True)]
             for method in methods:
                 try:
                     match = match_to(view, method, card.stains[method])
@@ -131,10 +145,11 @@ def nearness(slide: Path, known: Known, progress: Progress, *, count: int = 24, 
                     progress.note(f"{error}: not tried")
                     continue
                 if match.needed:
-                    scored(f"--stain-match {method}", method, [match(patch) for patch in plain])
+                    scored(f"--stain-match {method}", method, [match(patch) for patch in plain], matched=True)
                 else:
                     advance(len(plain))
-                    found.append(replace(found[0], name=f"--stain-match {method} (not needed)", value=method))
+                    why = "not needed" if match.near else "would not bring it much nearer"
+                    found.append(replace(found[0], name=f"--stain-match {method} ({why})", value=method))
             for ratio in _RATIOS:
                 mpp = None if view.mpp is None else view.mpp * ratio
                 name = f"{ratio:g} times the pixel size" if mpp is None else f"--mpp {mpp:.3g}"
@@ -149,8 +164,8 @@ def verdict(found: Sequence[Nearness]) -> list[str]:
         lines = ["the slide is like what the generator was trained on"]
     else:
         lines = ["the slide is unlike what the generator was trained on: do not believe its translation unseen"]
-    best = max(others, key=lambda one: one.median, default=plain)
-    if best.median >= _NEARER * plain.median and best.median - plain.median >= _NEARER_BY:
+    best = max(others, key=lambda one: one.median / max(one.before, 1e-9), default=plain)
+    if best.median >= _NEARER * best.before and best.median - best.before >= _NEARER_BY:
         lines.append(f"{best.name} brings it nearer")
     elif plain.median < _FAR:
         lines.append("neither other colours nor another pixel size bring it nearer")

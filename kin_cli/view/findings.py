@@ -153,7 +153,9 @@ def trust_of(layer: Layer) -> dict[str, Any]:
     colours, _ = cell_colours(found)
     opacity = np.where(found.judged, _TRUST_OPACITY, 0)[..., None]
     image = _encoded(np.concatenate([colours, opacity], axis=-1).astype(np.uint8))
-    below = f"{found.doubtful.sum()} of {found.judged.sum()} patches are below {percent(found.threshold)}"
+    about, least = found.summary(), percent(found.threshold)
+    below = f"{percent(about['tissue_below'])} of the tissue is below {least}"
+    below += f" ({about['patches_below']} of {about['patches_judged']} patches)"
     return {
         "image": image,
         "width": found.grid.cols * found.grid.step,

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kin_cli.geometry import Box
+from kin_cli.passes.trust import percent
 from kin_cli.slide.open import open_source
+from kin_cli.view.findings import trust_of
+from kin_cli.view.layers import ViewChoice, opened_layers
 from tests.helpers.processes import assert_refused, kin
 from tests.helpers.trusting import SIDE, learned, write_tissue
 
@@ -164,3 +170,35 @@ def test_a_batch_lists_how_much_of_each_slide_is_odd(model: Path, odd: Path, tmp
     assert result.code == 0, result.err
     (row,) = csv.DictReader((tmp_path / "out/kin-batch/status.csv").open())
     assert 0.25 < float(row["unlike_training"]) < 0.45
+
+
+def test_everything_that_tells_of_trust_tells_the_same(model: Path, odd: Path, tmp_path: Path) -> None:
+    result, record = translated(odd, model, tmp_path / "a", "--report", "--trust-below", "2%")
+    told, output = record["trust"], tmp_path / "a/o.ome.tif"
+    share = percent(told["tissue_below"])
+    counted = f"{told['patches_below']} of {told['patches_judged']} patches"
+    assert f"{share} of the tissue looks like nothing" in result.err
+    assert f"<td>{share} ({counted})</td>" in (tmp_path / "a/o.ome.tif.report.html").read_text()
+    squares = json.loads((tmp_path / "a/o.ome.tif.trust.geojson").read_text())["features"]
+    odd_squares = [one for one in squares if one["properties"]["classification"]["name"].startswith("unlike")]
+    assert (len(odd_squares), len(squares)) == (told["patches_below"], told["patches_judged"])
+    tissue = [one["properties"]["tissue"] for one in odd_squares]
+    assert sum(tissue) / sum(one["properties"]["tissue"] for one in squares) == pytest.approx(
+        told["tissue_below"], abs=1e-4
+    )
+    with opened_layers(ViewChoice(odd, (output,))) as layers:
+        shown = trust_of(layers[1])
+    assert shown["text"] == f"{share} of the tissue is below 2 % ({counted})"
+    cells = np.asarray(Image.open(BytesIO(base64.b64decode(shown["image"].partition(",")[2]))))
+    assert (cells[..., 3] > 0).sum() == told["patches_judged"]
+    picture = np.asarray(Image.open(tmp_path / "a/o.ome.tif.trust.png")).astype(int)
+    scale = picture.shape[1] / open_source(output).size.width
+    for one in squares:
+        corner, far = np.array(one["geometry"]["coordinates"][0])[[0, 2]]
+        x, y = ((corner + far) / 2 * scale).astype(int)
+        red = picture[y, x, 0] > picture[y, x, 1]  # below 5 %; all others are blue
+        assert red == (one["properties"]["measurements"]["trust percentile, %"] < 5)
+    batch = kin("batch", odd, "-m", model, "-o", tmp_path / "out", *LOSSLESS, "--trust-below", "2%")
+    assert batch.code == 0, batch.err
+    (row,) = csv.DictReader((tmp_path / "out/kin-batch/status.csv").open())
+    assert float(row["unlike_training"]) == told["tissue_below"]

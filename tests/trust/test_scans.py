@@ -109,7 +109,7 @@ def test_no_kind_of_other_scan_is_flagged_more_than_chance_and_the_order_of_patc
     card = ReferenceCard(SIDE, len(stats), (), 0.25)
     narrow = fit_reference(stats[kinds == 0], folds[kinds == 0], [16], card)
     wide = fit_reference(stats, folds, [16], card, kinds=kinds)
-    assert len(wide.combined) == 3
+    assert len(wide.plain.combined) == 3
     tests = statistics([*held, *(compressed(p, 30) for p in held)])
     few, many = narrow.scores(tests).percentile, wide.scores(tests).percentile
     assert np.median(many) > 1.2 * np.median(few)

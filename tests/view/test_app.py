@@ -165,10 +165,10 @@ def test_the_trust_map_beside_a_translation_is_a_layer(tmp_path: Path, shown: tu
         percentile = np.full((3, 4), 0.5, np.float32)
         percentile[1, 2] = 1e-5
         none = np.zeros((3, 4), np.int8)
-        found = TrustMap(Grid(view.size, 512), percentile, none, none.astype(np.float32), 0.01, "fp32")
+        found = TrustMap(Grid(view.size, 512), percentile, none, np.full((3, 4), 0.5, np.float32), 0.01, "fp32")
         (tmp_path / "steps.tif.trust.geojson").write_bytes(map_geojson(found, view, output="steps.tif"))
         made = trust_of(layers[1])
-        assert made["text"] == "1 of 12 patches are below 1 %"
+        assert made["text"] == "8.3 % of the tissue is below 1 % (1 of 12 patches)"
         assert (made["width"], made["height"]) == (2048, 1536)
         pixels = np.asarray(Image.open(BytesIO(base64.b64decode(made["image"].partition(",")[2]))))
         assert pixels.shape == (3, 4, 4)
