@@ -213,8 +213,8 @@ def _nearness(file: Path, model: Path, series: int | None, **chosen: Any) -> lis
 
     found = nearness(file, load_known(model, **chosen), ConsoleProgress(), series=series)
     rows: list[dict[str, object]] = [
-        {"as": one.name, "median_percentile": round(one.median, 5), "below_1_percent": round(one.below, 4)}
-        | ({} if one.before == found[0].before else {"as_it_is_judged_alike": round(one.before, 5)})
+        {"as": one.name, "median_percentile": float(f"{one.median:.4g}"), "below_1_percent": round(one.below, 4)}
+        | ({} if one.before == found[0].before else {"as_it_is_judged_alike": float(f"{one.before:.4g}")})
         for one in found
     ]
     rows += [{"verdict": line} for line in verdict(found)]

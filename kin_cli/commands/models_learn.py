@@ -86,7 +86,8 @@ def learn(model: Path, slides: tuple[Path, ...], output: Path | None, overwrite:
     output = output or named
     if output.suffix.lower() != ".safetensors":
         raise UsageError(f"{output}: a reference is kept in a .safetensors file", "name one with -o")
-    images = [image for slide in slides for image in find_images(slide)]
+    found = (image for slide in slides for image in find_images(slide))
+    images = list({image.resolve(): image for image in found}.values())  # one that is named twice counts once
     inputs = [entry for image in images for entry in slide_inputs(image, "a training slide")]
     same = output.exists() and output.samefile(model)
     if not same:
@@ -98,5 +99,5 @@ def learn(model: Path, slides: tuple[Path, ...], output: Path | None, overwrite:
     progress = ConsoleProgress()
     reference = learn_into(model, output, images, LearnSettings(**options), progress, **chosen)
     card = reference.card
-    progress.note(f"learned from {card.patches} patches of {card.patch_px} px of {len(images)} images")
+    progress.note(f"learned from {card.patches} patches of {card.patch_px} px")
     tell_output(str(output))

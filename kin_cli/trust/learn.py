@@ -34,6 +34,7 @@ _PARTS = 5  # of the training data, for calibration
 _OVERLAP = 4  # patches drawn per patch that fits side by side: more would be the same again
 _ROUNDED_PATCHES, _ROUNDED_PX = 8, 256  # patches that tell what another precision changes
 _PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16")
+_LEAST_SPREAD = 1e-4  # of a mean or deviation over all patches; less is one picture again and again
 _SOME_IMAGES = 60  # images whose colours are sampled for --stain-match
 
 
@@ -93,7 +94,7 @@ def learn_reference(
     Memory bound: the statistics of all patches (8 · ΣC bytes each), two copies, and 4 patches of pixels per thread.
 
     Raises:
-        InputError: an image cannot be read, or there is too little tissue.
+        InputError: an image cannot be read, there is too little tissue, or all patches are alike.
         ModelError: the generator has no InstanceNorm, or gives numbers that are not finite.
         UsageError: the patch size does not suit the generator.
     """
@@ -104,6 +105,10 @@ def learn_reference(
     if settings.patch_px % generator.stride:
         raise UsageError(f"patch size {settings.patch_px} is not a multiple of {generator.stride}", "512 is usual")
     places = draw_places(images, settings)
+    if empty := sorted(set(range(len(images))) - {place.image for place in places}):
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        names = ", ".join(str(images[number]) for number in empty[:3])
+        progress.note(f"no patch of {settings.patch_px} px with enough tissue, so left out: {names}{more}")
     jobs = _jobs(places, settings)
     device = ready_devices(settings.device)[0]
     engine = Engine(generator, device=device, precision="fp32")
@@ -119,8 +124,13 @@ def learn_reference(
                 some.append(patch[:_ROUNDED_PX, :_ROUNDED_PX])
             stats[number] = engine.measure([np.ascontiguousarray(patch)])[0]
             advance(1)
+    parts, kinds = np.array([job.place.part for job in jobs]), np.array([job.change for job in jobs])
+    if settings.mpp is not None and len(mpps) < len(jobs):
+        progress.note("some images do not tell their pixel size, and are taken as they are, not at --mpp")
     if not np.isfinite(stats).all():
         raise ModelError("the generator's features of its training patches are not finite", "try another checkpoint")
+    if np.ptp(stats[kinds == 0], axis=0).max() < _LEAST_SPREAD:
+        raise InputError(f"{images[0]}: all patches of the training are alike", "give slides with tissue")
     card = ReferenceCard(
         settings.patch_px,
         len(places),
@@ -132,7 +142,6 @@ def learn_reference(
         _stains(_colours(images, settings), progress),
         f"kin {__version__}",
     )
-    parts, kinds = np.array([job.place.part for job in jobs]), np.array([job.change for job in jobs])
     channels = [count for _, count in engine.layers]
     rounded = _rounded(generator, some[:_ROUNDED_PATCHES], engine, device)
     return fit_reference(stats, parts, channels, card, kinds=kinds, rounded=rounded)

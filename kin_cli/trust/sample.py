@@ -27,6 +27,7 @@ from kin_cli.slide.view import SlideView
 _RATIOS = (0.5, 0.71, 1.41, 2.0)  # pixel sizes relative to the slide's that are tried
 _NEARER = 1.25  # a variant is named as better if its median percentile is larger by this factor and the next
 _NEARER_BY = 0.03
+_SOME = 0.05  # fraction of patches below 1 % from which it is not the whole slide that is like the training
 _FAR = 0.05  # median percentile below which a slide is far from the training
 
 
@@ -61,7 +62,8 @@ def sample_patches(view: SlideView, *, count: int, patch_px: int, min_tissue: fl
     found = np.argwhere(fraction >= min_tissue)
     if not len(found):
         raise NoTissueError(
-            f"{view.slide.path}: no patch of {patch_px} px with enough tissue", "a smaller --patch-size"
+            f"{view.slide.path}: no patch of {patch_px} px with enough tissue",
+            "the generator's reference is of patches of that size: kin models learn --patch-size makes another",
         )
     chosen = found[np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)]
     return Sample(view, tuple(grid.box(Cell(int(row), int(col))) for row, col in chosen))
@@ -160,7 +162,12 @@ def nearness(slide: Path, known: Known, progress: Progress, *, count: int = 24, 
 def verdict(found: Sequence[Nearness]) -> list[str]:
     """What the scores of ``nearness`` mean, one sentence each."""
     plain, others = found[0], found[1:]
-    if plain.median >= _FAR:
+    if plain.median >= _FAR and plain.below >= _SOME:
+        lines = [
+            "part of the slide is like what the generator was trained on, and part of it like nothing there:"
+            " see the map that kin translate makes"
+        ]
+    elif plain.median >= _FAR:
         lines = ["the slide is like what the generator was trained on"]
     else:
         lines = ["the slide is unlike what the generator was trained on: do not believe its translation unseen"]
