@@ -8,7 +8,7 @@ GENERATOR carries a reference (``kin models learn``). Tables:
 finds    for each planted change and other slide the area under the ROC curve of the score against held-out patches,
          that of each group of layers, and how many lie below 1 % and 5 %
 rescans  false alarms: held-out patches as other scans would show them
-match    the slide of --held with its colours turned on purpose, as it is and matched; with ``--validated`` what ``kin
+match    the slide of --held with its colours turned on purpose, as it is and matched (all judged as matched); with ``--validated`` what ``kin
          validate --json`` says of translations of them (FOLDER/TURN+METHOD.json)
 maps     what trust maps of whole slides flag (--map)
 
@@ -297,16 +297,16 @@ class Measured:
         self.reference, self.keep = reference, keep
         self.engine = Engine(generator, device=torch.device("cpu"), precision="fp32")
 
-    def scores(self, name: str, make: Callable[[], list[Pixels]]) -> Any:
+    def scores(self, name: str, make: Callable[[], list[Pixels]], *, matched: bool = False) -> Any:
         """The scores of the patches that ``make`` gives, unless they are kept under this name."""
         file = None if self.keep is None else self.keep / f"{name.replace('/', '_')}.npy"
         if file is not None and file.exists():
-            return self.reference.scores(np.load(file))
+            return self.reference.scores(np.load(file), matched=matched)
         stats = np.concatenate([self.engine.measure([np.array(patch, order="C")]) for patch in make()])
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, stats)
-        return self.reference.scores(stats)
+        return self.reference.scores(stats, matched=matched)
 
 
 def finds(tables: Tables, known: Measured, held: list[Pixels], given: argparse.Namespace) -> None:
@@ -342,7 +342,7 @@ def colours(tables: Tables, known: Measured, sample: Sample, folder: Path | None
     told = [] if folder is None else TOLD
     tables.add("match", "colours", "`--stain-match`", *told, "median percentile", *GROUPS)
     for name, method, remark, patches in matches(sample, known.reference.card.stains):
-        found = known.scores(f"turned {name} {'' if remark else method}", lambda p=patches: p)
+        found = known.scores(f"turned {name} {'' if remark else method}", lambda p=patches: p, matched=True)
         middle = [percent(float(x)) for x in (np.median(found.percentile), *np.median(found.by_group, axis=0))]
         how = f"{method}: {remark}" if remark else method or "no"
         tables.add("match", turns()[name][0], how, *validated(folder, name, method), *middle)

@@ -43,7 +43,7 @@ from kin_cli.store.files import utf8_name
 GROUPS = ("colour", "grain", "sharpness", "structure")
 """Means and contrast of the first norm layer; the variances of its channels; those of the layers after it up to the
 first of the deepest resolution; all others."""
-_SHARES = {"colour": 2 / 9, "grain": 4 / 9, "sharpness": 2 / 9, "structure": 1 / 9}  # of the false alarms of each group
+_SHARES = {"colour": 0.2, "grain": 0.4, "sharpness": 0.3, "structure": 0.1}  # of the false alarms of each group
 _DIRECTIONS = {"colour": 128, "grain": 128, "sharpness": 100, "structure": 32}  # at most
 _PATCHES_PER_DIRECTION = {"colour": 2, "grain": 2, "sharpness": 5, "structure": 5}  # at least
 _MAX_BYTES = 420_000  # of the directions of one group
