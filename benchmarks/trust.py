@@ -8,8 +8,8 @@ GENERATOR carries a reference (``kin models learn``). Tables:
 finds    for each planted change and other slide the area under the ROC curve of the score against held-out patches,
          that of each group of layers, and how many lie below 1 % and 5 %
 rescans  false alarms: held-out patches as other scans would show them
-match    the slide of --held with its colours turned on purpose, as it is and matched (all judged as matched); with ``--validated`` what ``kin
-         validate --json`` says of translations of them (FOLDER/TURN+METHOD.json)
+match    the slide of --held with its colours turned on purpose, as it is and matched, all judged as matched; with
+         ``--validated`` what ``kin validate --json`` says of translations of them (FOLDER/TURN+METHOD.json)
 maps     what trust maps of whole slides flag (--map)
 
 ``--keep FOLDER`` keeps the measured statistics, so that another reference of the same weights is judged in seconds.
