@@ -1,7 +1,7 @@
 """Measure what the trust score finds, and write the tables of docs/trust.md.
 
     python benchmarks/trust.py GENERATOR --held SLIDE[@x,y,w,h] --other NAME=SLIDE … [--photographs FOLDER]
-        [--map NAME=OUTPUT.trust.geojson …] [--validated FOLDER] [--keep FOLDER] [--write docs/trust.md]
+        [--map NAME=OUTPUT.trust.geojson …] [--turn FOLDER] [--validated FOLDER] [--keep FOLDER] [--write docs/trust.md]
 
 GENERATOR carries a reference (``kin models learn``). Tables:
 
@@ -9,7 +9,8 @@ finds    for each planted change and other slide the area under the ROC curve of
          that of each group of layers, and how many lie below 1 % and 5 %
 rescans  false alarms: held-out patches as other scans would show them
 match    the slide of --held with its colours turned on purpose, as it is and matched, all judged as matched; with
-         ``--validated`` what ``kin validate --json`` says of translations of them (FOLDER/TURN+METHOD.json)
+         ``--validated`` what ``kin validate --json`` says of translations of them (FOLDER/TURN+METHOD.ome.tif and
+         .json). ``--turn`` only writes the turned slides (FOLDER/TURN.tif)
 maps     what trust maps of whole slides flag (--map)
 
 ``--keep FOLDER`` keeps the measured statistics, so that another reference of the same weights is judged in seconds.
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 import torch
 from PIL import Image
 from scipy.stats import mannwhitneyu
@@ -181,7 +183,7 @@ def photographs(folder: Path, side: int) -> list[Pixels]:
     return found
 
 
-TOLD = ["r to the real stain, 128 µm", "ROC, 64 µm", "density, real = 1", "ΔE to the untouched's translation"]
+TOLD = ["r of the stain, 128 µm", "r of nuclei, 128 µm", "ΔE to the untouched's translation"]
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 DYES = np.array([[0.75, 0.62, 0.22], [0.05, 0.93, 0.36], [0.27, 0.57, 0.78]])
 
@@ -222,6 +224,19 @@ def matches(sample: Sample, stains: Any) -> Iterator[tuple[str, str, str, list[P
             match = match_to(view, method, stains[method])
             remark = "" if match.needed else "left alone: near" if match.near else "left alone: would not come near"
             yield name, method, remark, [match(patch) for patch in shown]
+
+
+def write_turned(slide: Path, folder: Path) -> None:
+    """The whole slide in every other colour, lossless, for ``kin translate``."""
+    view = open_source(slide)
+    for name, (_, change) in turns().items():
+        shown = replace(view, slide=MatchedSlide(view.slide, Turned(change)))
+        pixels = np.empty((view.size.height, view.size.width, 3), np.uint8)
+        for y in range(0, view.size.height, 512):
+            strip = Box(0, y, view.size.width, min(512, view.size.height - y))
+            pixels[y : y + strip.height] = shown.read(strip)
+        folder.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(folder / f"{name}.tif", pixels, photometric="rgb", tile=(512, 512), compression="deflate")
 
 
 class Tables:
@@ -283,7 +298,7 @@ def validated(folder: Path | None, name: str, method: str) -> list[str]:
     values = {(score["um"], score["name"]): score["value"] for score in scores}
     one, other = (open_source(folder / f"{which}.ome.tif") for which in (stem, "plain"))
     apart = differences(*(view.read(Box(0, 0, view.size.width, view.size.height)) for view in (one, other))).mean()
-    found = [values[128, "pearson"], values[64, "auc"], values[128, "density_ratio"]]
+    found = [values[128, "pearson"], values[128, "nuclei_pearson"]]
     return [*(f"{value:.3f}" for value in found), f"{apart:.2f}"]
 
 
@@ -370,12 +385,16 @@ def main() -> None:
     parser.add_argument("--other", action="append", default=[], help="NAME=SLIDE[@x,y,w,h]")
     parser.add_argument("--photographs", type=Path)
     parser.add_argument("--map", action="append", default=[], help="NAME=OUTPUT.trust.geojson")
+    parser.add_argument("--turn", type=Path)
     parser.add_argument("--validated", type=Path)
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.turn:
+        write_turned(Path(given.held.partition("@")[0]), given.turn)
+        return
     known, tables = Measured(given.generator, given.keep), Tables()
     card = known.reference.card
     sample = sample_of(given.held, given.count, card.patch_px, card.min_tissue)

@@ -25,8 +25,8 @@ from kin_cli.store.files import read_regular
 TRUST_MARK = "kin trust map"
 """Marks a PNG and a GeoJSON file as made by kin; followed by the name of the output."""
 MEANS = {
-    "colour": "colour and contrast",
-    "grain": "grain and compression",
+    "colour": "colour and brightness",
+    "grain": "fine contrast, as of folds and compression",
     "sharpness": "sharpness and texture",
     "structure": "structure",
 }
