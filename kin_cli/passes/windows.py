@@ -124,7 +124,7 @@ class WindowGrid:
     def share_of_translation(self, box: Box) -> Floats:
         """How much of a translated pixel is kept in a blend, 0 to 1, float32 (height, width), for a box of the image.
 
-        It rises from 0 at the nearest patch that is not translated to 1 at ``blend_px`` pixels from it, if that is not 0.
+        It rises from 0 at the nearest patch that is not translated to 1 ``blend_px`` pixels away, if that is not 0.
         """
         around = self.cells_of(box.grown(self.blend_px).clipped(self.patches.size))
         squares = np.full((box.height, box.width), self.blend_px**2, np.float32)
