@@ -59,6 +59,11 @@ class Agreement:
         count = int((np.hypot(*self.shifts.T) <= _NEAR_UM).sum())
         return float(stats.binom.sf(count - 1, len(self.shifts), _chance()))
 
+    def below(self, rate: float) -> bool:
+        """Whether clearly fewer windows are near the middle than if that happened at this rate."""
+        count = int((np.hypot(*self.shifts.T) <= _NEAR_UM).sum())
+        return bool(stats.binom.cdf(count, len(self.shifts), rate) < _SIGNIFICANT)
+
     @property
     def believable(self) -> bool:
         """Whether the two sections belong together: more windows near the middle than by chance."""

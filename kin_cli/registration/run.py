@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from kin_cli.geometry import Doubles, Mask
 from kin_cli.progress import Progress
 from kin_cli.registration.agreement import Agreement, agreement
 from kin_cli.registration.elastic import Aligner, AlignmentError, Bend
+from kin_cli.registration.scale import best_factor, likely_factors, tissue_ratio
 from kin_cli.registration.search import STEP_DEGREES, Place, Searcher, search_um
-from kin_cli.registration.sections import Labels, Section, pieces_of, read_section
+from kin_cli.registration.sections import FINEST_UM, Labels, Section, pieces_of, read_section
 from kin_cli.registration.transform import Piece, Registration, Side
 from kin_cli.registration.warp import warped
 from kin_cli.slide.view import SlideView
 
+_COARSE_FACTOR = 1.2  # from which a section is read again, since its pixels are larger than they seemed
+_ALIKE_SIZE = 1.05  # ratio of lengths beyond which the stated pixel sizes are said not to fit
 _PLACES = 8  # rough places that mutual information decides between
 _FREE_SEARCHES = 8  # pieces that are looked for everywhere; smaller ones follow their neighbours first
 _LEAST_COVERED = 0.6  # fraction of a piece that must lie on tissue of the real slide
 _WELL_COVERED, _ALIKE_DEGREES = 0.85, 25.0  # of a piece that is turned like a proved one
+_ALIKE_STRETCH = 1.15  # ratio of lengths within which pieces of one slide are stretched
 _CLEAR = 0.25  # see _merit: below it pieces are also tried parted at their necks
 _OVERLAP = 0.3  # fraction of a piece that may lie where a larger one lies already
 _MIRRORED_HINT = "are they serial sections of one block? --mirrored, if one was mounted upside down"
@@ -62,30 +67,116 @@ def side_of(view: SlideView, option: str) -> Side:
 
 
 def register(settings: RegisterSettings, progress: Progress) -> Registered:
-    """Register the real slide to the source, piece by piece.
+    """Register the real slide to the source, piece by piece, at whatever scale it fits.
+
+    A pixel size that one of the two does not state is found, too.
 
     Memory bound: see ``read_section``, twice, and 100 bytes for each pixel of a piece while it is bent.
 
     Raises:
-        KinError: a slide cannot be read, its pixel size is unknown, no piece of the source is found in the other slide,
-            or SimpleITK is missing.
+        KinError: a slide cannot be read, neither pixel size is known, no piece of the source is found in the other
+            slide, or SimpleITK is missing.
     """
     with opened(settings.source) as view, opened(settings.real) as other:
-        sides = side_of(view, "--source-mpp"), side_of(other, "--real-mpp")
         with progress.stage("read", 2, "slides") as advance:
-            source = read_section(view, tissue=settings.tissue)
+            mpps, notes = _pixel_sizes(view, other, settings)
+            source = read_section(view, tissue=settings.tissue, mpp=mpps[0])
             advance(1)
-            real = read_section(other, tissue=settings.real_tissue)
+            again = partial(read_section, other, tissue=settings.real_tissue, mpp=mpps[1])
+            real = again()
             advance(1)
-    return register_sections(source, real, sides, settings, progress)
+        sides = tuple(
+            Side(one.slide.path, one.slide.levels[0], mpp) for one, mpp in zip((view, other), mpps, strict=True)
+        )
+        found = register_sections(source, real, (sides[0], sides[1]), settings, progress, again=again)
+    return replace(found, notes=(*notes, *found.notes))
+
+
+def _pixel_sizes(
+    view: SlideView, other: SlideView, settings: RegisterSettings
+) -> tuple[tuple[float, float], list[str]]:
+    """µm per pixel of level 0 of both slides: as stated, or what fits for the one that states none; and notes."""
+    stated = view.slide.mpp, other.slide.mpp
+    if stated[0] is not None and stated[1] is not None:
+        return (stated[0], stated[1]), []
+    if stated[0] is None and stated[1] is None:
+        raise InputError(
+            f"{view.slide.path}, {other.slide.path.name}: neither states a pixel size",
+            "state one, in µm, with --source-mpp or --real-mpp: the other is found",
+        )
+    tissues = settings.tissue, settings.real_tissue
+    rough = [
+        read_section(one, tissue=tissue, mpp=mpp or 1.0, finest_um=None if mpp is None else FINEST_UM)
+        for one, tissue, mpp in zip((view, other), tissues, stated, strict=True)
+    ]
+    source, real = rough[0], rough[1].mirrored() if settings.mirrored else rough[1]
+    if stated[0] is None:
+        guess = 1 / tissue_ratio(source, real)
+        source = source.scaled(guess)
+        mpps = guess / best_factor(source, real, pieces_of(source)), stated[1] or guess
+    else:
+        guess = tissue_ratio(source, real)
+        mpps = stated[0], guess * best_factor(source, real.scaled(guess), pieces_of(source))
+    unknown, mpp = (view, mpps[0]) if stated[0] is None else (other, mpps[1])
+    return mpps, [f"{unknown.slide.path.name} states no pixel size: {mpp:.3g} µm fits"]
 
 
 def register_sections(
-    source: Section, real: Section, sides: tuple[Side, Side], settings: RegisterSettings, progress: Progress
+    source: Section,
+    real: Section,
+    sides: tuple[Side, Side],
+    settings: RegisterSettings,
+    progress: Progress,
+    *,
+    again: Callable[..., Section] | None = None,
 ) -> Registered:
-    """Register two sections that were read; see ``register``."""
-    target = real.mirrored() if settings.mirrored else real
+    """Register two sections that were read; see ``register``.
+
+    ``again`` reads the real section with another ``finest_um``, for one whose pixels are larger than its file says.
+    """
     labels = pieces_of(source)
+    tried: list[_Trial] = []
+    with progress.stage("scale", 1, "searches") as advance:
+        factors = likely_factors(source, real.mirrored() if settings.mirrored else real, labels)
+        advance(1)
+    for factor in factors:
+        if again is not None and factor > _COARSE_FACTOR:
+            real = again(finest_um=FINEST_UM / factor)
+        target = real.scaled(factor).at(source.um[0])
+        tried.append(_trial(source, target, sides, settings, progress, labels=labels, factor=factor))
+    best = max(tried, key=lambda trial: trial.merit)
+    if not any(piece.found for piece in best.judged.pieces):
+        raise InputError(f"{sides[1].path}: no piece of {sides[0].path.name} is found in it", _MIRRORED_HINT)
+    return _finished(best, settings)
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A registration at one scale: with the real section ``factor`` times as large as its pixel size says."""
+
+    judged: Registration
+    found: Agreement
+    notes: list[str]
+    factor: float
+    width_um: float
+
+    @property
+    def merit(self) -> float:
+        return _merit(self.judged, self.found)
+
+
+def _trial(
+    source: Section,
+    real: Section,
+    sides: tuple[Side, Side],
+    settings: RegisterSettings,
+    progress: Progress,
+    *,
+    labels: Labels,
+    factor: float,
+) -> _Trial:
+    """Register at one scale; pieces that moved apart at their necks are parted there."""
+    target = real.mirrored() if settings.mirrored else real
     judged, found, notes = _matched(source, target, labels, sides, settings, progress)
     if _merit(judged, found) < _CLEAR:
         parts = pieces_of(source, parted=True)
@@ -94,21 +185,39 @@ def register_sections(
             if _merit(again[0], again[1]) > _merit(judged, found):
                 judged, found, notes = again
                 notes.append("pieces were parted at their necks, which had moved apart")
-    if not any(piece.found for piece in judged.pieces):
-        raise InputError(f"{sides[1].path}: no piece of {sides[0].path.name} is found in it", _MIRRORED_HINT)
-    judged = _with_followers(judged)
+    return _Trial(judged, found, notes, factor, real.extent_um[0])
+
+
+def _finished(trial: _Trial, settings: RegisterSettings) -> Registered:
+    """The registration of a trial, in µm as the files state them, and what is to be said of it."""
+    judged, found, notes = _with_followers(trial.judged), trial.found, trial.notes
     for number, piece in enumerate(judged.pieces, start=1):
         if not piece.found:
-            notes.append(
-                f"piece {number} ({piece.about['area_mm2']:.2f} mm²) was not found in {sides[1].path.name}: left out"
-            )
+            said = f"piece {number} ({piece.about['area_mm2']:.2f} mm²) was not found in {judged.real.path.name}"
+            notes.append(f"{said}: left out")
     found = found.of(judged.known(found.middles))
     judged = replace(judged, error=found.error(), mirrored=settings.mirrored)
     if settings.mirrored:
-        judged = replace(judged, pieces=tuple(_unmirrored(piece, real.extent_um[0]) for piece in judged.pieces))
+        judged = replace(judged, pieces=tuple(_unmirrored(piece, trial.width_um) for piece in judged.pieces))
+    pieces = tuple(replace(piece, matrix=piece.matrix / trial.factor) for piece in judged.pieces)
+    judged = replace(judged, pieces=pieces)
+    stretch = _stretch(judged)
+    if max(stretch, 1 / stretch) > _ALIKE_SIZE:
+        source, real = judged.source, judged.real
+        notes.append(
+            f"the pixel sizes {source.mpp:.4g} and {real.mpp:.4g} µm do not fit: the sections do at {source.mpp:.4g}"
+            f" and {real.mpp / stretch:.4g} µm (or one has shrunk)"
+        )
     if judged.error is None:
         notes.append("too few places are alike to estimate the error of the registration: use --landmarks, and look")
     return Registered(judged, found, tuple(notes))
+
+
+def _stretch(registration: Registration) -> float:
+    """By how much the pieces that were found are larger in the real slide: median of lengths, by area."""
+    found = [(piece.stretch, piece.about["area_mm2"]) for piece in registration.pieces if piece.found]
+    lengths, areas = (np.array(values) for values in zip(*sorted(found), strict=True))
+    return float(lengths[np.searchsorted(areas.cumsum(), areas.sum() / 2)])
 
 
 def _matched(
@@ -140,7 +249,8 @@ class _Matcher:
     def __init__(self, source: Section, target: Section, labels: Labels) -> None:
         self._source, self._target, self._labels = source, target, labels
         um = search_um(source, target)
-        self._rough, self._rough_target = source.at(um), target.at(um)
+        self._rough = source.at(um)
+        self._rough_target = target.resampled(self._rough.um[0])
         self._searcher = Searcher(self._rough_target)
         self._aligner = Aligner(source, target)
         self._taken: Mask = np.zeros(self._rough_target.density.shape, np.bool_)
@@ -240,29 +350,51 @@ def _judged(registration: Registration, source: Section, target: Section) -> tup
     density, known = warped(registration, source, target)
     found = agreement(source, density, known)
     owners = registration.owner(found.middles)
-    pieces, sure = [], []
+    pieces, owns = [], []
     near = replace(target, tissue=ndimage.binary_dilation(target.tissue, iterations=2))
     assert registration.labels is not None
     for number, piece in enumerate(registration.pieces, start=1):
+        own = found.of(owners == number)
+        owns.append(own)
         if not piece.found:
             pieces.append(piece)
             continue
-        own, inside = found.of(owners == number), registration.labels == number
-        covered = _covered_fraction(piece, source.centres_of(inside, step=2), near)
+        covered = _covered_fraction(piece, source.centres_of(registration.labels == number, step=2), near)
         about = piece.about | {"agreement": round(own.near, 3), "covered": round(covered, 3)}
         is_sure = found.certain and own.believable and covered >= _LEAST_COVERED
-        if is_sure:
-            sure.append(piece.degrees)
         pieces.append(replace(piece, found=is_sure, about=about))
+    sure = _of_one_size([at for at, piece in enumerate(pieces) if piece.found], pieces)
+    shown = bool(sure)
     if not sure and found.certain:  # many small pieces: together they show what none shows alone
-        sure = [piece.degrees for piece in pieces if piece.about.get("covered", 0.0) >= _WELL_COVERED]
-    pieces = [replace(piece, found=True) if not piece.found and _follows(piece, sure) else piece for piece in pieces]
-    return replace(registration, pieces=tuple(pieces)), found
+        sure = [at for at, piece in enumerate(pieces) if piece.about.get("covered", 0.0) >= _WELL_COVERED]
+    leaders = [pieces[at] for at in sure]
+    rate = min((owns[at].near for at in sure), default=0.0) if shown else 0.0
+    judged = [
+        replace(piece, found=(shown and at in sure) or (_follows(piece, leaders) and not owns[at].below(rate / 2)))
+        for at, piece in enumerate(pieces)
+    ]
+    return replace(registration, pieces=tuple(judged)), found
 
 
-def _follows(piece: Piece, sure: list[float]) -> bool:
-    """Whether a piece that its own windows do not prove lies on tissue, turned like one that is proved."""
-    near = any(abs(math.remainder(piece.degrees - degrees, 360.0)) <= _ALIKE_DEGREES for degrees in sure)
+def _of_one_size(numbers: list[int], pieces: list[Piece]) -> list[int]:
+    """Those of some pieces that are stretched like the best of them: one slide has one pixel size."""
+    if not numbers:
+        return []
+    best = max(numbers, key=lambda at: pieces[at].about["agreement"] * pieces[at].about["area_mm2"])
+    return [at for at in numbers if _alike(pieces[at].stretch, pieces[best].stretch, _ALIKE_STRETCH)]
+
+
+def _alike(one: float, other: float, ratio: float) -> bool:
+    return max(one / other, other / one) <= ratio
+
+
+def _follows(piece: Piece, leaders: list[Piece]) -> bool:
+    """Whether a piece that its own windows do not prove lies on tissue, turned and stretched like a proved one."""
+    near = any(
+        abs(math.remainder(piece.degrees - one.degrees, 360.0)) <= _ALIKE_DEGREES
+        and _alike(piece.stretch, one.stretch, _ALIKE_STRETCH)
+        for one in leaders
+    )
     return near and piece.about.get("covered", 0.0) >= _WELL_COVERED
 
 

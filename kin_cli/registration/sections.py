@@ -5,7 +5,7 @@ Positions are in µm from the corner of level 0, x to the right and y down, so t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -27,7 +27,9 @@ FINEST_UM = 8.0
 """Resolution of the finest level that is registered, µm per pixel, unless the slide would exceed ``_MAX_SIDE``."""
 
 _MAX_SIDE = 3072
+_SAME_UM = 0.005  # relative difference of resolutions that is none
 _PARTED_SIDE = 2048
+_ROUGH_SIDE = 1024
 _BACKGROUND_PERCENTILE = 90
 _GAP_UM = 96.0  # parts of tissue that are nearer than this are one piece
 _NECK_UM = 192.0  # and are parted where they are narrower than this, if they moved apart
@@ -67,6 +69,26 @@ class Section:
         tissue = np.pad(self.tissue, spare).reshape(rows, factor, cols, factor).mean(axis=(1, 3)) >= 0.5
         return Section(density, tissue, (self.um[0] * factor, self.um[1] * factor))
 
+    def resampled(self, um: float) -> Section:
+        """The section at exactly ``um`` µm per pixel, both ways; coarser by area averaging, then bilinear."""
+        near = self.at(um) if um >= 2 * self.um[0] else self
+        if max(abs(um / near.um[0] - 1), abs(um / near.um[1] - 1)) < _SAME_UM:
+            return near
+        width, height = (max(1, round(extent / um)) for extent in self.extent_um)
+        rows, cols = near.indices(centres((height, width), (um, um)))
+        density = ndimage.map_coordinates(near.density, (rows, cols), order=1, mode="nearest")
+        tissue = ndimage.map_coordinates(near.tissue.astype(np.float32), (rows, cols), order=1, mode="nearest")
+        return Section(density, tissue >= 0.5, (um, um))
+
+    def scaled(self, factor: float) -> Section:
+        """The section as if its pixels were ``factor`` times as large."""
+        return self if factor == 1.0 else replace(self, um=(self.um[0] * factor, self.um[1] * factor))
+
+    def of_mask(self, mask: Mask, other: Section) -> Mask:
+        """A mask of another resolution of the same slide at this one's: pixels of which it fills half or more."""
+        whole = replace(other, density=mask.astype(np.float32), tissue=mask)
+        return whole.resampled(self.um[0]).density >= 0.5
+
     def mirrored(self) -> Section:
         """The section as seen from the other side of the glass: left and right exchanged."""
         return Section(self.density[:, ::-1].copy(), self.tissue[:, ::-1].copy(), self.um)
@@ -95,10 +117,13 @@ def centres(shape: tuple[int, ...], um: tuple[float, float]) -> Doubles:
     return np.stack(np.meshgrid(x, y), axis=-1)
 
 
-def read_section(view: SlideView, *, tissue: str | Path = "auto", finest_um: float = FINEST_UM) -> Section:
+def read_section(
+    view: SlideView, *, tissue: str | Path = "auto", mpp: float | None = None, finest_um: float | None = FINEST_UM
+) -> Section:
     """Read a whole slide at ``finest_um`` µm per pixel, or coarser if it would have over 3072 pixels on a side.
 
-    ``tissue`` is "auto", "none" or the path of a mask, see ``tissue_mask``.
+    ``mpp`` is the pixel size of the view, if it is not that of its file. With ``finest_um`` None the section has 1024
+    pixels on its longer side. ``tissue`` is "auto", "none" or the path of a mask, see ``tissue_mask``.
 
     Memory bound: 150 MB for the tissue and 40 bytes for each of at most 3072² pixels.
 
@@ -106,11 +131,12 @@ def read_section(view: SlideView, *, tissue: str | Path = "auto", finest_um: flo
         InputError: the pixel size of the slide is unknown.
         NoTissueError: it shows no tissue.
     """
-    path, mpp = view.slide.path, view.mpp
+    path, mpp = view.slide.path, mpp or view.mpp
     if mpp is None:
         raise InputError(f"{path}: the pixel size is not known", "state it in µm: --source-mpp, --real-mpp")
     longest = max(view.size.width, view.size.height)
-    side = min(_MAX_SIDE, max(64, round(longest * mpp / finest_um)), longest)
+    wanted = _ROUGH_SIDE if finest_um is None else max(64, round(longest * mpp / finest_um))
+    side = min(_MAX_SIDE, wanted, longest)
     pixels = overview(view, side)
     # tissue_mask would take all of a photograph, but its outline is the best guide to where it lies
     mask = detect_tissue(view) if tissue == "auto" else tissue_mask(view, tissue)

@@ -75,6 +75,11 @@ class Piece:
         """Its rotation, clockwise on the screen, from -180 to 180."""
         return math.degrees(math.atan2(self.matrix[1, 0] - self.matrix[0, 1], self.matrix[0, 0] + self.matrix[1, 1]))
 
+    @property
+    def stretch(self) -> float:
+        """By how much lengths grow on average: the root of what happens to areas."""
+        return math.sqrt(abs(float(np.linalg.det(self.matrix[:, :2]))))
+
 
 @dataclass(frozen=True, eq=False)
 class Registration:
