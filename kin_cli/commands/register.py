@@ -41,7 +41,7 @@ _PICTURE_SIDE = 4096
 @click.argument("real", type=FILE)
 @cloup.option("-o", "--output", type=FILE, required=True, help="The registration, a .json file.")
 @cloup.option("--source-mpp", type=float, help="µm per pixel of SOURCE, if its file states none or a wrong one.")
-@cloup.option("--real-mpp", type=float, help="µm per pixel of REAL, if its file states none or a wrong one.")
+@cloup.option("--real-mpp", type=float, help="The same of REAL; one of the two is enough, the other is found.")
 @tissue_option
 @cloup.option("--real-tissue", type=TissueType(), default="auto", show_default=True, help="The same for REAL.")
 @cloup.option("--mirrored", is_flag=True, help="REAL shows the other side of the section: left and right exchanged.")
@@ -68,6 +68,8 @@ def register(source: Path, real: Path, output: Path, as_json: bool, overwrite: b
     sections agree best (rigid, affine and B-spline maps; mutual information). Look at --picture before using it.
     """
     _check(source, real, output, options, overwrite=overwrite)
+    from dataclasses import replace
+
     from kin_cli.evaluation.settings import SlideChoice
     from kin_cli.registration.landmarks import landmark_errors
     from kin_cli.registration.run import RegisterSettings
@@ -75,6 +77,8 @@ def register(source: Path, real: Path, output: Path, as_json: bool, overwrite: b
     from kin_cli.registration.transform import contents
 
     choices = SlideChoice(source, source_mpp=options["source_mpp"]), SlideChoice(real, source_mpp=options["real_mpp"])
+    if options["landmarks"]:
+        _check_landmarks(options["landmarks"], choices)
     settings = RegisterSettings(
         *choices, options["tissue"], options["real_tissue"], mirrored=options["mirrored"], elastic=options["elastic"]
     )
@@ -82,6 +86,8 @@ def register(source: Path, real: Path, output: Path, as_json: bool, overwrite: b
     found = run(settings, progress)
     for note in found.notes:
         progress.note(note)
+    sides = found.registration.source, found.registration.real  # with what was found of pixel sizes
+    choices = replace(choices[0], source_mpp=sides[0].mpp), replace(choices[1], source_mpp=sides[1].mpp)
     errors = landmark_errors(found.registration, options["landmarks"]) if options["landmarks"] else None
     files = contents(found.registration, output)
     if options["picture"]:
@@ -120,6 +126,21 @@ def _check(source: Path, real: Path, output: Path, options: dict[str, Any], *, o
     written = [("-o", path), ("-o", beside), ("--picture", options["picture"]), ("--warped", options["warped"])]
     check_files(written, inputs, overwrite=overwrite)
     simple_itk()
+
+
+def _check_landmarks(files: tuple[Path, Path], choices: Any) -> None:
+    """Raise, before any work, if the landmarks cannot be used with these slides."""
+    from contextlib import ExitStack
+    from math import nan
+
+    from kin_cli.evaluation.tiles import opened
+    from kin_cli.registration.landmarks import paired_landmarks
+    from kin_cli.registration.transform import Side
+
+    with ExitStack() as stack:
+        slides = [stack.enter_context(opened(choice)).slide for choice in choices]
+        sides = [Side(slide.path, slide.levels[0], slide.mpp or nan) for slide in slides]
+    paired_landmarks(files, (sides[0], sides[1]))
 
 
 def _picture(registration: Registration, choices: Any) -> bytes:

@@ -209,16 +209,22 @@ def mismatch_of(view: SlideView, options: dict[str, Any], mask: TissueMask, prog
 
 
 def _settings(translated: Path, options: dict[str, Any]) -> ValidationSettings:
-    from kin_cli.evaluation.settings import SlideChoice
+    from dataclasses import replace
+
+    from kin_cli.evaluation.settings import SlideChoice, source_choice
+    from kin_cli.pyramid.provenance import provenance
     from kin_cli.validation.run import ValidationSettings
     from kin_cli.validation.stains import parse_stain
 
     parse_stain(options["stain"])
-    mpp, source = options["source_mpp"], options["source"]
+    mpp, source = options["source_mpp"], None
+    if options["source"] is not None:
+        source = source_choice(provenance(translated), options["source"], note=ConsoleProgress().note)
+        source = replace(source, source_mpp=mpp or source.source_mpp)
     return ValidationSettings(
         translated=SlideChoice(translated, source_mpp=mpp),
         real=SlideChoice(options["against"], source_mpp=options["real_mpp"]),
-        source=None if source is None else SlideChoice(source, source_mpp=mpp),
+        source=source,
         registration=options["registration"],
         stain=options["stain"],
         tissue=options["tissue"],

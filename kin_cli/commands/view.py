@@ -58,6 +58,8 @@ def view(slide: Path, translated: tuple[Path, ...], export: Path | None, **optio
         for layer in layers:
             if layer.placed_by:
                 click.echo(f"kin: {layer.name}: placed {layer.placed_by}", err=True)
+            for note in layer.picture.slide.notes if layer.role == "real" else ():
+                click.echo(f"kin: {note}", err=True)
         if export is None:
             _serve(layers, options)
         else:

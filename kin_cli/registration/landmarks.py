@@ -67,16 +67,7 @@ def landmark_errors(registration: Registration, files: tuple[Path, Path]) -> Lan
     Raises:
         InputError: a file cannot be read, or no landmark stands in both.
     """
-    sides = registration.source, registration.real
-    one, other = (read_landmarks(file, side) for file, side in zip(files, sides, strict=True))
-    names = [name for name in one if name in other]
-    if not names:
-        raise InputError(
-            f"{files[1]}: no landmark has the name of one in {files[0].name}",
-            "names are in column 1, or in one called name",
-        )
-    ours = np.array([one[name] for name in names])
-    theirs = np.array([other[name] for name in names])
+    ours, theirs = paired_landmarks(files, (registration.source, registration.real))
     mpp = registration.real.mpp
     initial = ours * (registration.source.mpp / mpp)
     size = registration.real.size
@@ -88,12 +79,48 @@ def landmark_errors(registration: Registration, files: tuple[Path, Path]) -> Lan
     )
 
 
+def paired_landmarks(files: tuple[Path, Path], sides: tuple[Side, Side]) -> tuple[Doubles, Doubles]:
+    """The landmarks that stand in both files, (n, 2) each, in pixels of level 0 of either slide.
+
+    Landmarks without names are paired by their order, and then there must be as many in both. A pixel size that is not
+    known yet may be NaN, as long as the tables are in pixels.
+
+    Raises:
+        InputError: a file cannot be read, no landmark stands in both, or which belong together cannot be told.
+    """
+    one, other = (_read(file, side) for file, side in zip(files, sides, strict=True))
+    if len(one.points) != len(other.points) and not (one.named and other.named):
+        raise InputError(
+            f"{files[1]}: {len(other.points)} landmarks, but {files[0].name} has {len(one.points)}",
+            "without names they are paired by their order, so as many are wanted; or give them names",
+        )
+    names = [name for name in one.points if name in other.points]
+    if not names:
+        raise InputError(
+            f"{files[1]}: no landmark has the name of one in {files[0].name}",
+            "names are in column 1, or in one called name",
+        )
+    return np.array([one.points[name] for name in names]), np.array([other.points[name] for name in names])
+
+
+@dataclass(frozen=True)
+class _Landmarks:
+    """Points by name, and whether the names stand in the file; otherwise they are numbers from 0."""
+
+    points: dict[str, tuple[float, float]]
+    named: bool
+
+
 def read_landmarks(path: Path, side: Side) -> dict[str, tuple[float, float]]:
     """Landmarks of a slide by name, in pixels of its level 0; numbers from 0 where they have no names, or equal ones.
 
     Raises:
         InputError: the file is missing, is no such table, or the points lie beyond the slide.
     """
+    return _read(path, side).points
+
+
+def _read(path: Path, side: Side) -> _Landmarks:
     try:
         text = read_regular(path).decode("utf-8-sig")
     except FileNotFoundError:
@@ -103,9 +130,9 @@ def read_landmarks(path: Path, side: Side) -> dict[str, tuple[float, float]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a CSV file: {error}", _HINT) from None
     found = _of_geojson(path, text) if text.lstrip().startswith(("{", "[")) else _of_table(path, text, side.mpp)
-    if not found or not np.isfinite(list(found.values())).all():
+    if not found.points or not np.isfinite(list(found.points.values())).all():
         raise InputError(f"{path}: holds no landmarks", _HINT)
-    _check_inside(path, found, side)
+    _check_inside(path, found.points, side)
     return found
 
 
@@ -120,7 +147,7 @@ def _check_inside(path: Path, found: dict[str, tuple[float, float]], side: Side)
             )
 
 
-def _of_geojson(path: Path, text: str) -> dict[str, tuple[float, float]]:
+def _of_geojson(path: Path, text: str) -> _Landmarks:
     """The points of a GeoJSON file, which is in pixels of level 0; other shapes do not count."""
     try:
         content: Any = json.loads(text)
@@ -136,7 +163,7 @@ def _of_geojson(path: Path, text: str) -> dict[str, tuple[float, float]]:
         raise InputError(f"{path}: not a GeoJSON file of points", _HINT) from None
 
 
-def _of_table(path: Path, text: str, mpp: float) -> dict[str, tuple[float, float]]:
+def _of_table(path: Path, text: str, mpp: float) -> _Landmarks:
     separator = _separator(text)
     try:
         rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if any(cell.strip() for cell in row)]
@@ -151,6 +178,8 @@ def _of_table(path: Path, text: str, mpp: float) -> dict[str, tuple[float, float
     if columns is None:
         raise InputError(f"{path}: has no columns X and Y", _HINT)
     x, y, scale, name = columns
+    if math.isnan(scale):
+        raise InputError(f"{path}: is in µm, and the pixel size of its slide is not known", "state it in µm")
     found: list[tuple[str, float, float]] = []
     for number, row in enumerate(body, start=first):
         point = [_number(row[at], separator) if at < len(row) else None for at in (x, y)]
@@ -209,9 +238,11 @@ def _columns(heading: list[str], mpp: float) -> tuple[int, int, float, int | Non
     return places["x"], places["y"], scale, 0 if label is None and 0 not in taken else label
 
 
-def _named(rows: Sequence[tuple[str, Any, Any]]) -> dict[str, tuple[float, float]]:
+def _named(rows: Sequence[tuple[str, Any, Any]]) -> _Landmarks:
     """Points by name, or by number if a name is missing or stands twice."""
     names = [name for name, _, _ in rows]
-    if len(set(names)) < len(names) or not all(names):
+    named = len(set(names)) == len(names) and all(names)
+    if not named:
         names = [str(number) for number in range(len(rows))]
-    return {name: (float(x), float(y)) for name, (_, x, y) in zip(names, rows, strict=True)}
+    points = {name: (float(x), float(y)) for name, (_, x, y) in zip(names, rows, strict=True)}
+    return _Landmarks(points, named)

@@ -13,7 +13,7 @@ import io
 import json
 import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,15 @@ class Piece:
         """Its rotation, clockwise on the screen, from -180 to 180."""
         return math.degrees(math.atan2(self.matrix[1, 0] - self.matrix[0, 1], self.matrix[0, 0] + self.matrix[1, 1]))
 
+    def from_corner(self, corner_um: tuple[float, float]) -> Piece:
+        """The same motion of points that are given from a corner (x, y) of the source in µm."""
+        matrix = self.matrix.copy()
+        matrix[:, 2] += matrix[:, :2] @ np.array(corner_um)
+        bend = self.bend
+        if bend is not None:
+            bend = Bend((bend.origin[0] - corner_um[0], bend.origin[1] - corner_um[1]), bend.values)
+        return replace(self, matrix=matrix, bend=bend)
+
     @property
     def stretch(self) -> float:
         """By how much lengths grow on average: the root of what happens to areas."""
@@ -88,11 +97,12 @@ class Registration:
     Attributes:
         source, real: the two slides.
         pieces: the pieces, numbered from 1.
-        labels: number of the piece at each place of the source (h, w), 0 where there is no tissue; the picture covers
-            the whole slide. None if a single piece covers everything.
+        labels: number of the piece at each place of the source (h, w), 0 where there is no tissue. None if a single
+            piece covers everything.
         error: the registration's own error in µm, see ``agreement``; None if unknown.
         mirrored: whether the real slide shows the other side of the section.
         foreign: whether another program made it, so that its direction is a matter of trust.
+        labelled_um: left and upper end, width and height in µm of what ``labels`` cover; None for the whole source.
     """
 
     source: Side
@@ -102,6 +112,22 @@ class Registration:
     error: dict[str, float] | None = None
     mirrored: bool = False
     foreign: bool = False
+    labelled_um: tuple[float, float, float, float] | None = None
+
+    def part(self, source: Side, corner_um: tuple[float, float]) -> Registration:
+        """The registration of a part of the source, a picture of its own, whose corner is at ``corner_um`` (x, y)."""
+        left, upper, width, height = self._labelled()
+        return replace(
+            self,
+            source=source,
+            pieces=tuple(piece.from_corner(corner_um) for piece in self.pieces),
+            labelled_um=(left - corner_um[0], upper - corner_um[1], width, height),
+        )
+
+    def _labelled(self) -> tuple[float, float, float, float]:
+        """Left and upper end, width and height of what ``labels`` cover, in µm."""
+        whole = (0.0, 0.0, self.source.size.width * self.source.mpp, self.source.size.height * self.source.mpp)
+        return whole if self.labelled_um is None else self.labelled_um
 
     def to_real(self, points: Doubles) -> Doubles:
         """Where points (…, 2) of the source, in pixels of level 0, lie in the real slide, in pixels of its level 0.
@@ -137,9 +163,9 @@ class Registration:
     def _places(self, points: Doubles) -> tuple[Integers, Integers]:
         """Row and column in ``labels`` of points in µm; those beyond the slide at its edge."""
         height, width = self._nearest()[0].shape
-        extent = self.source.size.width * self.source.mpp, self.source.size.height * self.source.mpp
-        cols = np.floor(points[..., 0] * (width / extent[0])).clip(0, width - 1).astype(np.int64)
-        rows = np.floor(points[..., 1] * (height / extent[1])).clip(0, height - 1).astype(np.int64)
+        left, upper, wide, high = self._labelled()
+        cols = np.floor((points[..., 0] - left) * (width / wide)).clip(0, width - 1).astype(np.int64)
+        rows = np.floor((points[..., 1] - upper) * (height / high)).clip(0, height - 1).astype(np.int64)
         return rows, cols
 
     def _nearest(self) -> tuple[Labels, Mask]:
@@ -152,7 +178,7 @@ class Registration:
             assert self.labels is not None
             step = -(-max(self.labels.shape) // _NEAREST_SIDE)
             labels = self.labels[step // 2 :: step, step // 2 :: step]
-            um = self.source.size.width * self.source.mpp / self.labels.shape[1] * step
+            um = self._labelled()[2] / self.labels.shape[1] * step
             nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
             owner = labels[tuple(nearest)]
             del nearest

@@ -19,9 +19,10 @@ from kin_cli.evaluation.tiles import opened
 from kin_cli.geometry import Box, Doubles, Mask, Pixels, Size
 from kin_cli.metrics.colour import lab
 from kin_cli.progress import Progress
-from kin_cli.registration.foreign import check_direction
+from kin_cli.pyramid.provenance import provenance
+from kin_cli.registration.reading import in_part, registration_of_translation
 from kin_cli.registration.run import RegisterSettings, register, side_of
-from kin_cli.registration.transform import Registration, read_registration
+from kin_cli.registration.transform import Registration
 from kin_cli.registration.warp import RegisteredView, background_colour, registered_view
 from kin_cli.slide.tissue import TissueMask, detect_tissue, tissue_mask
 from kin_cli.slide.view import SlideView, overview
@@ -121,6 +122,10 @@ def validate(settings: ValidationSettings, progress: Progress) -> Validation:
         real = stack.enter_context(opened(settings.real))
         source = None if settings.source is None else stack.enter_context(opened(settings.source))
         registration, notes = _registration(settings, translated, source, real, progress)
+        for view, side in ((translated, registration.source), (real, registration.real)):
+            view.slide.mpp = view.slide.mpp or side.mpp  # what no file states the registration knows
+        if source is not None:
+            source.slide.mpp = source.slide.mpp or registration.source.mpp
         run = _Run(settings, registration, (translated, real, source))
         table = run.table(progress)
         areas = {um: table.areas(um) for um in SCALES_UM}
@@ -153,18 +158,22 @@ def _registration(
     real: SlideView,
     progress: Progress,
 ) -> tuple[Registration, list[str]]:
-    """The registration from the frame of the translation to the real slide, read or made."""
-    sides = side_of(translated, "--source-mpp"), side_of(real, "--real-mpp")
+    """The registration from the frame of the translation to the real slide, read or made, and notes."""
+    made = provenance(settings.translated.path)
     if settings.registration is not None:
-        read = read_registration(settings.registration, *sides)
-        if not read.foreign:
-            return read, []
-        tissue = _tissue(translated, settings.tissue) if source is None else detect_tissue(source)
-        told = check_direction(settings.registration, read, tissue, detect_tissue(real))
-        return read, [] if told is None else [told]
-    first = settings.translated if settings.source is None or source is None else settings.source
-    made = register(RegisterSettings(first, settings.real, settings.tissue), progress)
-    return replace(made.registration, source=sides[0]), list(made.notes)
+        slides = real.slide, None if source is None else source.slide
+        read, notes = registration_of_translation(settings.registration, translated, made, *slides)
+        if read.foreign:  # a map between pixels knows no lengths
+            side_of(translated, "--source-mpp"), side_of(real, "--real-mpp")
+        return read, notes
+    if settings.source is None or source is None:
+        first = register(RegisterSettings(settings.translated, settings.real, settings.tissue), progress)
+        return first.registration, list(first.notes)
+    whole = replace(settings.source, level=None, mpp=None, region=None)
+    tissue = settings.tissue if settings.source == whole else "auto"  # a mask is of the translation's frame
+    registered = register(RegisterSettings(whole, settings.real, tissue), progress)
+    part, said = in_part(registered.registration, translated, made)
+    return part, [*registered.notes, *([] if said is None else [said])]
 
 
 class _Run:
@@ -184,9 +193,7 @@ class _Run:
         um = BASE_UM / self._side
         self._view = _at(translated, um)
         self._real = registered_view(registration, self._view, real, background_colour(real))
-        self._source = None if source is None else _at(source, um)
-        if self._source is not None and self._source.size != self._view.size:
-            self._source = replace(self._source, frame=self._view.size, region=self._view.region)
+        self._source = None if source is None else _of_size(_at(source, um), self._view.size)
         self._mask, self._real_mask = _tissue(translated, settings.tissue), detect_tissue(real)
         self.stains, self.rules, sample = _stains(settings.stain, real, self._real_mask, um)
         if self.stains.note:
@@ -254,12 +261,29 @@ class _Run:
 
 
 def _at(view: SlideView, um: float) -> SlideView:
-    """A whole slide at a resolution."""
+    """A slide, or the part of it that a view shows, at a resolution."""
     slide = view.slide
     factor = (slide.mpp or um) / um
     size = Size(max(1, round(slide.levels[0].width * factor)), max(1, round(slide.levels[0].height * factor)))
     distances = [abs(np.log(factor * downsample)) for downsample in slide.downsamples]
-    return SlideView(slide, int(np.argmin(distances)), size, Box(0, 0, size.width, size.height), um)
+    ratio = size.width / view.frame.width, size.height / view.frame.height
+    left, right = (round(x * ratio[0]) for x in (view.region.x, view.region.right))
+    upper, lower = (round(y * ratio[1]) for y in (view.region.y, view.region.bottom))
+    region = Box(left, upper, max(1, right - left), max(1, lower - upper))
+    return SlideView(slide, int(np.argmin(distances)), size, region, um)
+
+
+def _of_size(view: SlideView, size: Size) -> SlideView:
+    """A view with the size of its translation, from which it differs by rounding, or by a rounded pixel size."""
+    if view.size == size:
+        return view
+    ratio = size.width / view.size.width, size.height / view.size.height
+    left, upper = round(view.region.x * ratio[0]), round(view.region.y * ratio[1])
+    frame = Size(
+        max(left + size.width, round(view.frame.width * ratio[0])),
+        max(upper + size.height, round(view.frame.height * ratio[1])),
+    )
+    return replace(view, frame=frame, region=Box(left, upper, size.width, size.height))
 
 
 def _tissue(view: SlideView, tissue: str | Path) -> TissueMask:

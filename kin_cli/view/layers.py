@@ -108,8 +108,9 @@ def opened_layers(choice: ViewChoice) -> Iterator[list[Layer]]:
             from kin_cli.view.registered import registered_slide
 
             real = stack.enter_context(open_slide(choice.real))
-            warped = registered_slide(real, source, choice.registration)
+            warped, odd = registered_slide(real, source, choice.registration)
             name = f"real: {choice.real.name}"
+            warped.notes = (*warped.notes, *odd)
             layers.append(Layer(name, "real", Picture.whole(warped, finest=finest), whole, float(full.height)))
         yield layers
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +9,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from kin_cli.errors import InputError
 from kin_cli.geometry import Box, Doubles, Pixels
-from kin_cli.registration.foreign import read_matrix
-from kin_cli.registration.transform import Side, read_registration
+from kin_cli.registration.reading import registration_of_slides
 from kin_cli.slide.base import Slide
-from kin_cli.store.files import read_regular
 
 Mapping = Callable[[Doubles], Doubles]
 """Points (n, 2), x and y in pixels of level 0 of the source, to pixels of level 0 of the real section.
@@ -89,42 +85,19 @@ class RegisteredSlide(Slide):
         return number
 
 
-def registered_slide(real: Slide, source: Slide, registration: Path) -> RegisteredSlide:
-    """A real section as ``registration`` lays it on the source: a file of ``kin register``, or an affine map.
-
-    See ``foreign.read_matrix`` for maps of other programs.
+def registered_slide(real: Slide, source: Slide, registration: Path) -> tuple[RegisteredSlide, list[str]]:
+    """A real section as ``registration`` lays it on the source, and what is odd: see ``registration_of_slides``.
 
     Raises:
-        InputError: the file cannot be read or is no registration of these slides.
+        InputError: the file cannot be read, is no registration of these slides, or maps the other way.
     """
-    try:
-        content = read_regular(registration)
-    except OSError as error:
-        raise InputError(f"{registration}: cannot be read: {error.strerror or error}") from None
-    try:
-        record = json.loads(content)
-    except (ValueError, RecursionError):
-        record = None
-    if isinstance(record, dict) and "registration" in record:
-        return RegisteredSlide(real, source, _of_kin_register(real, source, registration))
-    matrix = read_matrix(registration, content, sizes=(source.levels[0], real.levels[0]))
-    return RegisteredSlide(real, source, lambda points: points @ matrix[:, :2].T + matrix[:, 2])
-
-
-def _of_kin_register(real: Slide, source: Slide, file: Path) -> Mapping:
-    """The mapping in a file of ``kin register``, NaN where it is not known."""
-    sides: list[Side] = []
-    for slide in (source, real):
-        if slide.mpp is None:
-            raise InputError(f"{slide.path}: its pixel size is not known, which a registration needs")
-        sides.append(Side(slide.path, slide.levels[0], slide.mpp))
-    found = read_registration(file, *sides)
-    mpp = sides[0].mpp
+    found, notes = registration_of_slides(registration, source, real)
+    mpp = found.source.mpp
 
     def mapping(points: Doubles) -> Doubles:
         return np.where(found.known(points * mpp)[:, None], found.to_real(points), np.nan)
 
-    return mapping
+    return RegisteredSlide(real, source, mapping), notes
 
 
 def _knots(count: int) -> Doubles:

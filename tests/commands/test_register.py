@@ -15,6 +15,7 @@ from scipy import ndimage
 from kin_cli.geometry import Doubles, Pixels
 from kin_cli.slide.mask_file import load_mask
 from kin_cli.slide.open import open_source
+from tests.helpers.generators import write_generator
 from tests.helpers.processes import kin, succeed
 
 pytest.importorskip("SimpleITK")
@@ -129,7 +130,8 @@ def test_strangers_are_told_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     cases = [
         (("register", he, folder / "other.tif", *out), "no piece of he.tif is found in it", 1),
         (("register", he, folder / "blank.tif", *out), "no tissue in it", 1),
-        (("register", he, tmp_path / "nompp.png", *out), "--real-mpp", 1),
+        (("register", tmp_path / "nompp.png", tmp_path / "nompp.png", *out), "neither states a pixel size", 1),
+        (("register", he, real, *out, "--landmarks", tmp_path / "absent.csv", he), "absent.csv: no such file", 1),
         (("register", he, tmp_path / "absent.tif", *out), "no such file", 1),
         (("register", he, real, "-o", tmp_path / "x.tif"), "write .json", 2),
         (("register", he, real, "-o", folder / "pair.json"), "exists already", 1),
@@ -143,6 +145,35 @@ def test_strangers_are_told_what_is_wrong(folder: Path, tmp_path: Path) -> None:
         last = result.err.strip().splitlines()[-1]
         assert (result.code, said in last, "Traceback" in result.err) == (code, True, False), result.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nompp.png"]
+
+
+def test_a_translation_of_a_region_is_compared_where_it_lies(folder: Path, tmp_path: Path) -> None:
+    write_generator(tmp_path / "tiny.safetensors")
+    region, options = "128,112,352,320", ("--patch-size", 64, "--halo", 0, "-m", tmp_path / "tiny.safetensors")
+    succeed("translate", folder / "he.tif", "-o", tmp_path / "part.tif", "--region", region, *options)
+    against = ("--against", folder / "real.tif", "--registration", folder / "pair.json", "--source", folder / "he.tif")
+    result = kin("validate", tmp_path / "part.tif", *against, "--json")
+    assert (result.code, "shows the region 128,112,352,320" in result.err) == (0, True), result.err
+    part = {(score["um"], score["name"]): score for score in json.loads(result.out)["scores"]}
+    # the source, recoloured, has the right cells in the right places, and so it has in the part of it
+    whole = scores(folder, "he.tif")
+    assert part[32, "nuclei_pearson"]["recoloured"] == pytest.approx(whole[32, "nuclei_pearson"]["recoloured"], abs=0.1)
+    assert part[32, "nuclei_pearson"]["recoloured"] > 0.4
+
+
+def test_a_pixel_size_that_is_missing_or_wrong_is_found(folder: Path, tmp_path: Path) -> None:
+    Image.open(folder / "real.tif").save(tmp_path / "real.png")
+    for options, said in (((), "real.png states no pixel size"), (("--real-mpp", 5.2), "do not fit: the sections do")):
+        output = tmp_path / f"pair{len(options)}.json"
+        result = kin("register", folder / "he.tif", tmp_path / "real.png", "-o", output, "--affine", *options)
+        assert (result.code, said in result.err) == (0, True), result.err
+        record, known = (json.loads(file.read_text()) for file in (output, folder / "pair.json"))
+        ours, theirs = (
+            np.array(one["pieces"][0]["matrix_um"]) @ [1240.0, 1120.0, 1.0] / one["real"]["mpp"]
+            for one in (record, known)
+        )
+        assert np.hypot(*(ours - theirs)) * UM < 16
+        assert record["real"]["mpp"] == pytest.approx(options[1] if options else UM, rel=0.04)
 
 
 def test_a_matrix_of_another_program_is_enough(folder: Path, tmp_path: Path) -> None:

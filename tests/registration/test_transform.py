@@ -14,7 +14,7 @@ from kin_cli.errors import InputError
 from kin_cli.geometry import Size
 from kin_cli.registration.elastic import Bend
 from kin_cli.registration.foreign import check_direction
-from kin_cli.registration.landmarks import landmark_errors, read_landmarks
+from kin_cli.registration.landmarks import landmark_errors, paired_landmarks, read_landmarks
 from kin_cli.registration.transform import Piece, Registration, Side, contents, read_registration
 from kin_cli.slide.tissue import TissueMask
 
@@ -199,6 +199,17 @@ def test_tables_of_other_programs_hold_the_same_landmarks(tmp_path: Path, text: 
     (tmp_path / "a.csv").write_text(text)
     found = list(read_landmarks(tmp_path / "a.csv", SOURCE).values())
     assert found == [pytest.approx((100, 200)), pytest.approx((301.5, 400))]
+
+
+def test_landmarks_without_names_must_be_as_many(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("X,Y\n1,2\n3,4\n5,6\n")
+    (tmp_path / "b.csv").write_text("X,Y\n1,2\n3,4\n")
+    with pytest.raises(InputError, match=r"2 landmarks, but a\.csv has 3"):
+        paired_landmarks((tmp_path / "a.csv", tmp_path / "b.csv"), (SOURCE, REAL))
+    (tmp_path / "a.csv").write_text("name,X,Y\none,1,2\ntwo,3,4\nthree,5,6\n")
+    (tmp_path / "b.csv").write_text("name,X,Y\nthree,50,60\none,10,20\n")
+    ours, theirs = paired_landmarks((tmp_path / "a.csv", tmp_path / "b.csv"), (SOURCE, REAL))
+    assert (ours * 10 == theirs).all()
 
 
 def test_landmarks_beyond_the_slide_are_told(tmp_path: Path) -> None:
