@@ -97,11 +97,14 @@ def agreement(source: Section, moved: Floats, known: Mask) -> Agreement:
     """Compare a section with the density of the real one that was registered to it, (h, w), where it is ``known``."""
     um = source.um[0]
     half, reach = max(4, round(_SIDE_UM / um / 2)), max(2, round(REACH_UM / um))
-    usable = (source.tissue & known).astype(np.float32)
-    fraction = ndimage.uniform_filter(usable, 2 * half, mode="constant")
     height, width = source.density.shape
     rows, cols = (np.arange(half + reach, n - half - reach, half) for n in (height, width))
-    places = [(row, col) for row in rows for col in cols if fraction[row, col] >= _LEAST_TISSUE]
+    places = []
+    for row in rows:  # one row of windows after the other: a large section has 9 million pixels
+        strip = np.s_[row - half : row + half]
+        sums = np.pad((source.tissue[strip] & known[strip]).sum(axis=0), (1, 0)).cumsum()
+        enough = sums[cols + half] - sums[cols - half] >= _LEAST_TISSUE * (2 * half) ** 2
+        places += [(row, col) for col in cols[enough]]
     if len(places) > _MOST_PLACES:
         drawn = np.random.default_rng(0).choice(len(places), _MOST_PLACES, replace=False)
         places = [places[number] for number in np.sort(drawn)]

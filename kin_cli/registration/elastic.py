@@ -24,6 +24,7 @@ _BINS = 32
 _RIM_UM = 100.0  # of background around a piece that counts
 _ROOM_UM, _ROOM = 500.0, 0.15  # around where a piece is expected, in µm, and as a fraction of its extent
 _COARSE_UM, _MIDDLE_UM = 32.0, 16.0
+_MOST_PIXELS = 3072**2 / 4  # of the rectangle around a piece at the finest resolution
 _SAMPLES = 40_000  # pixels that the mutual information is computed of, at least
 _FRACTION = 0.2  # of the pixels, if these are more
 _KNOTS_UM = (1280.0, 640.0, 320.0)  # distances of the B-spline's control points, at the resolutions coarse to fine
@@ -75,6 +76,21 @@ class Aligner:
         self._pairs = {um: (source.at(um), target.at(um)) for um in (_COARSE_UM, _MIDDLE_UM)}
         self._pairs[0.0] = (source, target)
 
+    def _finest(self, piece: Mask) -> float:
+        """The key of the finest resolution at which a piece is bent: 0 or, of a piece of over 2.4 million pixels, µm.
+
+        So memory is bounded, and so is the time.
+        """
+        left, upper, right, lower = self._frame(piece)
+        um = self._pairs[0.0][0].um
+        factor = math.ceil(math.sqrt((right - left) * (lower - upper) / (um[0] * um[1] * _MOST_PIXELS)))
+        if factor <= 1:
+            return 0.0
+        coarse = um[0] * factor
+        if coarse not in self._pairs:
+            self._pairs[coarse] = (self._pairs[0.0][0].at(coarse), self._pairs[0.0][1].at(coarse))
+        return coarse
+
     def rigid(self, piece: Mask, place: Place) -> tuple[float, Place]:
         """A place improved at 32 µm per pixel, and the mutual information there (natural units, higher is better)."""
         sitk = self._sitk
@@ -94,7 +110,7 @@ class Aligner:
         transform.SetMatrix(start[:, :2].ravel().tolist())
         transform.SetTranslation(np.subtract(place.place, place.centre).tolist())
         value = place.score
-        for um, shrinks in ((_COARSE_UM, (2, 1)), (_MIDDLE_UM, (1,)), (0.0, (1,))):
+        for um, shrinks in ((_COARSE_UM, (2, 1)), (_MIDDLE_UM, (1,)), (self._finest(piece), (1,))):
             value = self._run(transform, piece, um, shrinks=shrinks, step=max(um, 8.0), rounds=100)
         linear = np.array(transform.GetMatrix()).reshape(2, 2)
         stretch = np.linalg.svd(linear, compute_uv=False)
@@ -125,7 +141,7 @@ class Aligner:
             for number in range(finest):
                 if number:
                     spline = _refined(sitk, spline)
-                um = (_COARSE_UM, _MIDDLE_UM, 0.0)[number]
+                um = (_COARSE_UM, _MIDDLE_UM, self._finest(piece))[number]
                 value = self._run_spline(spline, known, piece, um, blurred=blurred and not number)
             bend = _sampled(spline, (left, upper, right, lower))
             if not folds(bend, self._near(piece, bend)):

@@ -34,6 +34,7 @@ _LEAST_COVERED = 0.6  # fraction of a piece that must lie on tissue of the real 
 _WELL_COVERED, _ALIKE_DEGREES = 0.85, 25.0  # of a piece that is turned like a proved one
 _ALIKE_STRETCH = 1.15  # ratio of lengths within which pieces of one slide are stretched
 _CLEAR = 0.25  # see _merit: below it pieces are also tried parted at their necks
+_POINTS = 400_000  # at which it is looked whether a piece lies on tissue
 _OVERLAP = 0.3  # fraction of a piece that may lie where a larger one lies already
 _MIRRORED_HINT = "are they serial sections of one block? --mirrored, if one was mounted upside down"
 
@@ -324,7 +325,8 @@ class _Matcher:
 
     def _covered(self, piece: Mask, motion: Piece) -> Mask:
         """Where a piece lies on the rough target, once moved."""
-        points = self._source.centres_of(piece, step=2)
+        step = max(2, int(self._rough_target.um[0] / self._source.um[0] / 2))
+        points = self._source.centres_of(piece, step=step)
         places = self._rough_target.indices(motion(points))
         height, width = self._taken.shape
         row, col = np.rint(places[0]).astype(np.intp), np.rint(places[1]).astype(np.intp)
@@ -359,7 +361,9 @@ def _judged(registration: Registration, source: Section, target: Section) -> tup
         if not piece.found:
             pieces.append(piece)
             continue
-        covered = _covered_fraction(piece, source.centres_of(registration.labels == number, step=2), near)
+        inside = registration.labels == number
+        step = max(2, math.ceil(math.sqrt(np.count_nonzero(inside) / _POINTS)))
+        covered = _covered_fraction(piece, source.centres_of(inside, step=step), near)
         about = piece.about | {"agreement": round(own.near, 3), "covered": round(covered, 3)}
         is_sure = found.certain and own.believable and covered >= _LEAST_COVERED
         pieces.append(replace(piece, found=is_sure, about=about))

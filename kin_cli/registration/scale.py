@@ -62,14 +62,14 @@ def best_factor(source: Section, target: Section, labels: Labels) -> float:
 
 def fits(source: Section, target: Section, labels: Labels) -> list[Fit]:
     """How well the largest pieces are found in the target at each scale; around the best one in finer steps."""
-    areas = np.bincount(labels.ravel(), minlength=2)[1:]
+    areas = [int(np.count_nonzero(labels == number)) for number in range(1, min(_PIECES, int(labels.max())) + 1)]
     ratio = tissue_ratio(source, target)
-    um = _resolution(source, target, ratio, float(areas[0]) * source.um[0] * source.um[1])
+    um = _resolution(source, target, ratio, areas[0] * source.um[0] * source.um[1])
     rough = source.resampled(um)
-    pieces = [(labels == number + 1, float(areas[number])) for number in range(min(_PIECES, len(areas)))]
-    reduced = [(rough.of_mask(piece, source), area) for piece, area in pieces]
-    reduced = [(piece, area) for piece, area in reduced if piece.any()]
+    pieces = [(rough.of_mask(labels == number, source), area) for number, area in enumerate(areas, start=1)]
+    reduced = [(piece, float(area)) for piece, area in pieces if piece.any()]
     most = _MOST_SIDE * um / max(target.extent_um)
+    target = target.at(um / 2 / max(ratio, 2.0))
     found = [_fit(rough, reduced, target, factor, None) for factor in _factors(ratio) if factor <= max(most, 1.0)]
     best, turns = max(found, key=lambda one: one[0].score)
     finer = [best.factor * _FINE_STEP**step for step in (-2, -1, 1, 2)]

@@ -15,7 +15,7 @@ from scipy import ndimage
 from kin_cli.errors import InputError, NoTissueError
 from kin_cli.geometry import Doubles, Floats, Mask, Size
 from kin_cli.slide.tissue import TissueMask, detect_tissue, tissue_mask
-from kin_cli.slide.view import SlideView, overview
+from kin_cli.slide.view import SlideView, averaged, overview
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +30,7 @@ _MAX_SIDE = 3072
 _SAME_UM = 0.005  # relative difference of resolutions that is none
 _PARTED_SIDE = 2048
 _ROUGH_SIDE = 1024
+_STRIP_ROWS, _READERS = 512, 4
 _BACKGROUND_PERCENTILE = 90
 _GAP_UM = 96.0  # parts of tissue that are nearer than this are one piece
 _NECK_UM = 192.0  # and are parted where they are narrower than this, if they moved apart
@@ -125,7 +126,7 @@ def read_section(
     ``mpp`` is the pixel size of the view, if it is not that of its file. With ``finest_um`` None the section has 1024
     pixels on its longer side. ``tissue`` is "auto", "none" or the path of a mask, see ``tissue_mask``.
 
-    Memory bound: 150 MB for the tissue and 40 bytes for each of at most 3072² pixels.
+    Memory bound: 150 MB for the tissue and 10 bytes for each of at most 3072² pixels.
 
     Raises:
         InputError: the pixel size of the slide is unknown.
@@ -137,21 +138,37 @@ def read_section(
     longest = max(view.size.width, view.size.height)
     wanted = _ROUGH_SIDE if finest_um is None else max(64, round(longest * mpp / finest_um))
     side = min(_MAX_SIDE, wanted, longest)
-    pixels = overview(view, side)
     # tissue_mask would take all of a photograph, but its outline is the best guide to where it lies
     mask = detect_tissue(view) if tissue == "auto" else tissue_mask(view, tissue)
     if not mask.mask.any():
         raise NoTissueError(f"{path}: no tissue in it", "--tissue none takes all of it as tissue")
-    height, width = pixels.shape[:2]
+    darkest = _darkest(view, side)
+    height, width = darkest.shape
     um = (view.size.width * mpp / width, view.size.height * mpp / height)
-    darkest = pixels.min(axis=-1)
-    del pixels
     found = _resized(mask, Size(width, height))
     outside = darkest[~found]
     white = float(np.median(outside)) if outside.size > 100 else float(np.percentile(darkest, _BACKGROUND_PERCENTILE))
     levels = np.clip(1.0 - np.arange(256, dtype=np.float32) / np.float32(max(white, 1.0)), 0.0, 1.0)
     density: Floats = levels[darkest]
     return Section(density, found, um)
+
+
+def _darkest(view: SlideView, side: int) -> NDArray[np.uint8]:
+    """The least of R, G and B (h, w) of an overview, which is read in strips if it is large."""
+    longest = max(view.size.width, view.size.height)
+    if side >= longest:
+        whole: NDArray[np.uint8] = overview(view, side).min(axis=-1)
+        return whole
+    width, height = (max(1, round(n * side / longest)) for n in (view.size.width, view.size.height))
+    left, top = view.region.x / view.frame.width, view.region.y / view.frame.height
+    wide, high = view.region.width / view.frame.width, view.region.height / view.frame.height
+    found = np.empty((height, width), np.uint8)
+    for row in range(0, height, _STRIP_ROWS):
+        rows = min(_STRIP_ROWS, height - row)
+        part = left, top + high * row / height, left + wide, top + high * (row + rows) / height
+        pixels = averaged(view.slide, part, Size(width, rows), workers=_READERS)
+        pixels.min(axis=-1, out=found[row : row + rows])
+    return found
 
 
 def _resized(mask: TissueMask, size: Size) -> Mask:
