@@ -80,7 +80,7 @@ def in_part(
     """The registration of a whole slide in the frame of its translation, and what to say if that is a part of it.
 
     Raises:
-        InputError: the translation reaches beyond the slide that was registered.
+        InputError: the translation reaches beyond the slide that was registered, or covers something else.
     """
     slide, whole = translated.slide, registration.source
     region = None if made is None else made.region
@@ -93,11 +93,18 @@ def in_part(
             raise InputError(f"{slide.path}: the pixel size is not known", "state it in µm with --source-mpp")
         mpp = whole.mpp
     side = Side(slide.path, size, mpp)
+    extent = whole.size.width * whole.mpp, whole.size.height * whole.mpp
     if region is None:
+        covered = size.width * mpp, size.height * mpp
+        if any(abs(ours / theirs - 1) > 0.01 for ours, theirs in zip(covered, extent, strict=True)):
+            raise InputError(
+                f"{slide.path}: covers {covered[0]:.0f} × {covered[1]:.0f} µm, and {whole.path.name}, which was"
+                f" registered, {extent[0]:.0f} × {extent[1]:.0f} µm",
+                "it does not tell that it shows a part of it: is it a translation of this slide, and kin's own file?",
+            )
         return replace(registration, source=side), None
     corner = region.x * mpp, region.y * mpp
     ends = region.right * mpp, region.bottom * mpp
-    extent = whole.size.width * whole.mpp, whole.size.height * whole.mpp
     if any(end > limit * 1.01 for end, limit in zip(ends, extent, strict=True)):
         raise InputError(
             f"{slide.path}: its region ends at {ends[0]:.0f}, {ends[1]:.0f} µm, but {whole.path.name}, which was"

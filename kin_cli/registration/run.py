@@ -33,7 +33,7 @@ _FREE_SEARCHES = 8  # pieces that are looked for everywhere; smaller ones follow
 _LEAST_COVERED = 0.6  # fraction of a piece that must lie on tissue of the real slide
 _WELL_COVERED, _ALIKE_DEGREES = 0.85, 25.0  # of a piece that is turned like a proved one
 _ALIKE_STRETCH = 1.15  # ratio of lengths within which pieces of one slide are stretched
-_CLEAR = 0.25  # see _merit: below it pieces are also tried parted at their necks
+_CLEAR = 0.25  # see _merit: below it pieces are also tried parted at their necks, and at other scales
 _POINTS = 400_000  # at which it is looked whether a piece lies on tissue
 _OVERLAP = 0.3  # fraction of a piece that may lie where a larger one lies already
 _MIRRORED_HINT = "are they serial sections of one block? --mirrored, if one was mounted upside down"
@@ -145,6 +145,8 @@ def register_sections(
             real = again(finest_um=FINEST_UM / factor)
         target = real.scaled(factor).at(source.um[0])
         tried.append(_trial(source, target, sides, settings, progress, labels=labels, factor=factor))
+        if tried[-1].merit >= _CLEAR:
+            break
     best = max(tried, key=lambda trial: trial.merit)
     if not any(piece.found for piece in best.judged.pieces):
         raise InputError(f"{sides[1].path}: no piece of {sides[0].path.name} is found in it", _MIRRORED_HINT)

@@ -52,7 +52,7 @@ def likely_factors(source: Section, target: Section, labels: Labels) -> list[flo
     if max(best.factor, 1 / best.factor) <= _ABSORBED:
         return [1.0]
     stated = max((fit for fit in found if max(fit.factor, 1 / fit.factor) < _STEP), key=lambda fit: fit.score)
-    return [best.factor] if best.score - stated.score > _CLEARLY else [best.factor, 1.0]
+    return [best.factor, 1.0] if best.score - stated.score > _CLEARLY else [1.0, best.factor]
 
 
 def best_factor(source: Section, target: Section, labels: Labels) -> float:
