@@ -7,7 +7,9 @@ count. SimpleITK comes with ``pip install kin-cli[validate]``.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -28,6 +30,9 @@ _MOST_PIXELS = 3072**2 / 4  # of the rectangle around a piece at the finest reso
 _SAMPLES = 40_000  # pixels that the mutual information is computed of, at least
 _FRACTION = 0.2  # of the pixels, if these are more
 _KNOTS_UM = (1280.0, 640.0, 320.0)  # distances of the B-spline's control points, at the resolutions coarse to fine
+_MOST_PARAMETERS = 6000  # of a spline: each has 8 kB of derivatives,
+_PARALLEL_PARAMETERS = 1000  # and those of several threads are buffered: 0.16 MB each
+_M_MMAP_THRESHOLD = -3  # parameter of mallopt, from malloc.h
 NODE_UM = 32.0
 """Distance of the nodes at which a displacement is stored; the B-spline is smooth at a tenth of its control points."""
 
@@ -47,7 +52,15 @@ def simple_itk() -> Any:
         raise KinError("registration needs SimpleITK", "pip install 'kin-cli[validate]'") from None
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(min(available_cores(), 8))
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    _give_back_early()
     return SimpleITK
+
+
+def _give_back_early() -> None:
+    """Let glibc return every array of over 1 MiB to the system when it is freed, whatever it has seen so far."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +148,7 @@ class Aligner:
             spline = sitk.BSplineTransform(2, 3)
             spline.SetTransformDomainOrigin((left, upper))
             spline.SetTransformDomainPhysicalDimensions((right - left, lower - upper))
-            mesh = [max(1, round(extent / _KNOTS_UM[0])) for extent in (right - left, lower - upper)]
-            spline.SetTransformDomainMeshSize(mesh)
+            spline.SetTransformDomainMeshSize(_mesh(right - left, lower - upper))
             value = 0.0
             for number in range(finest):
                 if number:
@@ -241,6 +253,8 @@ class Aligner:
     def _run_spline(self, spline: Any, known: Any, piece: Mask, um: float, *, blurred: bool) -> float:
         frame = self._frame(piece)
         method = self._method(piece, um, frame)
+        if len(spline.GetParameters()) > _PARALLEL_PARAMETERS:
+            method.SetNumberOfWorkUnits(1)
         shrinks, sigmas = ((2, 1, 1), (4.0, 2.0, 0.5)) if blurred else ((1,), (0.5,))
         method.SetShrinkFactorsPerLevel(shrinks)
         method.SetSmoothingSigmasPerLevel(sigmas)
@@ -279,6 +293,17 @@ def _matrix_of(transform: Any) -> Doubles:
 
 class AlignmentError(Exception):
     """SimpleITK could not go on, for example since no pixel of the piece lies on the other slide any more."""
+
+
+def _mesh(width: float, height: float) -> list[int]:
+    """Spans of the coarsest spline along both axes of a frame in µm; fewer if the finest had too many parameters."""
+    finer = 2 ** (len(_KNOTS_UM) - 1)
+    knots = _KNOTS_UM[0]
+    while True:
+        mesh = [max(1, round(extent / knots)) for extent in (width, height)]
+        if 2 * math.prod(finer * spans + 3 for spans in mesh) <= _MOST_PARAMETERS:
+            return mesh
+        knots *= 1.1
 
 
 def _refined(sitk: Any, spline: Any) -> Any:
