@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from kin_cli.registration.transform import Piece, Registration, Side
 from kin_cli.registration.warp import warped
 from kin_cli.slide.view import SlideView
 
+_ROUNDS = 3  # in which pieces without a place try those of others
 _COARSE_FACTOR = 1.2  # from which a section is read again, since its pixels are larger than they seemed
 _ALIKE_SIZE = 1.05  # ratio of lengths beyond which the stated pixel sizes are said not to fit
 _PLACES = 8  # rough places that mutual information decides between
@@ -33,7 +34,7 @@ _FREE_SEARCHES = 8  # pieces that are looked for everywhere; smaller ones follow
 _LEAST_COVERED = 0.6  # fraction of a piece that must lie on tissue of the real slide
 _WELL_COVERED, _ALIKE_DEGREES = 0.85, 25.0  # of a piece that is turned like a proved one
 _ALIKE_STRETCH = 1.15  # ratio of lengths within which pieces of one slide are stretched
-_CLEAR = 0.25  # see _merit: below it pieces are also tried parted at their necks, and at other scales
+_CLEAR = 0.25  # see _merit: below it pieces are also tried parted at their necks
 _POINTS = 400_000  # at which it is looked whether a piece lies on tissue
 _OVERLAP = 0.3  # fraction of a piece that may lie where a larger one lies already
 _MIRRORED_HINT = "are they serial sections of one block? --mirrored, if one was mounted upside down"
@@ -145,7 +146,7 @@ def register_sections(
             real = again(finest_um=FINEST_UM / factor)
         target = real.scaled(factor).at(source.um[0])
         tried.append(_trial(source, target, sides, settings, progress, labels=labels, factor=factor))
-        if tried[-1].merit >= _CLEAR:
+        if any(piece.found for piece in tried[-1].judged.pieces):
             break
     best = max(tried, key=lambda trial: trial.merit)
     if not any(piece.found for piece in best.judged.pieces):
@@ -232,10 +233,15 @@ def _matched(
     progress: Progress,
 ) -> tuple[Registration, Agreement, list[str]]:
     """The motion of each piece, judged, and notes."""
-    matcher = _Matcher(source, target, labels)
+    matcher = _Matcher(source, target, labels, elastic=settings.elastic)
     with progress.stage("register", matcher.count, "pieces") as advance:
-        pieces = matcher.pieces(advance, elastic=settings.elastic)
+        pieces = matcher.pieces(advance)
     judged, found = _judged(Registration(*sides, tuple(pieces), labels), source, target)
+    for _ in range(_ROUNDS):
+        again = matcher.exchanged(judged.pieces)
+        if again is None:
+            break
+        judged, found = _judged(Registration(*sides, tuple(again), labels), source, target)
     return judged, found, matcher.notes
 
 
@@ -249,43 +255,72 @@ def _merit(registration: Registration, found: Agreement) -> float:
 class _Matcher:
     """Finds the pieces of one section in another, each at its own place."""
 
-    def __init__(self, source: Section, target: Section, labels: Labels) -> None:
-        self._source, self._target, self._labels = source, target, labels
+    def __init__(self, source: Section, target: Section, labels: Labels, *, elastic: bool) -> None:
+        self._source, self._target, self._labels, self._elastic = source, target, labels, elastic
         um = search_um(source, target)
         self._rough = source.at(um)
         self._rough_target = target.resampled(self._rough.um[0])
         self._searcher = Searcher(self._rough_target)
         self._aligner = Aligner(source, target)
         self._taken: Mask = np.zeros(self._rough_target.density.shape, np.bool_)
+        self._candidates: dict[int, list[Place]] = {}
+        self._tried: set[int] = set()
         self.count = int(labels.max())
         self.notes: list[str] = []
 
-    def pieces(self, advance: Any, *, elastic: bool) -> list[Piece]:
+    def pieces(self, advance: Any) -> list[Piece]:
         """All pieces, the largest first."""
         found: list[Piece] = []
-        places: list[Place] = []
         for number in range(1, self.count + 1):
-            piece = self._labels == number
-            best = self._best(piece, places if number > _FREE_SEARCHES else [])
-            if best is None:
-                found.append(self._lost(piece))
-            else:
-                places.append(best)
-                found.append(self._bent(piece, best, elastic=elastic))
-                self._taken |= self._covered(piece, found[-1])
+            found.append(self._placed(number, self._places_of(number)))
             advance(1)
         return found
 
-    def _best(self, piece: Mask, others: list[Place]) -> Place | None:
-        """The best place of a piece that is not taken; with ``others`` only rotations near theirs are tried."""
+    def exchanged(self, judged: Sequence[Piece]) -> list[Piece] | None:
+        """Pieces that found no place in those of pieces that proved wrong there; None if there are no such.
+
+        If one of several pieces is left in the other section, the largest one takes its place first.
+        """
+        homeless = [at for at, piece in enumerate(judged) if not piece.found and at + 1 not in self._tried]
+        wrong = [at for at, piece in enumerate(judged) if not piece.found and _was_placed(piece)]
+        if not homeless or not wrong:
+            return None
+        self._taken[:] = False
+        for at, piece in enumerate(judged):
+            if piece.found:
+                self._taken |= self._covered(self._labels == at + 1, piece)
+        found = list(judged)
+        for at in homeless:
+            found[at] = self._placed(at + 1, self._candidates.get(at + 1, []))
+        if not any(_was_placed(found[at]) for at in homeless):
+            return None
+        for at in wrong:
+            found[at] = self._lost(self._labels == at + 1)
+        return found
+
+    def _placed(self, number: int, places: list[Place]) -> Piece:
+        """A piece at the best of some places that is not taken, bent there."""
+        piece = self._labels == number
+        for at, place in enumerate(places):
+            covered = self._covered(piece, Piece(place.matrix()))
+            if covered.any() and (covered & self._taken).sum() <= _OVERLAP * covered.sum():
+                self._candidates[number] = [place, *places[:at], *places[at + 1 :]]  # the first is where it is
+                self._tried.add(number)
+                found = self._bent(piece, place)
+                self._taken |= self._covered(piece, found)
+                return found
+        return self._lost(piece)
+
+    def _places_of(self, number: int) -> list[Place]:
+        """Places of a piece, the best first; of small pieces only rotations near those of others are tried."""
+        piece = self._labels == number
         rough = _reduced(piece, self._rough)
         if not rough.any():
-            return None
+            return []
         degrees: Iterable[float] = range(0, 360, STEP_DEGREES)
-        if others:
-            around = [
-                math.degrees(place.angle) + turn for place in others[:_FREE_SEARCHES] for turn in (-12, -6, 0, 6, 12)
-            ]
+        if number > _FREE_SEARCHES and self._candidates:
+            first = [self._candidates[other][0] for other in sorted(self._candidates)[:_FREE_SEARCHES]]
+            around = [math.degrees(place.angle) + turn for place in first for turn in (-12, -6, 0, 6, 12)]
             degrees = sorted({round(angle / STEP_DEGREES) * STEP_DEGREES % 360 for angle in around})
         improved = []
         for place in self._searcher.places(self._rough, rough, degrees, _PLACES):
@@ -294,20 +329,17 @@ class _Matcher:
             except AlignmentError:
                 continue
         improved.sort(key=lambda place: -place.score)
-        for place in improved:
-            covered = self._covered(piece, Piece(place.matrix()))
-            if covered.any() and (covered & self._taken).sum() <= _OVERLAP * covered.sum():
-                return place
-        return None
+        self._candidates[number] = improved
+        return improved
 
-    def _bent(self, piece: Mask, place: Place, *, elastic: bool) -> Piece:
+    def _bent(self, piece: Mask, place: Place) -> Piece:
         about = {"area_mm2": self._area(piece)}
         try:
             value, matrix = self._aligner.affine(piece, place)
         except AlignmentError:
             value, matrix = place.score, place.matrix()
         bend: Bend | None = None
-        if elastic:
+        if self._elastic:
             try:
                 bent, bend = self._aligner.elastic(piece, matrix)
                 value = bent if bend is not None else value
@@ -339,6 +371,10 @@ class _Matcher:
         return closed
 
 
+def _was_placed(piece: Piece) -> bool:
+    return "mutual_information" in piece.about
+
+
 def _reduced(piece: Mask, like: Section) -> Mask:
     """A mask at the resolution of a coarser section."""
     factor = round(piece.shape[1] / like.density.shape[1]) or 1
@@ -367,7 +403,7 @@ def _judged(registration: Registration, source: Section, target: Section) -> tup
         step = max(2, math.ceil(math.sqrt(np.count_nonzero(inside) / _POINTS)))
         covered = _covered_fraction(piece, source.centres_of(inside, step=step), near)
         about = piece.about | {"agreement": round(own.near, 3), "covered": round(covered, 3)}
-        is_sure = found.certain and own.believable and covered >= _LEAST_COVERED
+        is_sure = ((found.certain and own.believable) or own.certain) and covered >= _LEAST_COVERED
         pieces.append(replace(piece, found=is_sure, about=about))
     sure = _of_one_size([at for at, piece in enumerate(pieces) if piece.found], pieces)
     shown = bool(sure)

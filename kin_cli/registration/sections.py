@@ -26,7 +26,7 @@ Labels: TypeAlias = "NDArray[np.uint8]"
 FINEST_UM = 8.0
 """Resolution of the finest level that is registered, µm per pixel, unless the slide would exceed ``_MAX_SIDE``."""
 
-_MAX_SIDE = 3072
+_MAX_SIDE = 2048
 _SAME_UM = 0.005  # relative difference of resolutions that is none
 _PARTED_SIDE = 2048
 _ROUGH_SIDE = 1024
@@ -121,12 +121,12 @@ def centres(shape: tuple[int, ...], um: tuple[float, float]) -> Doubles:
 def read_section(
     view: SlideView, *, tissue: str | Path = "auto", mpp: float | None = None, finest_um: float | None = FINEST_UM
 ) -> Section:
-    """Read a whole slide at ``finest_um`` µm per pixel, or coarser if it would have over 3072 pixels on a side.
+    """Read a whole slide at ``finest_um`` µm per pixel, or coarser if it would have over 2048 pixels on a side.
 
     ``mpp`` is the pixel size of the view, if it is not that of its file. With ``finest_um`` None the section has 1024
     pixels on its longer side. ``tissue`` is "auto", "none" or the path of a mask, see ``tissue_mask``.
 
-    Memory bound: 150 MB for the tissue and 10 bytes for each of at most 3072² pixels.
+    Memory bound: 150 MB for the tissue and 10 bytes for each of at most 2048² pixels.
 
     Raises:
         InputError: the pixel size of the slide is unknown.
