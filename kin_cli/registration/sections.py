@@ -28,7 +28,7 @@ FINEST_UM = 8.0
 
 _MAX_SIDE = 2048
 _SAME_UM = 0.005  # relative difference of resolutions that is none
-_PARTED_SIDE = 2048
+_PARTED_SIDE = 1536
 _ROUGH_SIDE = 1024
 _STRIP_ROWS, _READERS = 512, 4
 _BACKGROUND_PERCENTILE = 90
