@@ -26,6 +26,7 @@ from kin_cli.registration.transform import Piece, Registration, Side
 from kin_cli.registration.warp import warped
 from kin_cli.slide.view import SlideView
 
+_LARGE = 0.25  # of the largest piece's area: mutual information of fewer pixels is no measure
 _ROUNDS = 3  # in which pieces without a place try those of others
 _COARSE_FACTOR = 1.2  # from which a section is read again, since its pixels are larger than they seemed
 _ALIKE_SIZE = 1.05  # ratio of lengths beyond which the stated pixel sizes are said not to fit
@@ -269,17 +270,21 @@ class _Matcher:
         self.notes: list[str] = []
 
     def pieces(self, advance: Any) -> list[Piece]:
-        """All pieces, the largest first."""
-        found: list[Piece] = []
-        for number in range(1, self.count + 1):
-            found.append(self._placed(number, self._places_of(number)))
+        """All pieces. Of the large ones those choose first that fit best: another may be missing in the target."""
+        areas = [int(np.count_nonzero(self._labels == number)) for number in range(self.count + 1)]
+        large = [number for number in range(1, self.count + 1)[:_FREE_SEARCHES] if areas[number] >= areas[1] * _LARGE]
+        places = {number: self._places_of(number) for number in large}
+        large.sort(key=lambda number: -places[number][0].score if places[number] else 0.0)
+        found: dict[int, Piece] = {}
+        for number in [*large, *(number for number in range(1, self.count + 1) if number not in places)]:
+            found[number] = self._placed(number, places[number] if number in places else self._places_of(number))
             advance(1)
-        return found
+        return [found[number] for number in range(1, self.count + 1)]
 
     def exchanged(self, judged: Sequence[Piece]) -> list[Piece] | None:
         """Pieces that found no place in those of pieces that proved wrong there; None if there are no such.
 
-        If one of several pieces is left in the other section, the largest one takes its place first.
+        If one of several pieces is left in the other section, another one may have taken its place.
         """
         homeless = [at for at, piece in enumerate(judged) if not piece.found and at + 1 not in self._tried]
         wrong = [at for at, piece in enumerate(judged) if not piece.found and _was_placed(piece)]

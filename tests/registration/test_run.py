@@ -13,9 +13,9 @@ from kin_cli.errors import InputError
 from kin_cli.evaluation.settings import SlideChoice
 from kin_cli.geometry import Doubles, Size
 from kin_cli.progress import SilentProgress
-from kin_cli.registration.run import Registered, RegisterSettings, register_sections
+from kin_cli.registration.run import Registered, RegisterSettings, _follows, register_sections
 from kin_cli.registration.sections import Section, centres, pieces_of
-from kin_cli.registration.transform import Side
+from kin_cli.registration.transform import Piece, Side
 from tests.registration.conftest import UM, blob, section
 
 
@@ -100,6 +100,22 @@ def test_a_lost_piece_is_said_and_not_known() -> None:
     assert "was not found" in found.notes[-1]
     points = np.array([[110.0, 130.0], [320.0, 130.0]]) * 8
     assert found.registration.known(points).tolist() == [True, False]
+
+
+def test_the_smaller_piece_finds_its_place_if_it_alone_is_left() -> None:
+    shape = (260, 420)
+    one, two = blob(shape, (130, 110), 75, 3), blob(shape, (130, 320), 60, 4)
+    pale = Section(0.3 * section([two]).density, section([two]).tissue, UM)
+    found = registered(section([one, two]), pale, elastic=False)
+    assert [piece.found for piece in found.registration.pieces] == [False, True]
+    points = np.array([[320.0, 130.0]]) * 8
+    assert np.hypot(*(found.registration.moved(points) - points)[0]) < 16
+
+
+def test_a_piece_that_parts_from_the_proved_ones_is_not_believed() -> None:
+    one, other = Piece(np.array([[0.8, 0.0, 5.0], [0.0, 0.8, 5.0]]), about={"covered": 0.99}), Piece(np.eye(2, 3))
+    assert not _follows(one, [other])
+    assert _follows(replace(one, matrix=np.eye(2, 3)), [other])
 
 
 def test_the_estimated_error_follows_the_true_one(one_piece: Section) -> None:
