@@ -30,6 +30,7 @@ _MAX_SIDE = 2048
 _SAME_UM = 0.005  # relative difference of resolutions that is none
 _PARTED_SIDE = 1536
 _ROUGH_SIDE = 1024
+_BLACK = 24  # grey level
 _STRIP_ROWS, _READERS = 512, 4
 _BACKGROUND_PERCENTILE = 90
 _GAP_UM = 96.0  # parts of tissue that are nearer than this are one piece
@@ -146,10 +147,12 @@ def read_section(
     height, width = darkest.shape
     um = (view.size.width * mpp / width, view.size.height * mpp / height)
     found = _resized(mask, Size(width, height))
-    outside = darkest[~found]
+    black = ~found & (darkest <= _BLACK)
+    outside = darkest[~found & ~black]
     white = float(np.median(outside)) if outside.size > 100 else float(np.percentile(darkest, _BACKGROUND_PERCENTILE))
     levels = np.clip(1.0 - np.arange(256, dtype=np.float32) / np.float32(max(white, 1.0)), 0.0, 1.0)
     density: Floats = levels[darkest]
+    density[black] = 0.0  # not scanned, or a pen
     return Section(density, found, um)
 
 
