@@ -72,8 +72,10 @@ class Piece:
 
     @property
     def degrees(self) -> float:
-        """Its rotation, clockwise on the screen, from -180 to 180."""
-        return math.degrees(math.atan2(self.matrix[1, 0] - self.matrix[0, 1], self.matrix[0, 0] + self.matrix[1, 1]))
+        """Its rotation, clockwise on the screen, from -180 to 180; of a mirrored piece before it is mirrored."""
+        (a, b), (c, d) = self.matrix[:, :2]
+        side = 1 if a * d > b * c else -1
+        return math.degrees(math.atan2(c - side * b, side * a + d))
 
     def from_corner(self, corner_um: tuple[float, float]) -> Piece:
         """The same motion of points that are given from a corner (x, y) of the source in µm."""

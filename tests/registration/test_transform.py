@@ -35,6 +35,13 @@ def write(folder: Path) -> Path:
     return folder / "reg.json"
 
 
+@pytest.mark.parametrize("degrees", [-150.0, -63.6, 0.0, 20.0, 90.0])
+def test_the_rotation_is_that_of_scikit_image_also_of_a_mirrored_piece(degrees: float) -> None:
+    turned = transform.SimilarityTransform(scale=1.1, rotation=np.radians(degrees), translation=(5, 7)).params[:2]
+    mirrored = turned * [[-1], [1]]
+    assert [Piece(matrix).degrees for matrix in (turned, mirrored)] == pytest.approx([degrees] * 2)
+
+
 def test_a_file_gives_the_same_map(tmp_path: Path) -> None:
     found = read_registration(write(tmp_path), SOURCE, REAL)
     points = np.random.default_rng(1).uniform(0, 3000, (500, 2))
