@@ -24,7 +24,7 @@ import numpy as np
 from kin_cli.concurrency import available_cores
 from kin_cli.errors import InputError, NoTissueError, UsageError
 from kin_cli.evaluation.consistency import Differences, Mismatch
-from kin_cli.geometry import Box, Cell, Grid, Pixels
+from kin_cli.geometry import Box, Cell, Pixels
 from kin_cli.models.named import shelf
 from kin_cli.norm.kernel import Kernel
 from kin_cli.norm.lookup import Lookup
@@ -288,8 +288,7 @@ class _Side:
         self._store = BlobStore(folder, "table", capacity=len(plan.grid))
         grid = plan.grid
         self._table = StatTable(self._store, rows=grid.rows, cols=grid.cols, channels=plan.generator.channels)
-        kernel = plan.settings.norm.effective_kernel
-        self._kernel = kernel
+        self._kernel = plan.settings.norm.effective_kernel
         self._statistics: SmoothedTable | None = None
 
     def __enter__(self) -> _Side:
@@ -317,7 +316,7 @@ class _Side:
         own = box.shifted(-self._shift, -self._shift)
         canvas = np.empty((box.height, box.width, 3), np.uint8)
         for cell in self._cells(box):
-            patch = Grid.box(self._plan.grid, cell)
+            patch = self._plan.grid.box(cell)
             part = patch.intersection(own)
             canvas[part.slices(own)] = self._patch_by(cell, patch, method, engines)[part.slices(patch)]
         return canvas

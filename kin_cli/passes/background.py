@@ -85,26 +85,35 @@ def fill_background(view: SlideView, sink: TileSink, *, mode: BackgroundMode, wo
 
     def finish(tile: Cell) -> None:
         box = windows.tiles.clipped(tile)
-        if mode == "keep":
-            filled = view.read(box).astype(np.float32)
-        elif colour is not None:
-            filled = colour.fill(tile)
+        translated = None if windows.is_empty(tile) else _translated(sink, tile)
+        if colour is not None:
+            fill = colour.fill(tile)
+            pixels = _rounded(fill if translated is None else _blended(sink, box, translated, fill), box)
         else:
-            filled = np.full((box.height, box.width, 3), 255, np.float32)
-        if windows.is_empty(tile):
-            pixels = _rounded(filled, box)
-        else:
-            translated = unpack_partial(stores.partial_tiles.get(windows.tiles.index(tile)), box)
-            share = windows.selected_pixels(box).astype(np.float32)
-            if colour is not None and windows.blend_px:
-                share = np.where(sink.mask.background(box), windows.share_of_translation(box), share)
-            pixels = _rounded(share[..., None] * translated + (1 - share[..., None]) * filled, box)
+            pixels = view.read(box) if mode == "keep" else np.full((box.height, box.width, 3), 255, np.uint8)
+            if translated is not None:
+                pixels = np.where(windows.selected_pixels(box)[..., None], translated, pixels)
         stores.tiles.put(layout.key(0, tile), sink.codec.encode(pad_tile(pixels, windows.tiles.step)))
 
     with progress.stage("background", len(todo), "tiles") as advance:
         for _ in prefetch(finish, todo, workers=workers, ahead=2 * workers):
             advance(1)
     return sum(windows.is_empty(tile) for tile in windows.tiles)
+
+
+def _translated(sink: TileSink, tile: Cell) -> Pixels:
+    """The pixels of a partial tile, arbitrary where it is not translated."""
+    grid = sink.windows.tiles
+    return unpack_partial(sink.stores.partial_tiles.get(grid.index(tile)), grid.clipped(tile))
+
+
+def _blended(sink: TileSink, box: Box, translated: Pixels, fill: Floats) -> Floats:
+    """Grey levels (h, w, 3) of a box: translated where it is, the fill elsewhere, and between them in background."""
+    share = sink.windows.selected_pixels(box).astype(np.float32)
+    if sink.windows.blend_px:
+        share = np.where(sink.mask.background(box), sink.windows.share_of_translation(box), share)
+    levels: Floats = share[..., None] * translated + (1 - share[..., None]) * fill
+    return levels
 
 
 def _rounded(levels: Floats, box: Box) -> Pixels:

@@ -55,15 +55,14 @@ def registration_of_translation(
     same = made is None or (made.region is None and made.mpp is None and not made.level)
     if source is None and same:
         return registration_of_slides(file, translated.slide, real)
-    record = _record(file)
-    if source is None and record is None:
-        assert made is not None
-        raise InputError(
-            f"{file}: is in pixels of {made.slide}, and {translated.slide.path.name} shows {made.part}",
-            "name the whole slide with --source",
-        )
     if source is None:
-        assert record is not None
+        record = _record(file)
+        if record is None:
+            assert made is not None
+            raise InputError(
+                f"{file}: is in pixels of {made.slide}, and {translated.slide.path.name} shows {made.part}",
+                "name the whole slide with --source",
+            )
         whole = read_registration(file, _recorded(file, record, "source"), _side(real, record, "real"))
         notes: list[str] = []
     else:
